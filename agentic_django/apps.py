@@ -1,0 +1,17 @@
+"""The application's configuration."""
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class AgenticDjangoConfig(AppConfig):
+    """Installs the app: ``INSTALLED_APPS = [..., "agentic_django"]``."""
+
+    name = "agentic_django"
+    label = "agentic_django"
+    verbose_name = _("Agents")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the system checks; nothing else happens at start-up."""
+        from agentic_django import checks  # noqa: F401, PLC0415 - registration is its effect

@@ -1,0 +1,253 @@
+"""System checks: what is set wrongly, and how to repair it. Nothing here runs an agent."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.core import checks
+from django.core.checks import CheckMessage, register
+from django.tasks import task_backends
+from django.template import TemplateDoesNotExist
+from django.template.loader import get_template
+
+from agentic_django import limits, registry
+from agentic_django.conf import PREFIX, Settings, load, settings
+from agentic_django.exceptions import BadSetting
+
+TAG = "agentic_django"
+"""Run these checks alone with ``manage.py check --tag agentic_django``."""
+
+_RQ_SECONDS = 180
+"""How long RQ lets a job run if nothing else is said."""
+
+
+def _error(number: int, message: str, hint: str) -> CheckMessage:
+    return checks.Error(message, hint=hint, id=f"agentic_django.E{number:03}")
+
+
+def _warning(number: int, message: str, hint: str) -> CheckMessage:
+    return checks.Warning(message, hint=hint, id=f"agentic_django.W{number:03}")
+
+
+def _is_sound(name: str) -> bool:
+    """Whether a setting can be looked into; if not, E001 tells of it."""
+    return Settings.options()[PREFIX + name].problem() is None
+
+
+@register(TAG)
+def check_values(**_: Any) -> Iterator[CheckMessage]:
+    """E001: a setting has a value that cannot be used."""
+    for name, option in Settings.options().items():
+        if problem := option.problem():
+            yield _error(1, f"{name} cannot be used: {problem}.", f"Expected: {option.hint}")
+
+
+@register(TAG)
+def check_names(**_: Any) -> Iterator[CheckMessage]:
+    """W001: a setting that the app does not know."""
+    known = Settings.options()
+    for name in dir(django_settings):
+        if name.startswith(PREFIX) and name not in known:
+            yield _warning(1, f"There is no setting {name}.", _nearest(name, list(known)))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    bare = [option.removeprefix(PREFIX) for option in known]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1)
+    if near:
+        return f"Did you mean {PREFIX}{near[0]}?"
+    return f"Remove it. The settings are: {', '.join(known)}."
+
+
+# Agents
+
+
+@register(TAG)
+def check_registry(**_: Any) -> Iterator[CheckMessage]:
+    """E002, E003, E004, W002, W003: which agents there are."""
+    if not _is_sound("AGENT_REGISTRY"):
+        return
+    try:
+        keys, doubled = registry.keys(), registry.duplicates()
+    except BadSetting as error:
+        yield _error(2, f"{PREFIX}AGENT_REGISTRY: {error}", _REGISTRY_HINT)
+        return
+    for key in doubled:
+        hint = "Rename or remove one of them; until then only the first one is used."
+        yield _error(3, f"The agent key {key!r} is registered more than once.", hint)
+    yield from _default_agent(keys)
+
+
+_REGISTRY_HINT = (
+    "Name callables without arguments that return {key: factory}, "
+    "for example 'shop.agents.registry' or 'shop.agents:registry'."
+)
+
+
+def _default_agent(keys: list[str]) -> Iterator[CheckMessage]:
+    name = f"{PREFIX}DEFAULT_AGENT_KEY"
+    if not keys:
+        hint = f"Set {PREFIX}AGENT_REGISTRY. {_REGISTRY_HINT}"
+        yield _warning(2, "No agent is registered.", hint)
+    elif not _is_sound("DEFAULT_AGENT_KEY") or settings.DEFAULT_AGENT_KEY in keys:
+        return
+    elif hasattr(django_settings, name):
+        message = f"{name} is {settings.DEFAULT_AGENT_KEY!r}, which is not registered."
+        yield _error(4, message, f"Set it to one of: {', '.join(keys)}.")
+    else:
+        message = f"No agent is registered as {settings.DEFAULT_AGENT_KEY!r}, the default key."
+        hint = f"Set {name} to one of: {', '.join(keys)}; or name the agent of each run."
+        yield _warning(3, message, hint)
+
+
+@register(TAG)
+def check_hooks(**_: Any) -> Iterator[CheckMessage]:
+    """E005: a setting names a callable that is not there."""
+    for name, option in Settings.options().items():
+        if name.removeprefix(PREFIX) not in _HOOKS or option.problem():
+            continue
+        hook = getattr(django_settings, name, option.default)
+        try:
+            if hook is not None:
+                load(hook)
+        except BadSetting as error:
+            yield _error(5, f"{name}: {error}", option.hint)
+
+
+_HOOKS = ("AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR")
+
+
+# Queues
+
+
+@register(TAG)
+def check_backend(**_: Any) -> Iterator[CheckMessage]:
+    """E006, E007, W004: the task backend and its queues."""
+    if not _is_sound("TASK_BACKEND") or not _is_sound("QUEUES"):
+        return
+    alias = settings.TASK_BACKEND
+    if alias not in task_backends.settings:
+        known = ", ".join(map(repr, task_backends.settings))
+        hint = f"Set it to one of {known}, or add {alias!r} to TASKS."
+        yield _error(6, f"{PREFIX}TASK_BACKEND is {alias!r}, which TASKS does not have.", hint)
+        return
+    # No agent named for "*" means the queue "default".
+    queues = {"*": "default", **settings.QUEUES}
+    yield from _unknown_queues(alias, queues)
+    yield from _short_queues(alias, set(queues.values()))
+
+
+def _unknown_queues(alias: str, queues: dict[str, str]) -> Iterator[CheckMessage]:
+    known = task_backends[alias].queues
+    for key, queue in queues.items():
+        if known and queue not in known:
+            message = f"{PREFIX}QUEUES sends {key!r} to {queue!r}, which TASKS does not have."
+            hint = (
+                f"Add {queue!r} to TASKS[{alias!r}]['QUEUES'], "
+                f"or choose one of: {', '.join(sorted(known))}."
+            )
+            yield _error(7, message, hint)
+
+
+def _short_queues(alias: str, queues: set[str]) -> Iterator[CheckMessage]:
+    if not _is_on_rq(alias) or not _is_sound("RUN_TIMEOUT_SECONDS"):
+        return
+    limit, options = settings.RUN_TIMEOUT_SECONDS, getattr(django_settings, "RQ_QUEUES", {})
+    for queue in sorted(queues & options.keys()):
+        seconds = _seconds(options[queue].get("DEFAULT_TIMEOUT"))
+        if 0 < seconds <= limit:
+            message = (
+                f"RQ kills jobs of the queue {queue!r} after {seconds:g} s, "
+                f"while a run may take {limit:g} s."
+            )
+            hint = (
+                f"Set RQ_QUEUES[{queue!r}]['DEFAULT_TIMEOUT'] to more than {limit:g} "
+                f"({limit + 60:g}, say), or lower {PREFIX}RUN_TIMEOUT_SECONDS."
+            )
+            yield _warning(4, message, hint)
+
+
+def _is_on_rq(alias: str) -> bool:
+    kinds = type(task_backends[alias]).mro()
+    return any(kind.__module__.startswith("django_tasks_rq") for kind in kinds)
+
+
+def _seconds(timeout: Any) -> float:
+    from rq.exceptions import TimeoutFormatError  # noqa: PLC0415 - there only if RQ is used
+    from rq.utils import parse_timeout  # noqa: PLC0415
+
+    try:
+        return float(parse_timeout(timeout) or _RQ_SECONDS)
+    except TimeoutFormatError:  # RQ itself tells of it.
+        return _RQ_SECONDS
+
+
+# Database
+
+
+@register(TAG)
+def check_database(**_: Any) -> Iterator[CheckMessage]:
+    """E008, E009, W005: the database that holds the app's rows."""
+    if not django_settings.USE_TZ:
+        hint = "Set USE_TZ = True: leases and time limits are compared with the database's clock."
+        yield _error(8, "USE_TZ is False.", hint)
+    if not _is_sound("DATABASE"):
+        return
+    alias = settings.DATABASE
+    if alias not in django_settings.DATABASES:
+        known = ", ".join(map(repr, django_settings.DATABASES))
+        hint = f"Set it to one of {known}."
+        yield _error(9, f"{PREFIX}DATABASE is {alias!r}, which DATABASES does not have.", hint)
+    elif _is_deferred_sqlite(django_settings.DATABASES[alias]):
+        message = f"The SQLite database {alias!r} begins its transactions without the write lock."
+        hint = (
+            f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'transaction_mode': 'IMMEDIATE'}}; otherwise "
+            "two writers at once may fail with 'database is locked' without waiting."
+        )
+        yield _warning(5, message, hint)
+
+
+def _is_deferred_sqlite(database: dict[str, Any]) -> bool:
+    mode = str(database.get("OPTIONS", {}).get("transaction_mode") or "DEFERRED")
+    return database["ENGINE"].endswith("sqlite3") and mode.upper() == "DEFERRED"
+
+
+# Pages and clients
+
+
+@register(TAG)
+def check_pages(**_: Any) -> Iterator[CheckMessage]:
+    """E011, W006: what the app's pages are made of."""
+    if _is_sound("BASE_TEMPLATE"):
+        yield from _missing_template(settings.BASE_TEMPLATE)
+    if not apps.is_installed("django_htmx"):
+        message = "django_htmx is not in INSTALLED_APPS, so the pages' htmx script is not found."
+        hint = "Add 'django_htmx', which was installed with this app."
+        yield _warning(6, message, hint)
+
+
+def _missing_template(name: str) -> Iterator[CheckMessage]:
+    try:
+        get_template(name)
+    except TemplateDoesNotExist as error:
+        hint = (
+            f"Correct the name; it is {Settings.options()[PREFIX + 'BASE_TEMPLATE'].default!r} if "
+            "nothing is set, which needs a DjangoTemplates engine with APP_DIRS in TEMPLATES."
+        )
+        yield _error(11, f"{PREFIX}BASE_TEMPLATE: there is no template {error}.", hint)
+
+
+@register(TAG)
+def check_client_options(**_: Any) -> Iterator[CheckMessage]:
+    """E010: clients may set what is no run option."""
+    if not _is_sound("CLIENT_RUN_OPTIONS"):
+        return
+    known = limits.RunOptions.model_fields
+    for name in settings.CLIENT_RUN_OPTIONS:
+        if name not in known:
+            message = f"{PREFIX}CLIENT_RUN_OPTIONS has {name!r}, which is no run option."
+            yield _error(10, message, limits.suggestion(name, known))

@@ -1,0 +1,184 @@
+"""Typed settings over ``AGENTIC_DJANGO_*``; read at each use, so ``override_settings`` works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from django.conf import settings as django_settings
+from django.utils.module_loading import import_string
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from agentic_django.exceptions import BadSetting
+
+__all__ = ["PREFIX", "CleanupPolicy", "Rate", "load", "settings"]
+
+PREFIX = "AGENTIC_DJANGO_"
+_PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Rate(BaseModel):
+    """At most ``count`` runs in each window of ``seconds`` seconds."""
+
+    model_config = ConfigDict(frozen=True)
+    count: int
+    seconds: int
+
+    @classmethod
+    def parse(cls, text: str) -> Rate:
+        """Read ``"20/m"``: a count, a slash and one of s, m, h, d; raise ValueError otherwise."""
+        match = re.fullmatch(r"([1-9]\d*)/([smhd])", text)
+        if match is None:
+            raise ValueError("a rate is written like '20/m' (s, m, h or d), or None for no limit")
+        return cls(count=int(match[1]), seconds=_PERIODS[match[2]])
+
+
+type Days = Annotated[float, Ge(0), Le(36_500)]
+type Finished = Literal["completed", "failed", "cancelled", "timed_out"]
+
+
+class CleanupPolicy(BaseModel):
+    """What ``agentic_django_cleanup`` deletes; None keeps that kind for ever."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    events_days: Days | None = None
+    runs_days: Days | None = None
+    runs_statuses: Sequence[Finished] = ("completed", "failed", "cancelled", "timed_out")
+    sessions_days: Days | None = None
+    sessions_require_empty: bool = True
+    batch_size: Annotated[int, Gt(0)] = 500
+
+
+def _valid_rate(text: str) -> str:
+    Rate.parse(text)
+    return text
+
+
+type Hook = str | Callable[..., Any]
+type Seconds = Annotated[float, Gt(0), Le(86_400 * 365)]
+type PositiveInt = Annotated[int, Gt(0)]
+
+
+class Option[T]:
+    """One setting: its type, its default, and what to write when it is wrong."""
+
+    def __init__(self, kind: Any, default: T, hint: str) -> None:
+        self.kind = kind
+        self.default = default
+        self.hint = hint
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = PREFIX + name
+
+    def __get__(self, instance: object, owner: type) -> T:
+        value: T = getattr(django_settings, self.name, self.default)
+        return value
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the value that is set now, or None."""
+        try:
+            # Strict: what pydantic would convert is used unconverted.
+            TypeAdapter(self.kind).validate_python(self.__get__(None, Option), strict=True)
+        except ValidationError as error:
+            return "; ".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))
+        return None
+
+
+_BRANCH = re.compile(r"str|int|callable|.*\[.*|.*\(.*")
+"""How pydantic names the branches of a union, which tell a host nothing."""
+
+
+def _sentence(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"] if not _BRANCH.fullmatch(str(part)))
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+class Settings:
+    """All settings of the app with their defaults; the reference page is made from this."""
+
+    AGENT_REGISTRY = Option[str | Sequence[str] | None](
+        str | Sequence[str] | None,
+        None,
+        "The dotted path of a callable that returns {key: factory}, or a list of such paths.",
+    )
+    DEFAULT_AGENT_KEY = Option[str](str, "default", "The key of a registered agent.")
+    AGENT_ACCESS = Option[Hook | None](
+        Hook | None, None, "A callable (request, agent_key) -> bool, or its dotted path."
+    )
+    TASK_BACKEND = Option[str](str, "default", "An alias in the TASKS setting.")
+    QUEUES = Option[Mapping[str, str]](
+        Mapping[str, str], {"*": "default"}, 'A dict {agent key: queue}, with "*" for the rest.'
+    )
+    DEFAULT_RUN_OPTIONS = Option[Mapping[str, Any]](
+        Mapping[str, Any], {}, "A dict of run options, for example {'max_turns': 20}."
+    )
+    CLIENT_RUN_OPTIONS = Option[Sequence[str]](
+        Sequence[str], ("max_turns",), "A list of run options that a client may set."
+    )
+    CONTEXT_FACTORY = Option[Hook | None](
+        Hook | None, None, "A callable (run) -> context for tools, or its dotted path."
+    )
+    ENABLE_EVENTS = Option[bool](bool, True, "True or False.")
+    RATE_LIMIT = Option[str | None](
+        Annotated[str, AfterValidator(_valid_rate)] | None, "20/m", "Like '20/m', or None."
+    )
+    MAX_INPUT_BYTES = Option[int](PositiveInt, 262_144, "A number of bytes above 0.")
+    MAX_INPUT_ITEMS = Option[int](PositiveInt, 100, "A number of items above 0.")
+    CLEANUP_POLICY = Option[Mapping[str, Any]](
+        CleanupPolicy, {}, "A dict with events_days, runs_days, sessions_days and so on."
+    )
+    STARTUP_RECOVERY = Option[str](
+        Literal["ignore", "fail", "requeue"], "requeue", "One of 'ignore', 'fail', 'requeue'."
+    )
+    CONCURRENCY_LIMIT = Option[int | None](
+        PositiveInt | None, None, "How many runs may be running at once, or None."
+    )
+    RUN_TIMEOUT_SECONDS = Option[float](Seconds, 900, "A number of seconds above 0.")
+    LEASE_SECONDS = Option[float](Seconds, 60, "A number of seconds above 0.")
+    MAX_ATTEMPTS = Option[int | Mapping[str, int]](
+        PositiveInt | Mapping[str, PositiveInt],
+        4,
+        'A number of attempts above 0, or a dict {agent key: number} with "*" for the rest.',
+    )
+    CLASSIFY_ERROR = Option[Hook | None](
+        Hook | None, None, "A callable (exception) -> failures.Verdict, or its dotted path."
+    )
+    DATABASE = Option[str](str, "default", "An alias in the DATABASES setting.")
+    POLL_SECONDS = Option[float](Seconds, 1.0, "How often an unfinished fragment asks again.")
+    BASE_TEMPLATE = Option[str](
+        str, "agentic_django/base.html", "The template that the app's pages extend."
+    )
+
+    @classmethod
+    def options(cls) -> dict[str, Option[Any]]:
+        """Return every option by its full name, ``AGENTIC_DJANGO_…``."""
+        return {o.name: o for o in vars(cls).values() if isinstance(o, Option)}
+
+    @property
+    def rate(self) -> Rate | None:
+        """The rate limit as numbers."""
+        return Rate.parse(self.RATE_LIMIT) if self.RATE_LIMIT else None
+
+    @property
+    def cleanup(self) -> CleanupPolicy:
+        """The retention policy as numbers."""
+        return CleanupPolicy.model_validate(self.CLEANUP_POLICY)
+
+
+settings = Settings()
+
+
+def load(hook: Hook) -> Callable[..., Any]:
+    """Return the callable that a setting names; raise BadSetting if there is none."""
+    if callable(hook):
+        return hook
+    try:
+        target = import_string(hook.replace(":", "."))
+    except ImportError as error:
+        raise BadSetting(f"Cannot import {hook!r}: {error}.") from error
+    if not callable(target):
+        raise BadSetting(f"{hook!r} is not callable.")
+    return target  # type: ignore[no-any-return]

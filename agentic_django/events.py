@@ -1,0 +1,152 @@
+"""Append events in order, read them after a cursor, and say who may see which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from django.db import models, transaction
+
+from agentic_django import signals
+from agentic_django.conf import settings
+from agentic_django.models import AgentEvent, AgentRun, Visibility, database
+from agentic_django.serialization import to_jsonable
+
+__all__ = ["EVENTS", "Event", "EventType", "Kind", "after", "append", "draft"]
+
+
+class EventType(models.TextChoices):
+    """The types of events that the app itself writes."""
+
+    RUN_STARTED = "run.started"
+    RUN_RETRYING = "run.retrying"
+    RUN_WAITING = "run.waiting"
+    RUN_COMPLETED = "run.completed"
+    RUN_FAILED = "run.failed"
+    RUN_CANCELLED = "run.cancelled"
+    RUN_TIMED_OUT = "run.timed_out"
+    AGENT_UPDATED = "agent.updated"
+    MESSAGE = "message"
+    REASONING = "reasoning"
+    TOOL_CALLED = "tool.called"
+    TOOL_OUTPUT = "tool.output"
+    STEP_STARTED = "step.started"
+    STEP_COMPLETED = "step.completed"
+    STEP_FAILED = "step.failed"
+    STEP_RETRYING = "step.retrying"
+    STEP_SKIPPED = "step.skipped"
+    PROGRESS_UPDATE = "progress.update"
+    APPROVAL_REQUESTED = "approval.requested"
+    APPROVAL_DECIDED = "approval.decided"
+    LOG = "log"
+    ERROR = "error"
+
+    @property
+    def is_about_run(self) -> bool:
+        """Whether it tells of the run's own life; written even if events are switched off."""
+        return self.startswith("run.")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an event of one type carries, and who sees it unless said otherwise."""
+
+    visibility: Visibility
+    fields: tuple[str, ...]
+
+
+_STEP = ("step_name", "step_index", "total_steps")
+_USER, _DEBUG, _INTERNAL = Visibility.USER, Visibility.DEBUG, Visibility.INTERNAL
+
+EVENTS: dict[str, Kind] = {
+    EventType.RUN_STARTED: Kind(_USER, ("attempt",)),
+    EventType.RUN_RETRYING: Kind(_USER, ("attempt", "reason", "delay_seconds")),
+    EventType.RUN_WAITING: Kind(_USER, ("reason",)),
+    EventType.RUN_COMPLETED: Kind(_USER, ("output",)),
+    EventType.RUN_FAILED: Kind(_USER, ("error", "code")),
+    EventType.RUN_CANCELLED: Kind(_USER, ("by",)),
+    EventType.RUN_TIMED_OUT: Kind(_USER, ("error", "code")),
+    EventType.AGENT_UPDATED: Kind(_DEBUG, ("agent",)),
+    EventType.MESSAGE: Kind(_USER, ("text", "agent")),
+    EventType.REASONING: Kind(_DEBUG, ("summary", "agent")),
+    EventType.TOOL_CALLED: Kind(_USER, ("call_id", "tool", "arguments", "agent")),
+    EventType.TOOL_OUTPUT: Kind(_USER, ("call_id", "tool", "output", "duration_seconds")),
+    EventType.STEP_STARTED: Kind(_USER, (*_STEP, "attempt", "max_attempts", "description")),
+    EventType.STEP_COMPLETED: Kind(_USER, (*_STEP, "result", "duration_seconds")),
+    EventType.STEP_FAILED: Kind(_USER, (*_STEP, "error", "attempts")),
+    EventType.STEP_RETRYING: Kind(
+        _USER, (*_STEP, "attempt", "max_attempts", "error", "retry_delay")
+    ),
+    EventType.STEP_SKIPPED: Kind(_USER, (*_STEP, "reason")),
+    EventType.PROGRESS_UPDATE: Kind(_USER, ("progress_percent", "description")),
+    EventType.APPROVAL_REQUESTED: Kind(_USER, ("approval_id", "call_id", "tool", "arguments")),
+    EventType.APPROVAL_DECIDED: Kind(_USER, ("approval_id", "call_id", "decision", "by")),
+    EventType.LOG: Kind(_DEBUG, ("message", "level")),
+    EventType.ERROR: Kind(_DEBUG, ("error", "type")),
+}
+"""Each type with its payload's fields and its default visibility. Others are internal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event that is not written yet."""
+
+    event_type: str
+    payload: dict[str, Any]
+    visibility: str
+
+
+def draft(event_type: str, visibility: str | None = None, /, **payload: Any) -> Event:
+    """Return an event to be appended; its visibility is that of its type if none is given."""
+    kind = EVENTS.get(event_type)
+    default = kind.visibility if kind else Visibility.INTERNAL
+    return Event(str(event_type), to_jsonable(payload, "payload"), str(visibility or default))
+
+
+def wanted(drafts: Sequence[Event]) -> list[Event]:
+    """Return the drafts that the settings want written."""
+    if settings.ENABLE_EVENTS:
+        return list(drafts)
+    return [event for event in drafts if event.event_type.startswith("run.")]
+
+
+def append(run: AgentRun, drafts: Sequence[Event]) -> None:
+    """Write events whose numbers the caller has reserved by raising ``run.event_count``.
+
+    To be called in the transaction of the facts that the events tell, after the guarded write
+    to the run's row, which the counter is part of. Signals go out on commit.
+    """
+    first = run.event_count - len(drafts) + 1
+    rows = [
+        AgentEvent(
+            run=run,
+            sequence=sequence,
+            event_type=event.event_type,
+            visibility=event.visibility,
+            payload=event.payload,
+        )
+        for sequence, event in enumerate(drafts, first)
+    ]
+    AgentEvent.objects.using(database()).bulk_create(rows)
+    for row in rows:
+        transaction.on_commit(partial(_announce, run, row), using=database(), robust=True)
+
+
+def _announce(run: AgentRun, event: AgentEvent) -> None:
+    signals.announce(
+        signals.agent_run_event,
+        AgentEvent,
+        run=run,
+        event=event,
+        sequence=event.sequence,
+        event_type=event.event_type,
+        payload=event.payload,
+    )
+
+
+def after(run: AgentRun, sequence: int, *, limit: int, levels: Sequence[str]) -> list[AgentEvent]:
+    """Return at most ``limit`` events behind a sequence number that these levels may see."""
+    later = AgentEvent.objects.filter(run=run, sequence__gt=sequence, visibility__in=levels)
+    return list(later.order_by("sequence")[:limit])

@@ -1,0 +1,126 @@
+"""Every error this package raises. A class's docstring is its message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from django.utils.translation import gettext_lazy as _
+
+
+class AgenticError(Exception):
+    """Something in agentic_django went wrong."""
+
+    code: ClassVar[str] = "error"
+    """A stable, machine-readable name of the error, as JSON callers see it."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class BadSetting(AgenticError):
+    """A setting has a value that cannot be used."""
+
+    code = "bad_setting"
+
+
+class UnknownAgent(AgenticError, LookupError):
+    """No agent is registered under this key."""
+
+    code = "unknown_agent"
+
+
+class BadInput(AgenticError, ValueError):
+    """The input cannot be accepted."""
+
+    code = "bad_input"
+
+    def __init__(self, message: str = "", *, errors: Mapping[str, str] | None = None) -> None:
+        self.errors = dict(errors or {})
+        """What is wrong, by the name of the field."""
+        super().__init__(message or "; ".join(f"{f}: {text}" for f, text in self.errors.items()))
+
+
+class InputTooLarge(BadInput):
+    """The input is larger than this site accepts."""
+
+    code = "input_too_large"
+
+
+class NotSerializable(AgenticError, TypeError):
+    """This value cannot be stored as JSON without losing something."""
+
+    code = "not_serializable"
+
+
+class RateLimited(AgenticError):
+    """Too many runs were started in a short time."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str = "", *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Whole seconds after which another run is accepted."""
+
+
+class NotAllowed(AgenticError):
+    """You may not use this agent."""
+
+    code = "not_allowed"
+
+
+class Conflict(AgenticError):
+    """The state has changed meanwhile, so this cannot be done."""
+
+    code = "conflict"
+
+
+class SessionBusy(Conflict):
+    """Another run of this conversation has not ended yet."""
+
+    code = "session_busy"
+
+
+class UnresolvedIntent(AgenticError):
+    """A call that must not be repeated was begun, and whether it happened is not known."""
+
+    code = "unresolved_intent"
+
+    def __init__(self, *, tool: str) -> None:
+        super().__init__(f"{self.__doc__} Tool: {tool}.")
+
+
+class RunMoved(BaseException):
+    """The run moved on; this attempt no longer owns it.
+
+    A ``BaseException``, because an ordinary exception raised within a tool is turned into an
+    error message for the model, and the attempt would go on.
+    """
+
+    def __init__(self, run: Any, verb: str) -> None:
+        super().__init__(f"Run {run.pk} moved on; attempt {run.attempt} could not {verb} it.")
+
+
+SENTENCES: dict[str, Any] = {
+    "agent_unknown": _("This agent is no longer available."),
+    "database_away": _("The database could not be reached. Trying again may help."),
+    "bad_agent": _("The agent could not be started."),
+    "guardrail": _("The agent declined this request."),
+    "internal": _("Something went wrong. Trying again may help."),
+    "lost": _("The work was interrupted. Trying again may help."),
+    "max_turns": _("The agent needed more steps than it is allowed."),
+    "not_serializable": _("The agent's answer could not be stored."),
+    "provider_busy": _("The model is busy. Trying again in a while may help."),
+    "provider_refused": _("The model refused the request."),
+    "provider_unreachable": _("The model could not be reached. Trying again may help."),
+    "tool_timed_out": _("A tool took longer than allowed."),
+    "unresolved_intent": _("A step that must not be repeated was interrupted. Please check it."),
+    "timed_out": _("This took longer than allowed and was stopped."),
+}
+"""What a person reads, by the code of what went wrong."""
+
+
+def sentence(code: str) -> Any:
+    """Return the (lazily translated) sentence for a code."""
+    return SENTENCES.get(code, SENTENCES["internal"])

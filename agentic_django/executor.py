@@ -1,0 +1,76 @@
+"""One attempt of a run: claim, keep, perform, finish."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agentic_django import (
+    failures,
+    heartbeat,
+    journal,
+    lifecycle,
+    recovery,
+    runs,
+    runtimes,
+    threads,
+)
+from agentic_django.conf import settings
+from agentic_django.exceptions import RunMoved
+from agentic_django.failures import Verdict
+from agentic_django.lifecycle import Failure
+from agentic_django.models import AgentRun
+from agentic_django.runtime import RunContext
+from agentic_django.serialization import to_jsonable
+from agentic_django.signals import logger
+
+__all__ = ["execute"]
+
+
+def execute(run_id: str) -> None:
+    """Carry a run, or another that is due, through one attempt; on the calling thread."""
+    run = runs.claim(run_id)
+    if run is not None:
+        threads.run_here(lambda: _attempt(run))
+    recovery.sweep_after_attempt()
+
+
+async def _attempt(run: AgentRun) -> None:
+    with heartbeat.keeping(run) as held:
+        try:
+            await _perform(run)
+        except RunMoved as moved:
+            logger.info("%s", moved)
+        except asyncio.CancelledError:
+            if not held.is_lost:
+                raise
+            logger.info("Run %s was taken from attempt %s", run.pk, run.attempt)
+
+
+async def _perform(run: AgentRun) -> None:
+    context = RunContext(run, await threads.call(journal.load, run))
+    limit = asyncio.timeout(settings.RUN_TIMEOUT_SECONDS - run.active_seconds)
+    try:
+        async with limit:
+            result = await runtimes.runtime_for(run).perform(context)
+            output = to_jsonable(result.final_output, "final_output")
+    except Exception as error:  # noqa: BLE001 - the one place where a run's failure ends up
+        await _finish_badly(context, error, timed_out=limit.expired())
+    else:
+        await threads.call(
+            lifecycle.complete,
+            run,
+            output,
+            context.history.added,
+            context.journal.usage(),
+            context.journal.take_deferred(),
+        )
+
+
+async def _finish_badly(context: RunContext, error: Exception, *, timed_out: bool) -> None:
+    run, told = context.run, context.journal.take_deferred()
+    verdict = Verdict("timed_out") if timed_out else failures.verdict_on(error)
+    failure = Failure(verdict.code, None if timed_out else error)
+    if verdict.retry:
+        await threads.aside(lifecycle.try_later, run, failure, verdict.after, told)
+    else:
+        await threads.aside(lifecycle.fail, run, failure, told)

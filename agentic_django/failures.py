@@ -1,0 +1,102 @@
+"""What an exception means for a run: what a person is told, and whether to try again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import agents
+import openai
+from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError
+from django.db import InterfaceError, OperationalError
+
+from agentic_django.conf import load, settings
+from agentic_django.exceptions import SENTENCES, AgenticError
+
+__all__ = ["Verdict", "classify", "verdict_on"]
+
+_TRIPWIRES = (
+    agents.InputGuardrailTripwireTriggered,
+    agents.OutputGuardrailTripwireTriggered,
+    agents.ToolInputGuardrailTripwireTriggered,
+    agents.ToolOutputGuardrailTripwireTriggered,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``code`` names the reason (a key of ``exceptions.SENTENCES``); ``retry`` says whether the
+    same may pass later, and ``after`` how many seconds the provider wants to be left alone."""
+
+    code: str
+    retry: bool = False
+    after: float = 0.0
+
+
+def verdict_on(error: BaseException) -> Verdict:
+    """Return the verdict of the host's ``AGENTIC_DJANGO_CLASSIFY_ERROR``, or of ``classify``."""
+    hook = settings.CLASSIFY_ERROR
+    verdict: Verdict = (load(hook) if hook else classify)(error)
+    return verdict
+
+
+def classify(error: BaseException) -> Verdict:
+    """Return what an exception means.
+
+    Tried again are connection errors and time-outs of a provider or the database, and a
+    provider's answers 408, 409, 429 and 5xx (with their ``Retry-After``). Not tried again are
+    other refusals, guardrail tripwires, too many turns, our own errors, and every exception
+    that nobody classified: it may be a mistake in a tool, which repeating does not mend. The
+    SDK raises what went wrong in a tool from the tool's own exception, so causes are looked
+    at too.
+
+    A host may name a function of the same form in ``AGENTIC_DJANGO_CLASSIFY_ERROR``, and call
+    this one for what it does not know.
+    """
+    for cause in _chain(error):
+        for kinds, judge in _RULES:
+            if isinstance(cause, kinds):
+                return judge(cause)
+    return Verdict("internal")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__
+
+
+def _ours(error: Any) -> Verdict:
+    return Verdict(error.code if error.code in SENTENCES else "internal")
+
+
+def _status(error: Any) -> Verdict:
+    if error.status_code in (408, 409, 429) or error.status_code >= 500:
+        return Verdict("provider_busy", retry=True, after=_retry_after(error))
+    return Verdict("provider_refused")
+
+
+def _retry_after(error: openai.APIStatusError) -> float:
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", 0)))
+    except ValueError:  # A date; our own back-off has to do.
+        return 0.0
+
+
+def _fixed(verdict: Verdict) -> Callable[[Any], Verdict]:
+    return lambda error: verdict
+
+
+_RULES: list[tuple[Any, Callable[[Any], Verdict]]] = [
+    (AgenticError, _ours),
+    (MaxTurnsExceeded, _fixed(Verdict("max_turns"))),
+    (_TRIPWIRES, _fixed(Verdict("guardrail"))),
+    (ToolTimeoutError, _fixed(Verdict("tool_timed_out"))),
+    (openai.APIStatusError, _status),
+    (openai.APIConnectionError, _fixed(Verdict("provider_unreachable", retry=True))),
+    ((OperationalError, InterfaceError), _fixed(Verdict("database_away", retry=True))),
+    (ConnectionError, _fixed(Verdict("provider_unreachable", retry=True))),
+]

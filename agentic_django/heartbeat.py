@@ -1,0 +1,145 @@
+"""Keeps the leases of the runs that this process holds, and notices those it has lost.
+
+One thread for all runs of the process: a tool that blocks cannot stop it. It looks once a
+second, so a run that is cancelled elsewhere ends here within two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+from django.db import Error, connections
+from django.db.models import F
+from django.db.models.functions import Now
+
+from agentic_django import lifecycle, runs, threads
+from agentic_django.conf import settings
+from agentic_django.exceptions import RunMoved
+from agentic_django.models import AgentRun
+from agentic_django.signals import logger
+
+__all__ = ["BEAT_SECONDS", "Held", "keeping"]
+
+BEAT_SECONDS = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """An attempt of this process, and the task that performs it."""
+
+    run: AgentRun
+    task: asyncio.Task[object]
+    is_lost: bool = False
+
+    def lose(self) -> None:
+        """Stop performing: the run belongs to somebody else, or to nobody."""
+        self.is_lost = True
+        threads.cancel_task(self.task)
+
+
+class Heart:
+    """The thread and what it keeps; started with the first run, ended with the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: set[Held] = set()
+        self._thread: threading.Thread | None = None
+
+    def add(self, held: Held) -> None:
+        """Keep an attempt."""
+        with self._lock:
+            self._held.add(held)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._beat, name="agentic-heart", daemon=True
+                )
+                self._thread.start()
+
+    def remove(self, held: Held) -> None:
+        """Stop keeping an attempt."""
+        with self._lock:
+            self._held.discard(held)
+
+    def _take(self) -> set[Held]:
+        """Return what is held; the thread ends if that is nothing."""
+        with self._lock:
+            if not self._held:
+                self._thread = None
+            return set(self._held)
+
+    def _beat(self) -> None:
+        renewed = time.monotonic()
+        time.sleep(BEAT_SECONDS)
+        while held := self._take():
+            try:
+                if not threading.main_thread().is_alive():
+                    _hand_back(held)
+                elif _since(renewed) >= settings.LEASE_SECONDS / 3:
+                    _renew(held, _since(renewed))
+                    renewed = time.monotonic()
+                _drop_lost(held)
+            except Error as error:  # The database is away; the leases outlast a short absence.
+                logger.warning("Heartbeat failed: %s", error)
+            connections.close_all()
+            time.sleep(BEAT_SECONDS)
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment
+
+
+def _renew(held: set[Held], seconds: float) -> None:
+    mine = runs.rows().running().filter(pk__in=[h.run.pk for h in held], holder=runs.holder())
+    mine.update(
+        lease_ends_at=Now() + timedelta(seconds=settings.LEASE_SECONDS),
+        active_seconds=F("active_seconds") + seconds,
+    )
+
+
+def _drop_lost(held: set[Held]) -> None:
+    running = runs.rows().running().filter(pk__in=[h.run.pk for h in held])
+    present = set(running.values_list("pk", "attempt"))
+    for one in held:
+        if (one.run.pk, one.run.attempt) not in present:
+            one.lose()
+
+
+def _hand_back(held: set[Held]) -> None:
+    """The process is ending: let another go on at once rather than after the lease."""
+    for one in held:
+        try:
+            lifecycle.hand_back(one.run)
+        except RunMoved:
+            logger.info("Run %s had ended when this process did", one.run.pk)
+        one.lose()
+
+
+_heart = Heart()
+
+
+def _forget() -> None:
+    global _heart
+    _heart = Heart()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def keeping(run: AgentRun) -> Iterator[Held]:
+    """Keep a run's lease while its attempt is performed by the current task."""
+    held = Held(run, cast("asyncio.Task[object]", asyncio.current_task()))
+    if not run.joined_transaction:  # Else nobody outside of that transaction can see the claim.
+        _heart.add(held)
+    try:
+        yield held
+    finally:
+        _heart.remove(held)

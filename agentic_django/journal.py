@@ -1,0 +1,174 @@
+"""Record the result of a model call, tool call, step or child once; replay it.
+
+A result is written in one transaction with the events that tell of it, fenced by the attempt
+that made it: what is here was paid for and is not done again, what is not here may be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db import Error, transaction
+from django.db.models.functions import Now
+
+from agentic_django import runs, threads
+from agentic_django.events import Event
+from agentic_django.exceptions import RunMoved
+from agentic_django.models import AgentRun, StepCheckpoint, database
+
+__all__ = ["Journal", "Result", "begin", "load", "record"]
+
+_LONGEST_KEY = 200
+
+
+@dataclass(slots=True)
+class Result:
+    """What is to be recorded of a call."""
+
+    key: str
+    kind: str
+    name: str
+    value: Any
+    seconds: float
+    usage: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    error: str = ""
+
+
+class Journal:
+    """The recorded results of a run's generation, as one attempt reads and adds to them."""
+
+    def __init__(self, run: AgentRun, recorded: Sequence[StepCheckpoint] = ()) -> None:
+        self.run = run
+        self.reused = 0
+        self._rows = {row.key: row for row in recorded}
+        self._deferred: list[Event] = []
+        self._end: BaseException | None = None
+
+    def find(self, key: str) -> StepCheckpoint | None:
+        """Return what is recorded under a key, or None."""
+        row = self._rows.get(short(key))
+        self.reused += row is not None
+        return row
+
+    def defer(self, event: Event) -> None:
+        """Keep an event for the next write, which it will be part of."""
+        self._deferred.append(event)
+
+    async def record(
+        self, result: Result, drafts: Sequence[Event], intent: StepCheckpoint | None = None
+    ) -> None:
+        """Write a result with its events; raises RunMoved if the attempt lost the run."""
+        told, self._deferred = [*self._deferred, *drafts], []
+        await self._keep(record, self.run, result, told, intent)
+
+    async def begin(self, key: str, kind: str, name: str) -> StepCheckpoint:
+        """Write that a call which must not be made twice is about to be made."""
+        return await self._keep(begin, self.run, key, kind, name)
+
+    async def _keep(self, write: Callable[..., StepCheckpoint], *args: Any) -> StepCheckpoint:
+        try:
+            row = await threads.call(write, *args)
+        except (RunMoved, Error) as error:
+            raise self.give_up(error) from None
+        self._rows[row.key] = row
+        return row
+
+    def give_up[E: BaseException](self, error: E) -> E:
+        """Remember what must end the attempt, whatever is made of it on the way up."""
+        self._end = self._end or error
+        return error
+
+    def check(self) -> None:
+        """Raise what must end the attempt, if anything does."""
+        if self._end is not None:
+            raise self._end
+
+    def take_deferred(self) -> list[Event]:
+        """Return the events that no write took along."""
+        told, self._deferred = self._deferred, []
+        return told
+
+    def usage(self) -> dict[str, int]:
+        """Return the sum of what the recorded model calls used."""
+        return total_usage(self._rows.values())
+
+
+def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, int]:
+    """Return the sum of what recorded model calls used."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row.usage)
+    return dict(total)
+
+
+def short(key: str) -> str:
+    """Return a key that fits its column; long ones end in a hash."""
+    if len(key) <= _LONGEST_KEY:
+        return key
+    return f"{key[:130]}#{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def load(run: AgentRun) -> Journal:
+    """Return a run's journal; a run's first attempt has none, and costs no query."""
+    if run.attempt == 1:
+        return Journal(run, [])
+    rows = StepCheckpoint.objects.using(database())
+    return Journal(run, list(rows.filter(run=run, generation=run.generation)))
+
+
+def record(
+    run: AgentRun,
+    result: Result,
+    drafts: Sequence[Event] = (),
+    intent: StepCheckpoint | None = None,
+) -> StepCheckpoint:
+    """Write a result, in the place of its intent if it had one, with the events that tell of it.
+
+    Raises RunMoved if the attempt no longer holds the run.
+    """
+    row = _row(run, result)
+    row.pk = intent.pk if intent else None
+    with transaction.atomic(using=database()):
+        runs.advance(run, drafts, failures=0)
+        row.save(using=database(), force_insert=intent is None, force_update=intent is not None)
+    return row
+
+
+def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:
+    """Write that a call is about to be made which must not be made twice."""
+    row = StepCheckpoint(
+        run=run,
+        generation=run.generation,
+        key=short(key),
+        kind=kind,
+        name=name,
+        attempt=run.attempt,
+    )
+    with transaction.atomic(using=database()):
+        runs.advance(run)
+        row.save(using=database(), force_insert=True)
+    return row
+
+
+def _row(run: AgentRun, result: Result) -> StepCheckpoint:
+    return StepCheckpoint(
+        run=run,
+        generation=run.generation,
+        key=short(result.key),
+        kind=result.kind,
+        name=result.name[:255],
+        attempt=run.attempt,
+        fingerprint=result.fingerprint,
+        result=result.value,
+        error=result.error,
+        usage=result.usage,
+        started_at=Now() - timedelta(seconds=result.seconds),
+        finished_at=Now(),
+        duration_seconds=result.seconds,
+    )

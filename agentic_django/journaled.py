@@ -1,0 +1,388 @@
+"""Models and tools that record what they return, and return what is recorded.
+
+Hooks cannot replay a result and the SDK's run states are kept once a turn, so the journal sits
+in the model and in the tools themselves. Outside of a run they do what they always did, and a
+host's agents keep their shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+import agents
+from agents.exceptions import ToolTimeoutError
+from agents.handoffs import Handoff
+from agents.items import ModelResponse
+from agents.models.interface import Model, ModelProvider
+from agents.tool import (
+    CustomTool,
+    FunctionTool,
+    _get_function_tool_invoke_context,
+    default_tool_timeout_error_message,
+)
+from agents.tool_context import ToolContext
+
+from agentic_django import events, transcript
+from agentic_django.events import EventType
+from agentic_django.exceptions import UnresolvedIntent
+from agentic_django.journal import Result
+from agentic_django.models import StepCheckpoint
+from agentic_django.scope import CurrentStep, Scope, current_scope, making
+
+__all__ = ["JournaledProvider", "at_most_once", "instrumented", "journaled_model"]
+
+Kind = StepCheckpoint.Kind
+_TIMED_OUT = "timed out"
+
+
+def at_most_once[T](tool: T) -> T:
+    """Mark a tool whose calls must not be repeated; returns the tool.
+
+    That it is about to be called is recorded first. A run that is found with such a record but
+    without a result does not call it again: whether it happened cannot be known.
+    """
+    vars(tool)["agentic_at_most_once"] = True
+    return tool
+
+
+def instrumented(agent: agents.Agent[Any], seen: set[int] | None = None) -> agents.Agent[Any]:
+    """Return an agent whose models and tools, and those of its hand-offs, are journaled.
+
+    It is changed in place, once; the graph of hand-offs may have cycles.
+    """
+    seen = set() if seen is None else seen
+    if id(agent) in seen:
+        return agent
+    seen.add(id(agent))
+    if isinstance(agent.model, Model):
+        agent.model = journaled_model(agent.model)
+    if "agentic_tools" not in vars(agent):
+        vars(agent)["agentic_tools"] = agent.get_all_tools
+        vars(agent)["get_all_tools"] = _tools_of(agent)
+    for handoff in agent.handoffs:
+        _follow(handoff, seen)
+    return agent
+
+
+def _tools_of(agent: agents.Agent[Any]) -> Callable[..., Awaitable[list[Any]]]:
+    async def get_all_tools(run_context: Any) -> list[Any]:
+        scope = current_scope()
+        if scope is not None:
+            scope.enter(agent.name)
+        tools: list[Any] = await vars(agent)["agentic_tools"](run_context)
+        return [journaled_tool(tool) for tool in tools]
+
+    return get_all_tools
+
+
+def _follow(handoff: Any, seen: set[int]) -> None:
+    if isinstance(handoff, agents.Agent):
+        instrumented(handoff, seen)
+    elif isinstance(handoff, Handoff) and "agentic_followed" not in vars(handoff):
+        vars(handoff)["agentic_followed"] = handoff.on_invoke_handoff
+        handoff.on_invoke_handoff = _following(handoff.on_invoke_handoff)
+
+
+def _following(invoke: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def on_invoke_handoff(context: Any, given: str) -> Any:
+        return instrumented(await invoke(context, given))
+
+    return on_invoke_handoff
+
+
+class JournaledProvider(ModelProvider):
+    """A host's provider, whose models are journaled."""
+
+    def __init__(self, inner: ModelProvider) -> None:
+        self.inner = inner
+
+    def get_model(self, model_name: str | None) -> Model:
+        """Return the inner provider's model, journaled."""
+        return journaled_model(self.inner.get_model(model_name))
+
+
+def journaled_model(model: Model) -> Model:
+    """Return a model that records its responses, and replays those that are recorded."""
+    return model if isinstance(model, JournaledModel) else JournaledModel(model)
+
+
+class JournaledModel(Model):
+    """A model around a host's."""
+
+    def __init__(self, inner: Model) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # Not set yet, while a copy is made.
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    async def _cleanup_on_run_end(self, owner: object) -> None:
+        await self.inner._cleanup_on_run_end(owner)
+
+    async def close(self) -> None:
+        """Close the inner model."""
+        await self.inner.close()
+
+    def get_retry_advice(self, request: Any) -> Any:
+        """Ask the inner model."""
+        return self.inner.get_retry_advice(request)
+
+    async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
+        """Return the recorded response, or ask the inner model and record what it says."""
+        call = ModelCall.of(args, kwargs)
+        if call is None:
+            return await self.inner.get_response(*args, **kwargs)
+        recorded = call.recorded()
+        if recorded is not None:
+            return recorded
+        response = await self.inner.get_response(*args, **kwargs)
+        await call.record(response)
+        return response
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Stream the recorded response as one event, or the inner model's.
+
+        The latter is recorded before its last event is passed on.
+        """
+        call = ModelCall.of(args, kwargs)
+        recorded = call.recorded() if call else None
+        if recorded is not None:
+            yield transcript.replayed(recorded)
+            return
+        items: list[Any] = []
+        async for event in self.inner.stream_response(*args, **kwargs):
+            if event.type == "response.output_item.done":
+                items.append(event.item)
+            if call and event.type == "response.completed":
+                await call.record(transcript.response_of(event, items))
+            yield event
+
+
+_MODEL_ARGUMENTS = (
+    "system_instructions",
+    "input",
+    "model_settings",
+    "tools",
+    "output_schema",
+    "handoffs",
+    "tracing",
+)
+
+
+class ModelCall:
+    """One call of a model within a scope."""
+
+    def __init__(self, scope: Scope, asked: dict[str, Any]) -> None:
+        self.scope = scope
+        self.key = scope.model_key()
+        self.handoffs = asked["handoffs"]
+        self.fingerprint = transcript.fingerprint(
+            asked["system_instructions"], asked["input"], asked["tools"]
+        )
+        self.began = time.monotonic()
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelCall | None:
+        """Return the call with these arguments of ``Model.get_response``; None outside a run."""
+        scope = current_scope()
+        if scope is None:
+            return None
+        return cls(scope, {**dict(zip(_MODEL_ARGUMENTS, args, strict=False)), **kwargs})
+
+    def recorded(self) -> ModelResponse | None:
+        """Return the response if it is recorded; tells of it if the question has changed."""
+        row = self.scope.journal.find(self.key)
+        if row is None:
+            return None
+        self.scope.responses += 1
+        self.scope.arrived = False
+        if row.fingerprint != self.fingerprint:
+            text = f"The input of {self.key} is not the one whose recorded answer is used."
+            self.scope.journal.defer(events.draft(EventType.LOG, message=text, level="warning"))
+        return transcript.load_response(row.result)
+
+    async def record(self, response: ModelResponse) -> None:
+        """Record the response and tell of it."""
+        scope = self.scope
+        result = Result(
+            key=self.key,
+            kind=Kind.MODEL,
+            name=scope.agent,
+            value=transcript.dump_response(response),
+            seconds=time.monotonic() - self.began,
+            usage=transcript.usage_counts(response.usage),
+            fingerprint=self.fingerprint,
+        )
+        told = transcript.response_drafts(
+            response, scope.agent, nested=scope.is_nested, handoffs=self.handoffs
+        )
+        if scope.arrived and not scope.is_nested:
+            told.insert(0, events.draft(EventType.AGENT_UPDATED, agent=scope.agent))
+        await scope.journal.record(result, told)
+        scope.responses += 1
+        scope.arrived = False
+
+
+def journaled_tool(tool: Any) -> Any:
+    """Return a function tool that records its results; it is changed in place, once."""
+    if isinstance(tool, FunctionTool | CustomTool):
+        invoker: Any = tool.on_invoke_tool
+        if not getattr(invoker, "is_journaled", False):
+            tool.on_invoke_tool = _journaled_invoker(tool, invoker)
+    return tool
+
+
+def _journaled_invoker(tool: Any, invoker: Any) -> Any:
+    """Return what invokes a tool through the journal.
+
+    The SDK reads more from an invoker of its own than that it can be called (how it coerces
+    arguments before an approval, for one), so the new one keeps the type and the attributes.
+    """
+    if inspect.isroutine(invoker):
+        return _journaled_function(tool, invoker)
+    journaled = copy.copy(invoker)
+    journaled.__class__ = _journaled_type(cast("Hashable", type(invoker)))
+    return journaled
+
+
+@cache
+def _journaled_type(kind: Any) -> type:
+    def call(self: Any, ctx: ToolContext[Any], arguments: str) -> Awaitable[Any]:
+        return _invoke(self._function_tool, lambda: kind.__call__(self, ctx, arguments), ctx)
+
+    def bind(self: Any, tool: Any) -> Any:
+        bound = kind.__agents_bind_function_tool__(self, tool)
+        return bound if bound is self else _journaled_invoker(tool, bound)
+
+    members = {"is_journaled": True, "__call__": call, "__agents_bind_function_tool__": bind}
+    return type(f"Journaled{kind.__name__}", (kind,), members)
+
+
+def _journaled_function(tool: Any, invoker: Callable[..., Awaitable[Any]]) -> Any:
+    def invoke(ctx: ToolContext[Any], arguments: Any) -> Awaitable[Any]:
+        given: Any = ctx
+        if isinstance(tool, FunctionTool):  # It may want less of the context than the SDK has.
+            given = _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
+        return _invoke(tool, lambda: invoker(given, arguments), ctx)
+
+    invoke.is_journaled = True  # type: ignore[attr-defined]
+    return invoke
+
+
+def _invoke(tool: Any, call: Callable[[], Awaitable[Any]], ctx: ToolContext[Any]) -> Awaitable[Any]:
+    """Begin a call of a tool; not a coroutine itself, for the SDK's time-out begins now."""
+    scope = current_scope()
+    return ToolCall(scope, tool, ctx, time.monotonic()).make(call) if scope else call()
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """One call of a tool within a scope."""
+
+    scope: Scope
+    tool: Any
+    ctx: ToolContext[Any]
+    began: float
+
+    @property
+    def key(self) -> str:
+        """What the call is recorded under."""
+        return self.scope.tool_key(self.ctx.tool_call_id)
+
+    @property
+    def current(self) -> CurrentStep:
+        """The call as the tool's own code sees it."""
+        return CurrentStep(str(self.scope.journal.run.pk), self.key, self.ctx.tool_call_id)
+
+    async def make(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Make the call, as the current one."""
+        with making(self.current):
+            if getattr(self.tool, "_is_agent_tool", False):
+                return await self.run_agent(call)
+            return await self.run(call)
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the recorded result, or call the tool and record what it returns."""
+        row = self.scope.journal.find(self.key)
+        if row is not None:
+            return self.replay(row)
+        intent = await self.intend()
+        try:
+            value = await call()
+        except asyncio.CancelledError:
+            await self.record_time_out(intent)
+            raise
+        await self.record(value, intent)
+        return value
+
+    async def run_agent(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an agent that is a tool: its own calls are recorded, so it is run again."""
+        value = await call()
+        if self.scope.journal.find(self.key) is None:
+            await self.record(value, None, kind=Kind.CHILD)
+        return value
+
+    def replay(self, row: StepCheckpoint) -> Any:
+        """Return what was recorded; raises UnresolvedIntent if only the intent was."""
+        if row.is_intent:
+            raise self.scope.journal.give_up(UnresolvedIntent(tool=self.tool.name))
+        if row.error == _TIMED_OUT:
+            raise ToolTimeoutError(self.tool.name, self.tool.timeout_seconds or 0)
+        return row.result
+
+    async def intend(self) -> StepCheckpoint | None:
+        """Record that a call that must not be repeated begins."""
+        if not getattr(self.tool, "agentic_at_most_once", False):
+            return None
+        return await self.scope.journal.begin(self.key, Kind.TOOL, self.tool.name)
+
+    async def record(
+        self,
+        value: Any,
+        intent: StepCheckpoint | None,
+        *,
+        error: str = "",
+        kind: str = Kind.TOOL,
+    ) -> None:
+        """Record a result and tell of it."""
+        seconds = time.monotonic() - self.began
+        kept = transcript.tool_value(self.tool, value)
+        told = events.draft(
+            EventType.TOOL_OUTPUT,
+            call_id=self.ctx.tool_call_id,
+            tool=self.tool.name,
+            output=kept,
+            duration_seconds=round(seconds, 3),
+        )
+        result = Result(
+            key=self.key, kind=kind, name=self.tool.name, value=kept, seconds=seconds, error=error
+        )
+        await self.scope.journal.record(result, [told], intent)
+
+    async def record_time_out(self, intent: StepCheckpoint | None) -> None:
+        """Record that the SDK ended the call after the tool's own time-out, if it did."""
+        limit = getattr(self.tool, "timeout_seconds", None)
+        if limit is None or time.monotonic() - self.began < limit:
+            return
+        if self.tool.timeout_behavior == "raise_exception":
+            await self.record(None, intent, error=_TIMED_OUT)
+        else:
+            await self.record(await self.time_out_text(limit), intent)
+
+    async def time_out_text(self, limit: float) -> Any:
+        """Return what the SDK tells the model of a time-out."""
+        if self.tool.timeout_error_function is None:
+            return default_tool_timeout_error_message(
+                tool_name=self.tool.name, timeout_seconds=limit
+            )
+        text = self.tool.timeout_error_function(self.ctx, ToolTimeoutError(self.tool.name, limit))
+        return await text if inspect.isawaitable(text) else text

@@ -1,0 +1,215 @@
+"""How a run ends or goes back in line: one transaction over its row, events and conversation."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import models, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from agentic_django import events, journal, runs, sessions, signals, turns
+from agentic_django.conf import settings
+from agentic_django.events import Event, EventType
+from agentic_django.exceptions import Conflict, sentence
+from agentic_django.models import AgentRun, StepCheckpoint, database
+
+__all__ = ["Failure", "cancel", "complete", "fail", "hand_back", "reclaim", "retry", "try_later"]
+
+_LONGEST_DELAY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt ended badly, for users (a code and its sentence) and for operators."""
+
+    code: str
+    error: BaseException | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What the run's row says of it."""
+        detail = "".join(traceback.format_exception(self.error)) if self.error else ""
+        text = str(sentence(self.code))
+        return {"error_code": self.code, "error": text, "error_detail": detail.replace("\0", "")}
+
+    @property
+    def verb(self) -> str:
+        """The transition that ends a run so."""
+        return "time_out" if self.code == "timed_out" else "fail"
+
+    def told(self) -> Event:
+        """The event that tells of it."""
+        event = runs.TRANSITIONS[self.verb].event
+        return events.draft(event, error=str(sentence(self.code)), code=self.code)
+
+
+_NO_ERROR = {"error_code": "", "error": "", "error_detail": ""}
+
+
+def complete(
+    run: AgentRun,
+    output: Any,
+    items: Sequence[Any],
+    usage: dict[str, int],
+    told: Sequence[Event] = (),
+) -> None:
+    """End a run with its output; its items join the conversation."""
+    ended = events.draft(EventType.RUN_COMPLETED, output=output)
+    kept = _JSON_NULL if output is None else output
+    with transaction.atomic(using=database()):
+        runs.finish(run, "complete", [*told, ended], **_NO_ERROR, final_output=kept, usage=usage)
+        sessions.leave(run, items)
+        run.final_output = output
+        runs.announce(signals.agent_run_completed, run)
+        if settings.CONCURRENCY_LIMIT is not None or _is_followed(run, items):
+            runs.send_next(run)
+
+
+_JSON_NULL = models.Value("null", output_field=models.TextField())
+
+
+def _is_followed(run: AgentRun, items: Sequence[Any]) -> bool:
+    """Whether another run may wait for this one; writing items has just read the counter."""
+    if run.session is None:
+        return False
+    return not items or run.session.run_count > run.position
+
+
+def fail(run: AgentRun, failure: Failure, told: Sequence[Event] = ()) -> None:
+    """End a run that this attempt holds, with a reason."""
+    with transaction.atomic(using=database()):
+        runs.finish(run, failure.verb, [*told, failure.told()], **failure.columns)
+        _leave(run)
+        runs.announce(signals.agent_run_failed, run, error=failure.error)
+
+
+def _leave(run: AgentRun) -> None:
+    """Write what an incomplete run leaves behind, and let the next one start."""
+    recorded = StepCheckpoint.objects.using(database()).filter(run=run)
+    usage = journal.total_usage(recorded)
+    runs.rows().filter(pk=run.pk).update(usage=usage)
+    run.usage = usage
+    sessions.leave(run, turns.items_of(run))
+    runs.send_next(run)
+
+
+def try_later(
+    run: AgentRun, failure: Failure, after: float = 0.0, told: Sequence[Event] = ()
+) -> None:
+    """Put a run back in line for what may pass, or fail it if that was the last attempt."""
+    if run.failures + 1 >= most_attempts(run):
+        fail(run, failure, told)
+        return
+    delay = runs.soonest(max(after, backoff(run.failures)))
+    event = _retrying(run, failure.code, delay)
+    with transaction.atomic(using=database()):
+        runs.finish(run, "requeue", [*told, event], **_in_line(delay), failures=run.failures + 1)
+        if not delay:
+            runs.send(run)
+
+
+def hand_back(run: AgentRun) -> None:
+    """Put a run that this process holds back in line, because the process is ending."""
+    event = _retrying(run, "handed_back", 0)
+    with transaction.atomic(using=database()):
+        runs.finish(run, "requeue", [event], **_in_line(0))
+        runs.send(run)
+
+
+def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
+    """Requeue or fail a run whose holder is gone; returns which it was.
+
+    Raises Conflict if the guard no longer holds: the holder is back, or another was faster.
+    """
+    if mode == "fail" or run.failures + 1 >= most_attempts(run):
+        _fail_lost(run, guard)
+        return "fail"
+    event, line = _retrying(run, "lost", 0), _in_line(0)
+    with transaction.atomic(using=database()):
+        runs.move(
+            run, "requeue", [event], guard, **line, failures=F("failures") + 1, lease_ends_at=None
+        )
+        runs.send(run)
+    return "requeue"
+
+
+def _fail_lost(run: AgentRun, guard: models.Q) -> None:
+    failure = Failure("lost")
+    with transaction.atomic(using=database()):
+        runs.move(run, "fail", [failure.told()], guard, **_ended(), **failure.columns)
+        _leave(run)
+        runs.announce(signals.agent_run_failed, run, error=None)
+
+
+def cancel(run: AgentRun, by: str = "") -> None:
+    """End a run because a person wants that; raises Conflict if it has ended already."""
+    event = events.draft(EventType.RUN_CANCELLED, by=by)
+    with transaction.atomic(using=database()):
+        runs.move(run, "cancel", [event], **_ended())
+        _leave(run)
+        runs.announce(signals.agent_run_cancelled, run)
+
+
+def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
+    """Put a run that ended badly back in line because a person wants that.
+
+    It goes on from its journal; a ``fresh`` one begins a new generation, which has a journal
+    of its own. Raises Conflict if the run has not ended badly, or if its conversation has gone
+    on: history has one order.
+    """
+    event = _retrying(run, f"by {by}" if by else "asked", 0)
+    line = {**_in_line(0), **_NO_ERROR, "failures": 0, "active_seconds": 0, "finished_at": None}
+    with transaction.atomic(using=database()):
+        _refuse_unless_last(run)
+        generation = F("generation") + (1 if fresh else 0)
+        runs.move(run, "retry", [event], **line, generation=generation)
+        sessions.forget(run)
+        runs.send(run)
+
+
+def _refuse_unless_last(run: AgentRun) -> None:
+    if run.session is None:
+        return
+    run.session.lock()
+    if runs.rows().filter(session=run.session_id, position__gt=run.position).exists():
+        raise Conflict("Only the last run of a conversation can be tried again.")
+
+
+def _ended() -> dict[str, Any]:
+    return {"finished_at": Now(), "lease_ends_at": None, "activity": ""}
+
+
+def _in_line(delay: float) -> dict[str, Any]:
+    due = Now() + timedelta(seconds=delay) if delay else Now()
+    return {"available_at": due, "enqueued_at": None, "task_id": "", "holder": "", "activity": ""}
+
+
+def _retrying(run: AgentRun, reason: str, delay: float) -> Event:
+    seconds = round(delay, 3)
+    return events.draft(
+        EventType.RUN_RETRYING, attempt=run.attempt, reason=reason, delay_seconds=seconds
+    )
+
+
+def most_attempts(run: AgentRun) -> int:
+    """Return how many attempts in a row may come to nothing, for this run."""
+    setting = settings.MAX_ATTEMPTS
+    by_agent = {"*": setting} if isinstance(setting, int) else setting
+    own: int = (
+        run.metadata.get("max_attempts") or by_agent.get(run.agent_key) or by_agent.get("*", 4)
+    )
+    return own
+
+
+def backoff(failures: int) -> float:
+    """Return the seconds to wait after so many failures: 1, 2, 4 … 60, each give or take half.
+
+    The spread keeps runs that failed together from coming back together.
+    """
+    return min(2.0**failures, _LONGEST_DELAY) * random.uniform(0.5, 1.5)  # noqa: S311

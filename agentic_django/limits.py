@@ -1,0 +1,260 @@
+"""Rate limits, and what input and run options may look like; services and views share it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from django.db import connections
+from django.db.models import F
+from django.utils.translation import gettext as _
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agentic_django.conf import settings
+from agentic_django.exceptions import BadInput, InputTooLarge, RateLimited
+from agentic_django.models import SESSION_KEY, RateWindow, database
+from agentic_django.serialization import to_jsonable
+from agentic_django.viewer import Viewer
+
+__all__ = [
+    "MAX_DEPTH",
+    "RunOptions",
+    "check_data",
+    "check_session_key",
+    "check_size",
+    "client_options",
+    "run_options",
+    "suggestion",
+    "take",
+    "valid_input",
+    "validated",
+]
+
+MAX_DEPTH = 64
+"""How deeply lists and objects may stand within each other."""
+
+SDK_MAX_TURNS = 10
+"""The SDK's own bound; importing the SDK only for it would slow every web process down."""
+
+
+# Input
+
+
+def valid_input(payload: Any) -> str | list[dict[str, Any]]:
+    """Return a run's input as it is stored: a text, or a list of the SDK's input items.
+
+    Raises BadInput for anything else and for what is empty, NotSerializable for values that
+    JSON cannot hold.
+    """
+    payload = to_jsonable(payload, "input")
+    if _is_text(payload) or _is_items(payload):
+        return payload  # type: ignore[no-any-return]
+    raise BadInput(
+        errors={
+            "input": "Give a text that is not empty, or a list of at least one input item: "
+            'an object with a "role" or a "type".'
+        }
+    )
+
+
+def _is_text(payload: Any) -> bool:
+    return isinstance(payload, str) and bool(payload.strip())
+
+
+def _is_items(payload: Any) -> bool:
+    return isinstance(payload, list) and bool(payload) and all(map(_is_item, payload))
+
+
+def _is_item(item: Any) -> bool:
+    return isinstance(item, dict) and any(isinstance(item.get(k), str) for k in ("role", "type"))
+
+
+def check_size(payload: Any) -> None:
+    """Raise InputTooLarge for more items than ``AGENTIC_DJANGO_MAX_INPUT_ITEMS``."""
+    most = settings.MAX_INPUT_ITEMS
+    if isinstance(payload, list) and len(payload) > most:
+        text = f"{len(payload)} items are too many; this site accepts {most}."
+        raise InputTooLarge(errors={"input": text})
+
+
+def check_session_key(key: str) -> None:
+    """Raise BadInput for a key that could not stand in an address."""
+    if not re.fullmatch(SESSION_KEY, key):
+        text = "A session key is 1 to 255 ASCII letters, digits, '-' or '_'."
+        raise BadInput(errors={"session_key": text})
+
+
+def check_data(value: Any, path: str = "", depth: int = 0) -> None:
+    """Raise BadInput for what a database's JSON cannot hold, naming where it stands.
+
+    That is U+0000, lone surrogates, numbers that are not finite, and what is nested too deeply.
+    """
+    if depth > MAX_DEPTH:
+        raise BadInput(errors={path: f"This is nested more than {MAX_DEPTH} levels deep."})
+    if isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(errors={path: "NaN and infinities are not numbers in JSON."})
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_text(key, path or "(a field's name)")
+            check_data(inner, f"{path}.{key}".lstrip("."), depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            check_data(inner, f"{path}[{index}]", depth + 1)
+
+
+def _check_text(text: str, path: str) -> None:
+    if "\x00" in text:
+        raise BadInput(errors={path: "The character U+0000 is not accepted."})
+    if re.search(r"[\ud800-\udfff]", text):
+        raise BadInput(errors={path: "A lone surrogate is not a character."})
+
+
+def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -> M:
+    """Return data as a model; raises BadInput, which names each field that is wrong."""
+    try:
+        return model.model_validate(data, strict=strict)
+    except ValidationError as error:
+        raise BadInput(errors=_errors(model, error)) from None
+
+
+def _errors(model: type[BaseModel], error: ValidationError) -> dict[str, str]:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return {_path(d["loc"]): _sentence(model, d["type"], d["msg"], d["loc"]) for d in details}
+
+
+def _path(loc: Iterable[Any]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).lstrip(".") or "(body)"
+
+
+def _sentence(model: type[BaseModel], kind: str, message: str, loc: tuple[Any, ...]) -> str:
+    if kind == "extra_forbidden":
+        return f"Unknown field. {suggestion(str(loc[-1]), model.model_fields)}"
+    return f"{message}."
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the sentence that helps who wrote a name that is not known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known: {', '.join(names) or 'none'}."
+
+
+# Run options
+
+
+class RunOptions(BaseModel):
+    """The options a run may carry: those of the SDK's that JSON can hold.
+
+    ``max_turns`` is an argument of the SDK's ``Runner``, the others belong to its ``RunConfig``.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    max_turns: Annotated[int, Ge(1)] | None = None
+    model: str = ""
+    model_settings: dict[str, Any] = {}
+    workflow_name: str = ""
+    trace_id: str = ""
+    group_id: str = ""
+    trace_metadata: dict[str, Any] = {}
+    tracing_disabled: bool = False
+    trace_include_sensitive_data: bool = True
+
+
+def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a host's code gives a run; raises BadInput for unknown ones."""
+    options = to_jsonable(dict(config), "config")
+    check_data(options, "config")
+    try:
+        return validated(RunOptions, options).model_dump(exclude_unset=True)
+    except BadInput as error:
+        raise BadInput(errors={f"config.{name}": e for name, e in error.errors.items()}) from None
+
+
+def client_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a client asks for; raises BadInput for what it may not set.
+
+    ``AGENTIC_DJANGO_CLIENT_RUN_OPTIONS`` says what it may, and ``max_turns`` goes up to the
+    host's own.
+    """
+    names = settings.CLIENT_RUN_OPTIONS
+    refused = {f"config.{n}": f"Not allowed. {_allowed(names)}" for n in config if n not in names}
+    if refused:
+        raise BadInput(errors=refused)
+    options = run_options(config)
+    most = _max_turns()
+    if most is not None and (options.get("max_turns", 1) or most + 1) > most:
+        raise BadInput(errors={"config.max_turns": f"Give a number from 1 to {most}."})
+    return options
+
+
+def _max_turns() -> int | None:
+    most: int | None = settings.DEFAULT_RUN_OPTIONS.get("max_turns", SDK_MAX_TURNS)
+    return most
+
+
+def _allowed(names: Iterable[str]) -> str:
+    bounds = {"max_turns": f"max_turns (1 to {_max_turns() or 'any number'})"}
+    return f"Allowed: {', '.join(bounds.get(name, name) for name in names) or 'none'}."
+
+
+# Rate
+
+
+_CLOCKS = {
+    "postgresql": "SELECT FLOOR(EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP()))",
+    "mysql": "SELECT UNIX_TIMESTAMP()",
+    "sqlite": "SELECT strftime('%s', 'now')",
+}
+
+
+def take(viewer: Viewer) -> None:
+    """Count one run against ``AGENTIC_DJANGO_RATE_LIMIT``; raises RateLimited if none is left.
+
+    Windows are fixed, by the database's clock. To be called in the transaction that submits
+    the run, so that a run that is refused takes nothing.
+    """
+    rate = settings.rate
+    if rate is None:
+        return
+    now = _now()
+    window = RateWindow(
+        tenant=viewer.tenant, principal=viewer.principal, starts_at=now - now % rate.seconds
+    )
+    if not (_counted(window, rate.count) or _counted(_opened(window), rate.count)):
+        raise _limited(window.starts_at + rate.seconds - now)
+
+
+def _now() -> int:
+    """Return the database's time in whole seconds since 1970."""
+    connection = connections[database()]
+    with connection.cursor() as cursor:
+        cursor.execute(_CLOCKS[connection.vendor])
+        return int(cursor.fetchone()[0])
+
+
+def _counted(window: RateWindow, most: int) -> bool:
+    """Raise the window's count unless it is full; the guard is in the write."""
+    same = RateWindow.objects.using(database()).filter(
+        tenant=window.tenant, principal=window.principal, starts_at=window.starts_at
+    )
+    return bool(same.filter(count__lt=most).update(count=F("count") + 1))
+
+
+def _opened(window: RateWindow) -> RateWindow:
+    """Insert the window, unless another process just did."""
+    RateWindow.objects.using(database()).bulk_create([window], ignore_conflicts=True)
+    return window
+
+
+def _limited(seconds: int) -> RateLimited:
+    text = _("You started too many runs in a short time. Try again in %(seconds)s s.")
+    return RateLimited(text % {"seconds": seconds}, retry_after=seconds)

@@ -1,0 +1,55 @@
+"""Requeue or fail the runs whose worker is gone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from agentic_django import lifecycle, recovery
+from agentic_django.recovery import Swept
+
+
+class Command(BaseCommand):
+    """``agentic_django_recover_runs``: safe while workers run, and at any number of places."""
+
+    help = (
+        "Requeues (or fails) running runs whose lease has ended, and sends again the pending runs "
+        "that the queue has lost. Runs whose worker lives are left alone, unless --force is given."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """What becomes of the runs that are found."""
+        parser.add_argument(
+            "--mode",
+            choices=("requeue", "fail"),
+            default="requeue",
+            help=(
+                "requeue (default): continue from what was recorded; "
+                "fail: end them, for a person to retry."
+            ),
+        )
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="Take running runs even if their lease is alive: only once no worker runs.",
+        )
+        parser.add_argument("--dry-run", action="store_true", help="Only count; change nothing.")
+
+    def handle(self, *, mode: str, force: bool, dry_run: bool, **_: Any) -> None:
+        """Recover, and write one line for each count."""
+        swept = _foretell(mode, force=force) if dry_run else recovery.sweep(mode, force=force)
+        for verb, count in asdict(swept).items():
+            runs = "1 run" if count == 1 else f"{count} runs"
+            self.stdout.write(
+                f"Would have {verb} {runs}." if dry_run else f"{verb.title()} {runs}."
+            )
+
+
+def _foretell(mode: str, *, force: bool) -> Swept:
+    lost = recovery.lost(force=force)
+    # Those that were lost too often are failed in either mode.
+    failed = [r for r in lost if mode == "fail" or r.failures + 1 >= lifecycle.most_attempts(r)]
+    sent = len(recovery.unsent())
+    return Swept(requeued=len(lost) - len(failed), failed=len(failed), sent=sent)

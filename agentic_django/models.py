@@ -1,0 +1,416 @@
+"""Tables, constraints, query scopes and predicates. Transitions are in ``runs``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings as django_settings
+from django.core.validators import RegexValidator
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.translation import gettext_lazy as _
+
+from agentic_django import serialization
+from agentic_django.conf import settings
+from agentic_django.fields import JSONTextField, OwnerKey, new_id
+from agentic_django.querysets import RunScope, Scope
+from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
+from agentic_django.viewer import principal_of
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "ACTIVE",
+    "FINISHED",
+    "SESSION_KEY",
+    "AgentEvent",
+    "AgentRun",
+    "AgentSession",
+    "AgentSessionItem",
+    "RunSlot",
+    "StepCheckpoint",
+    "SweepMark",
+    "Visibility",
+    "database",
+]
+
+SESSION_KEY = r"[A-Za-z0-9_-]{1,255}"
+"""What a session's key looks like; also used by the URLs."""
+
+
+def database() -> str:
+    """Return the alias of the database that holds all rows of the app."""
+    return settings.DATABASE
+
+
+class Owned(models.Model):
+    """A row that belongs to somebody."""
+
+    owner = OwnerKey(
+        django_settings.AUTH_USER_MODEL,
+        on_delete=models.DB_CASCADE,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("owner"),
+    )
+    tenant = models.CharField(_("tenant"), max_length=64, blank=True, default="")
+    principal = models.CharField(_("principal"), max_length=80, blank=True, editable=False)
+
+    class Meta:
+        abstract = True
+
+    def save(self, **kwargs: Any) -> None:
+        """Save the row, filled in if it is new."""
+        if self._state.adding:
+            self.fill()
+        super().save(**kwargs)
+
+    def fill(self) -> None:
+        """Set what follows from the other columns, before the first save."""
+        self.principal = self.principal or principal_of(self.owner)
+
+
+class AgentSession(Owned):
+    """A conversation: its items are what an agent remembers of it."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    session_key = models.CharField(
+        _("key"), max_length=255, validators=[RegexValidator(rf"^{SESSION_KEY}\Z")]
+    )
+    agent_key = models.CharField(_("agent"), max_length=100, blank=True)
+    title = models.CharField(_("title"), max_length=255, blank=True)
+    metadata = models.JSONField(_("metadata"), default=dict, blank=True)
+    item_count = models.PositiveIntegerField(default=0, editable=False)
+    run_count = models.PositiveIntegerField(default=0, editable=False)
+    archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
+    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
+
+    objects = Scope["AgentSession"].as_manager()
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("tenant", "principal", "session_key"), name="agentic_session_key_unique"
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("tenant", "principal", "-updated_at"), name="agentic_session_list"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.title or self.session_key
+
+    def lock(self) -> None:
+        """Keep others from adding runs to the conversation until the transaction ends."""
+        AgentSession.objects.using(database()).filter(pk=self.pk).update(updated_at=Now())
+
+    def reserve_position(self) -> int:
+        """Raise the counter of runs and return the place of the next one, from 1."""
+        self.run_count = F("run_count") + 1
+        self.updated_at = Now()
+        self.save(update_fields=["run_count", "updated_at"])
+        return self.run_count
+
+
+class AgentSessionItem(models.Model):
+    """One item of a conversation, in the SDK's input format."""
+
+    session = models.ForeignKey(AgentSession, on_delete=models.DB_CASCADE, related_name="items")
+    sequence = models.PositiveIntegerField(_("sequence"))
+    payload = JSONTextField(_("payload"))
+    run = models.ForeignKey(
+        "AgentRun", on_delete=models.DB_SET_NULL, null=True, blank=True, related_name="items"
+    )
+    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
+
+    class Meta:
+        verbose_name = _("session item")
+        verbose_name_plural = _("session items")
+        ordering = ("sequence",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("session", "sequence"), name="agentic_item_sequence_unique"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.session_id}/{self.sequence}"
+
+
+class AgentRun(Owned):
+    """One piece of work by one agent."""
+
+    Status = Status
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    session = models.ForeignKey(
+        AgentSession, on_delete=models.DB_CASCADE, null=True, blank=True, related_name="runs"
+    )
+    agent_key = models.CharField(_("agent"), max_length=100)
+    status = models.CharField(
+        _("status"), max_length=16, choices=Status, default=Status.PENDING, editable=False
+    )
+    input_payload = JSONTextField(_("input"), default=str)
+    final_output = JSONTextField(_("output"), null=True, blank=True, editable=False)
+    config = models.JSONField(_("run options"), default=dict, blank=True)
+    context = models.JSONField(_("context"), default=dict, blank=True)
+    metadata = models.JSONField(_("metadata"), default=dict, blank=True)
+    usage = models.JSONField(_("usage"), default=dict, blank=True, editable=False)
+
+    parent = models.ForeignKey(
+        "self", on_delete=models.DB_CASCADE, null=True, blank=True, related_name="children"
+    )
+    root = models.ForeignKey(
+        "self", on_delete=models.DB_CASCADE, null=True, blank=True, related_name="descendants"
+    )
+    position = models.PositiveIntegerField(default=0, editable=False)
+    priority = models.SmallIntegerField(_("priority"), default=0)
+    idempotency_key = models.CharField(max_length=255, blank=True, default="", editable=False)
+    request_hash = models.CharField(max_length=64, blank=True, default="", editable=False)
+
+    task_id = models.CharField(_("task"), max_length=64, blank=True, default="", editable=False)
+    available_at = models.DateTimeField(db_default=Now(), editable=False)
+    enqueued_at = models.DateTimeField(null=True, editable=False)
+    attempt = models.PositiveIntegerField(_("attempt"), default=0, editable=False)
+    failures = models.PositiveIntegerField(default=0, editable=False)
+    generation = models.PositiveIntegerField(default=1, editable=False)
+    holder = models.CharField(_("worker"), max_length=255, blank=True, default="", editable=False)
+    lease_ends_at = models.DateTimeField(null=True, editable=False)
+    active_seconds = models.FloatField(default=0, editable=False)
+    event_count = models.PositiveIntegerField(default=0, editable=False)
+    activity = models.CharField(max_length=255, blank=True, default="", editable=False)
+
+    error_code = models.CharField(max_length=64, blank=True, default="", editable=False)
+    error = models.TextField(_("error"), blank=True, default="", editable=False)
+    error_detail = models.TextField(_("error detail"), blank=True, default="", editable=False)
+
+    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
+    started_at = models.DateTimeField(_("started"), null=True, editable=False)
+    finished_at = models.DateTimeField(_("finished"), null=True, editable=False)
+
+    objects = RunScope.as_manager()
+
+    began = 0.0
+    """When this process claimed it, by the process's monotonic clock; not stored."""
+
+    joined_transaction = False
+    """Whether the claim is part of its caller's transaction; not stored."""
+
+    class Meta:
+        verbose_name = _("run")
+        verbose_name_plural = _("runs")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("session", "position"),
+                condition=Q(session__isnull=False),
+                name="agentic_run_position_unique",
+            ),
+            models.UniqueConstraint(
+                fields=("session",),
+                condition=Q(status__in=("running", "waiting")),
+                name="agentic_run_one_per_session",
+            ),
+            models.UniqueConstraint(
+                fields=("tenant", "principal", "idempotency_key"),
+                condition=~Q(idempotency_key=""),
+                name="agentic_run_idempotency_unique",
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("-priority", "available_at"),
+                condition=Q(status="pending"),
+                name="agentic_run_due",
+            ),
+            models.Index(
+                fields=("lease_ends_at",), condition=Q(status="running"), name="agentic_run_leases"
+            ),
+            models.Index(fields=("tenant", "principal", "-created_at"), name="agentic_run_list"),
+            models.Index(fields=("finished_at",), name="agentic_run_finished"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.agent_key} {str(self.pk)[:8]}"
+
+    def save(self, **kwargs: Any) -> None:
+        """Save the row; a new one takes the next place in its conversation."""
+        if not self._state.adding or self.session is None or self.position:
+            return super().save(**kwargs)
+        with transaction.atomic(using=database()):
+            self.position = self.session.reserve_position()
+            return super().save(**kwargs)
+
+    def fill(self) -> None:
+        """Set owner, tenant and place in line from the session, before the first save."""
+        if self.session is not None:
+            self.owner_id = self.owner_id or self.session.owner_id
+            self.tenant = self.tenant or self.session.tenant
+            self.principal = self.principal or self.session.principal
+        super().fill()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended; it may still be retried."""
+        return self.status in FINISHED
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the run is yet to end."""
+        return self.status in ACTIVE
+
+    @property
+    def version(self) -> str:
+        """What a reader shows now; another value means that there is something new."""
+        place = getattr(self, "place", None) or 0
+        return f"{self.status}-{self.attempt}-{self.event_count}-{place}-{self._tens()}"
+
+    def _tens(self) -> str:
+        """Return for how many tens of seconds it has run, and whether its lease has ended.
+
+        Both are shown, and change without a write.
+        """
+        if self.status != Status.RUNNING or self.started_at is None:
+            return ""
+        now = timezone.now()
+        late = self.lease_ends_at is not None and self.lease_ends_at < now
+        return f"{(now - self.started_at) // timedelta(seconds=10)}{'late' * late}"
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
+        return _paired(self.step_payloads())
+
+    def step_payloads(self) -> list[dict[str, Any]]:
+        """Return the payloads of the tool events that a user may see, in order."""
+        if hasattr(self, "step_events"):
+            numbered = serialization.loads(f"[{self.step_events or ''}]")
+            return [payload for _, payload in sorted(numbered, key=lambda pair: pair[0])]
+        types = ("tool.called", "tool.output")
+        shown = self.events.filter(visibility=Visibility.USER, event_type__in=types)
+        return list(shown.order_by("sequence").values_list("payload", flat=True))
+
+
+def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    calls: dict[str, dict[str, Any]] = {}
+    for payload in payloads:
+        calls.setdefault(payload["call_id"], {}).update(payload)
+    return list(calls.values())
+
+
+class AgentEvent(models.Model):
+    """Something that happened to a run, numbered from 1 without gaps."""
+
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="events")
+    sequence = models.PositiveIntegerField(_("sequence"))
+    event_type = models.CharField(_("type"), max_length=64)
+    visibility = models.CharField(_("visibility"), max_length=8, choices=Visibility)
+    payload = JSONTextField(_("payload"), default=dict)
+    created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering = ("run", "sequence")
+        constraints = (
+            models.UniqueConstraint(fields=("run", "sequence"), name="agentic_event_unique"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.event_type}"
+
+
+class StepCheckpoint(models.Model):
+    """What a completed model call, tool call, step or child came to; never done again."""
+
+    class Kind(models.TextChoices):
+        """What was recorded."""
+
+        MODEL = "model", _("Model call")
+        TOOL = "tool", _("Tool call")
+        STEP = "step", _("Step")
+        CHILD = "child", _("Agent as tool")
+
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="checkpoints")
+    generation = models.PositiveIntegerField(default=1)
+    key = models.CharField(_("key"), max_length=255)
+    kind = models.CharField(_("kind"), max_length=8, choices=Kind)
+    name = models.CharField(_("name"), max_length=255)
+    attempt = models.PositiveIntegerField(_("attempt"))
+    fingerprint = models.CharField(max_length=64, blank=True, default="")
+    result = JSONTextField(_("result"), null=True)
+    error = models.TextField(_("error"), blank=True, default="")
+    usage = models.JSONField(_("usage"), default=dict)
+    started_at = models.DateTimeField(_("started"), db_default=Now())
+    finished_at = models.DateTimeField(_("finished"), null=True)
+    duration_seconds = models.FloatField(_("duration"), null=True)
+
+    class Meta:
+        verbose_name = _("checkpoint")
+        verbose_name_plural = _("checkpoints")
+        ordering = ("id",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("run", "generation", "key"), name="agentic_checkpoint_key_unique"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    @property
+    def is_intent(self) -> bool:
+        """Whether it says only that a call that must not be repeated was begun."""
+        return self.finished_at is None
+
+
+class RunSlot(models.Model):
+    """One of the places that ``AGENTIC_DJANGO_CONCURRENCY_LIMIT`` allows, while a run holds it."""
+
+    number = models.PositiveIntegerField()
+    run = models.OneToOneField(AgentRun, on_delete=models.DB_CASCADE, related_name="slot")
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=("number",), name="agentic_slot_unique"),)
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class SweepMark(models.Model):
+    """When lost runs were last looked for, so that many processes do not all do it."""
+
+    swept_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return str(self.swept_at)
+
+
+class RateWindow(models.Model):
+    """How many runs somebody started in one window of the rate limit."""
+
+    tenant = models.CharField(max_length=64, blank=True, default="")
+    principal = models.CharField(max_length=80)
+    starts_at = models.BigIntegerField(help_text="Seconds since 1970 at which the window began.")
+    count = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("tenant", "principal", "starts_at"), name="agentic_rate_window_unique"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.principal} {self.starts_at}"

@@ -1,0 +1,103 @@
+"""Which rows: the queries that have a name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from django.db import models
+from django.db.models.functions import Cast, Concat, Now
+
+from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
+
+if TYPE_CHECKING:
+    from agentic_django.models import AgentRun
+    from agentic_django.viewer import Viewer
+
+__all__ = ["RunScope", "Scope"]
+
+
+class Scope[M: models.Model](models.QuerySet[M]):
+    """Scopes that several tables share."""
+
+    def visible_to(self, viewer: Viewer) -> Self:
+        """Return the rows that belong to this viewer; nobody else sees them."""
+        if not viewer.principal:
+            return self.none()
+        return self.filter(principal=viewer.principal, tenant=viewer.tenant)
+
+
+class RunScope(Scope["AgentRun"]):
+    """Which runs."""
+
+    def pending(self) -> Self:
+        """Runs that wait for a worker."""
+        return self.filter(status=Status.PENDING)
+
+    def running(self) -> Self:
+        """Runs that an attempt holds."""
+        return self.filter(status=Status.RUNNING)
+
+    def finished(self) -> Self:
+        """Runs that ended, whichever way."""
+        return self.filter(status__in=FINISHED)
+
+    def due(self) -> Self:
+        """Pending runs whose time has come and whose conversation is free."""
+        free = ~models.Exists(self._earlier())
+        return self.pending().filter(free, available_at__lte=Now())
+
+    def lost(self) -> Self:
+        """Running runs whose lease has ended: their holder is gone."""
+        return self.running().filter(lease_ends_at__lt=Now())
+
+    def in_turn(self) -> Self:
+        """The most urgent first, then the oldest."""
+        return self.order_by("-priority", "available_at", "created_at")
+
+    def with_place(self) -> Self:
+        """Annotate ``place``: how many pending runs stand before this one (pending runs only)."""
+        before = self._all().filter(
+            status=Status.PENDING, created_at__lt=models.OuterRef("created_at")
+        )
+        count = before.order_by().values("status").annotate(n=models.Count("*")).values("n")
+        place = models.Case(
+            models.When(status=Status.PENDING, then=models.Subquery(count)),
+            output_field=models.IntegerField(),
+        )
+        return self.annotate(place=place)
+
+    def with_steps(self) -> Self:
+        """Annotate the tool calls seen so far, so that ``run.steps`` costs no further query.
+
+        Each is joined as ``[sequence,payload]``: SQLite before 3.44 cannot order in it.
+        """
+        pair = Concat(
+            models.Value("["),
+            Cast("sequence", models.TextField()),
+            models.Value(","),
+            Cast("payload", models.TextField()),
+            models.Value("]"),
+            output_field=models.TextField(),
+        )
+        texts = models.StringAgg(pair, models.Value(","))
+        joined = self._tool_events().order_by().values("run").annotate(text=texts).values("text")
+        return self.annotate(step_events=models.Subquery(joined))
+
+    def _tool_events(self) -> models.QuerySet[Any]:
+        event: Any = self.model._meta.get_field("events").related_model
+        return event._base_manager.filter(  # type: ignore[no-any-return]
+            run=models.OuterRef("pk"),
+            visibility=Visibility.USER,
+            event_type__in=("tool.called", "tool.output"),
+        )
+
+    def _earlier(self) -> models.QuerySet[AgentRun]:
+        """Return, for an outer run, the unfinished runs before it in its conversation."""
+        return self._all().filter(
+            session=models.OuterRef("session"),
+            position__lt=models.OuterRef("position"),
+            status__in=ACTIVE,
+        )
+
+    def _all(self) -> models.QuerySet[AgentRun]:
+        return self.model._base_manager.all()

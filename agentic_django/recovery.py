@@ -1,0 +1,201 @@
+"""Finds runs whose holder is gone, and those that the queue has lost, and sends them again.
+
+Any process may sweep: every change is guarded. A process that dispatches to a queue keeps one
+thread that sweeps while there are unfinished runs, and each attempt sweeps at its end; a row
+keeps them from all doing it at once. Under a backend that executes at once there is no thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+
+from django.db import Error, connections
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.tasks import task_backends
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.utils.module_loading import import_string
+
+from agentic_django import lifecycle, runs, tasks
+from agentic_django.conf import settings
+from agentic_django.exceptions import Conflict
+from agentic_django.models import ACTIVE, AgentRun, SweepMark, database
+from agentic_django.signals import logger
+
+__all__ = ["Swept", "stop", "sweep", "sweep_after_attempt", "watch"]
+
+_GONE: tuple[type[Exception], ...] = (TaskResultDoesNotExist,)
+if find_spec("django_tasks"):  # The older package has an exception of its own for the same.
+    _GONE += (import_string("django_tasks.exceptions.TaskResultDoesNotExist"),)
+
+_LONGEST_PAUSE = 5.0
+_BATCH = 500
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep did: how many runs it put back in line, failed, and sent again."""
+
+    requeued: int = 0
+    failed: int = 0
+    sent: int = 0
+
+
+def pause() -> float:
+    """Return the seconds between sweeps: a third of a lease, at most 5."""
+    return min(settings.LEASE_SECONDS / 3, _LONGEST_PAUSE)
+
+
+def sweep(mode: str | None = None, *, force: bool = False) -> Swept:
+    """Requeue or fail every run whose lease has ended, and send what the queue has lost.
+
+    ``mode`` is "requeue", "fail" or "ignore" (by default what ``STARTUP_RECOVERY`` says).
+    ``force`` takes runs whose lease is alive too: for when all workers are known to be dead.
+    """
+    mode = mode or settings.STARTUP_RECOVERY
+    swept = Swept()
+    if mode != "ignore":
+        _reclaim_lost(mode, swept, force=force)
+    _send_unsent(swept)
+    return swept
+
+
+def lost(*, force: bool = False) -> list[AgentRun]:
+    """Return running runs whose holder is gone, or all running ones."""
+    held = runs.rows().running() if force else runs.rows().lost()
+    return list(held.select_related("session", "owner").order_by("lease_ends_at")[:_BATCH])
+
+
+def _reclaim_lost(mode: str, swept: Swept, *, force: bool) -> None:
+    for run in lost(force=force):
+        guard = Q(attempt=run.attempt) if force else Q(attempt=run.attempt, lease_ends_at__lt=Now())
+        try:
+            done = lifecycle.reclaim(run, mode, guard)
+        except Conflict:
+            continue
+        swept.requeued += done == "requeue"
+        swept.failed += done == "fail"
+
+
+def unsent() -> list[AgentRun]:
+    """Return due runs that were not handed to the queue, or that it no longer knows."""
+    patience = Now() - timedelta(seconds=pause())
+    old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
+    due = runs.rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
+    return [run for run in due.order_by("enqueued_at")[:_BATCH] if not _is_queued(run)]
+
+
+def _is_queued(run: AgentRun) -> bool:
+    """Whether the queue still has the run's task; if it cannot say, a minute's trust."""
+    backend = task_backends[settings.TASK_BACKEND]
+    if not run.task_id or run.enqueued_at is None:
+        return False
+    if not backend.supports_get_result:
+        return runs.rows().filter(pk=run.pk, enqueued_at__gt=Now() - timedelta(minutes=1)).exists()
+    try:
+        return not backend.get_result(run.task_id).is_finished
+    except _GONE:
+        return False
+
+
+def _send_unsent(swept: Swept) -> None:
+    for run in unsent():
+        same = runs.rows().pending().filter(pk=run.pk, enqueued_at=run.enqueued_at)
+        if run.enqueued_at is None:
+            same = runs.rows().pending().filter(pk=run.pk, enqueued_at__isnull=True)
+        if same.update(enqueued_at=Now()):
+            runs.send(run)
+            swept.sent += 1
+
+
+def sweep_after_attempt() -> None:
+    """Sweep at the end of an attempt, if nobody has for a while."""
+    if not tasks.executes_at_once() and _is_our_turn():
+        sweep()
+
+
+def _is_our_turn() -> bool:
+    marks = SweepMark.objects.using(database())
+    if marks.filter(pk=1, swept_at__lt=Now() - timedelta(seconds=pause())).update(swept_at=Now()):
+        return True
+    if marks.filter(pk=1).exists():
+        return False
+    marks.bulk_create([SweepMark(pk=1)], ignore_conflicts=True)
+    return True
+
+
+class Sweeper:
+    """The thread of a process that dispatches; it ends when there is nothing left to do."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread, and wait for what it is just doing."""
+        self._stopped.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def start(self) -> None:
+        """Start the thread unless it runs."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="agentic-sweep", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                if _is_our_turn():
+                    sweep()
+                if self._is_done():
+                    return
+            except Error as error:  # The database is away; it is asked again.
+                logger.warning("Sweep failed: %s", error)
+            finally:
+                connections.close_all()
+            self._stopped.wait(pause())
+
+    def _is_done(self) -> bool:
+        with self._lock:
+            if runs.rows().filter(status__in=ACTIVE).exists():
+                return False
+            self._thread = None
+            return True
+
+
+_sweeper = Sweeper()
+_first = threading.Event()
+
+
+def _forget() -> None:
+    global _sweeper, _first
+    _sweeper, _first = Sweeper(), threading.Event()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def stop() -> None:
+    """Stop looking after lost runs until the next dispatch; for tests, and for a clean end."""
+    _sweeper.stop()
+    _forget()
+
+
+def watch() -> None:
+    """Look after lost runs from now on; to be called by a process that dispatches runs.
+
+    Where tasks are executed at once there is no thread, and only the first call sweeps.
+    """
+    if not tasks.executes_at_once():
+        _sweeper.start()
+    elif not _first.is_set():
+        _first.set()
+        sweep()

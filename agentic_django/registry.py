@@ -1,0 +1,113 @@
+"""Agent key to what the host registered, with errors that help."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.core.signals import setting_changed
+
+from agentic_django.conf import PREFIX, load, settings
+from agentic_django.exceptions import BadSetting, UnknownAgent
+
+__all__ = ["duplicates", "get", "keys", "register"]
+
+type Factory = Callable[[], Any]
+
+
+@dataclass
+class _Registry:
+    """What ``register`` added, and what the setting's callables returned (None: not asked)."""
+
+    registered: dict[str, Factory] = field(default_factory=dict)
+    registered_again: set[str] = field(default_factory=set)
+    loaded: dict[str, Factory] | None = None
+    loaded_again: set[str] = field(default_factory=set)
+
+
+_registry = _Registry()
+
+
+def register(key: str, factory: Factory) -> None:
+    """Register an agent's factory; meant for ``AppConfig.ready()``.
+
+    ``factory`` takes no arguments and returns what shall run: an ``agents.Agent``. It is
+    called once for each attempt of a run. A key that is given twice is reported by the system
+    check ``agentic_django.E003``; the first one stays.
+    """
+    if key in _registry.registered:
+        _registry.registered_again.add(key)
+        return
+    _registry.registered[key] = factory
+
+
+def keys() -> list[str]:
+    """Return the keys of all registered agents, sorted."""
+    return sorted(_all())
+
+
+def duplicates() -> list[str]:
+    """Return the keys that were given more than once."""
+    _all()
+    both = _registry.registered.keys() & (_registry.loaded or {}).keys()
+    return sorted(_registry.registered_again | _registry.loaded_again | both)
+
+
+def get(key: str) -> Factory:
+    """Return the factory under a key; raises UnknownAgent, which suggests the nearest key."""
+    try:
+        return _all()[key]
+    except KeyError:
+        raise UnknownAgent(_suggestion(key)) from None
+
+
+def _suggestion(key: str) -> str:
+    near = difflib.get_close_matches(key, keys(), n=1)
+    if near:
+        return f"Unknown agent {key!r}. Did you mean {near[0]!r}?"
+    known = ", ".join(map(repr, keys())) or "none"
+    return f"Unknown agent {key!r}. Registered agents: {known}."
+
+
+def _all() -> dict[str, Factory]:
+    if _registry.loaded is None:
+        _registry.loaded = _load()
+    return {**_registry.loaded, **_registry.registered}
+
+
+def _load() -> dict[str, Factory]:
+    loaded: dict[str, Factory] = {}
+    for path in _paths():
+        for key, factory in _entries(path).items():
+            if key in loaded:
+                _registry.loaded_again.add(key)
+            loaded.setdefault(key, factory)
+    return loaded
+
+
+def _paths() -> list[str]:
+    setting = settings.AGENT_REGISTRY
+    if not setting:
+        return []
+    return [setting] if isinstance(setting, str) else list(setting)
+
+
+def _entries(path: str) -> Mapping[str, Factory]:
+    entries = load(path)()
+    if not isinstance(entries, Mapping):
+        raise BadSetting(f"{path!r} returned {type(entries).__name__}, not a dict of factories.")
+    bad = [key for key, factory in entries.items() if not callable(factory)]
+    if bad:
+        raise BadSetting(f"{path!r}: the factory of {bad[0]!r} is not callable.")
+    return entries
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == f"{PREFIX}AGENT_REGISTRY":
+        _registry.loaded = None
+        _registry.loaded_again.clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="agentic_django.registry")

@@ -1,0 +1,230 @@
+"""The run's own row: one table of guarded transitions.
+
+A worker's writes are fenced by (key, status running, attempt), and by nothing else, so an
+attempt that lost its run changes nothing. A person's verbs are fenced by the status alone.
+Nothing here looks first and writes then: the guard is in the write.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from django.db import IntegrityError, models, transaction
+from django.db.models import F
+from django.db.models.functions import Coalesce, Now
+
+from agentic_django import events, signals, slots, tasks
+from agentic_django.conf import settings
+from agentic_django.events import Event, EventType
+from agentic_django.exceptions import Conflict, RunMoved
+from agentic_django.models import ACTIVE, FINISHED, AgentRun, database
+from agentic_django.querysets import RunScope
+
+__all__ = ["TRANSITIONS", "Transition", "advance", "claim", "finish", "move", "send", "send_next"]
+
+Status = AgentRun.Status
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One verb: from which states, to which, and the event that tells of it."""
+
+    sources: tuple[str, ...]
+    target: str
+    event: EventType
+
+
+TRANSITIONS: dict[str, Transition] = {
+    "claim": Transition((Status.PENDING,), Status.RUNNING, EventType.RUN_STARTED),
+    "complete": Transition((Status.RUNNING,), Status.COMPLETED, EventType.RUN_COMPLETED),
+    "fail": Transition((Status.RUNNING,), Status.FAILED, EventType.RUN_FAILED),
+    "time_out": Transition((Status.RUNNING,), Status.TIMED_OUT, EventType.RUN_TIMED_OUT),
+    "suspend": Transition((Status.RUNNING,), Status.WAITING, EventType.RUN_WAITING),
+    "requeue": Transition((Status.RUNNING,), Status.PENDING, EventType.RUN_RETRYING),
+    "resume": Transition((Status.WAITING,), Status.PENDING, EventType.RUN_RETRYING),
+    "retry": Transition(
+        (Status.FAILED, Status.TIMED_OUT, Status.CANCELLED),
+        Status.PENDING,
+        EventType.RUN_RETRYING,
+    ),
+    "cancel": Transition(ACTIVE, Status.CANCELLED, EventType.RUN_CANCELLED),
+}
+"""Every change of status there is."""
+
+
+def holder() -> str:
+    """Return the name of this process among those that hold runs."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def rows() -> RunScope:
+    """Return the runs, in the database that holds them."""
+    return AgentRun.objects.using(database())
+
+
+def claim(run_id: str) -> AgentRun | None:
+    """Take a run for this process: the named one if it is due, else the most urgent that is."""
+    return next((run for run in _candidates(run_id) if _take(run)), None)
+
+
+def _candidates(run_id: str) -> Iterator[AgentRun]:
+    whole = rows().select_related("session", "owner")
+    named = whole.filter(pk=run_id).first()
+    if named is None:
+        return
+    if named.status == Status.PENDING:
+        yield named
+    keys, rest = tasks.keys_beside(named.agent_key)
+    beside = models.Q(agent_key__in=keys)
+    if rest:
+        beside |= ~models.Q(agent_key__in=set(settings.QUEUES) - keys)
+    yield from whole.due().filter(beside).exclude(pk=run_id).in_turn()[:3]
+
+
+def _take(run: AgentRun) -> bool:
+    run.joined_transaction = transaction.get_connection(database()).in_atomic_block
+    try:
+        with transaction.atomic(using=database()):
+            if not _claimed(run):
+                return False
+            events.append(run, [events.draft(EventType.RUN_STARTED, attempt=run.attempt)])
+    except IntegrityError:  # Another run of the conversation was claimed at the same moment.
+        return False
+    announce(signals.agent_run_started, run)
+    return True
+
+
+def _claimed(run: AgentRun) -> bool:
+    changes = {
+        "status": Status.RUNNING,
+        "attempt": run.attempt + 1,
+        "event_count": run.event_count + 1,
+        "holder": holder(),
+        "activity": "",
+    }
+    clock = {
+        "started_at": Coalesce(F("started_at"), Now()),
+        "lease_ends_at": Now() + timedelta(seconds=settings.LEASE_SECONDS),
+        "updated_at": Now(),
+    }
+    due = rows().due().filter(pk=run.pk, attempt=run.attempt)
+    if not due.update(**changes, **clock):
+        return False
+    _mirror(run, changes)
+    run.began = time.monotonic()
+    if slots.take(run):
+        return True
+    transaction.set_rollback(True, using=database())
+    return False
+
+
+def advance(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> None:
+    """Write to a run that this attempt holds, with the events that tell of it.
+
+    Raises RunMoved if the attempt no longer holds the run. Belongs first in a transaction.
+    """
+    _fenced(run, "advance", events.wanted(drafts), changes)
+
+
+def finish(run: AgentRun, verb: str, drafts: Sequence[Event] = (), **changes: Any) -> None:
+    """Move a run that this attempt holds to where a verb leads, with its events.
+
+    Raises RunMoved if the attempt no longer holds the run. Belongs first in a transaction.
+    """
+    target = TRANSITIONS[verb].target
+    spent = run.active_seconds + time.monotonic() - run.began
+    ending: dict[str, Any] = {
+        "status": target,
+        "lease_ends_at": None,
+        "active_seconds": spent,
+        "activity": "",
+    }
+    if target in FINISHED:
+        ending["finished_at"] = Now()
+    ending |= changes
+    _fenced(run, verb, events.wanted(drafts), ending)
+    slots.release(run)
+
+
+def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, Any]) -> None:
+    changes["event_count"] = run.event_count + len(drafts)
+    held = rows().filter(pk=run.pk, status=Status.RUNNING, attempt=run.attempt)
+    with transaction.atomic(using=database()):
+        if not held.update(**changes, updated_at=Now()):
+            raise RunMoved(run, verb)
+        _mirror(run, changes)
+        if drafts:
+            events.append(run, drafts)
+
+
+def move(
+    run: AgentRun,
+    verb: str,
+    drafts: Sequence[Event] = (),
+    guard: models.Q | None = None,
+    **changes: Any,
+) -> None:
+    """Move a run from outside its attempt, whoever holds it; reads the row again.
+
+    Raises Conflict if the run is no longer in a state from which the verb leads (or the guard
+    does not hold).
+    """
+    step, drafts = TRANSITIONS[verb], events.wanted(drafts)
+    changes |= {"status": step.target, "event_count": F("event_count") + len(drafts)}
+    movable = rows().filter(guard or models.Q(), pk=run.pk, status__in=step.sources)
+    with transaction.atomic(using=database()):
+        if not movable.update(**changes, updated_at=Now()):
+            run.refresh_from_db()
+            raise Conflict(f"Cannot {verb} this run: it is {run.get_status_display()} now.")
+        run.refresh_from_db()
+        events.append(run, drafts)
+        slots.release(run)
+
+
+def _mirror(run: AgentRun, changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        if not hasattr(value, "resolve_expression"):
+            setattr(run, name, value)
+
+
+def announce(signal: Any, run: AgentRun, **kwargs: Any) -> None:
+    """Send a signal about a run once the transaction is committed."""
+    send_it = partial(signals.announce, signal, AgentRun, run=run, **kwargs)
+    transaction.on_commit(send_it, using=database(), robust=True)
+
+
+def soonest(delay: float) -> float:
+    """Return the delay that the backend allows: one that executes at once cannot wait."""
+    return 0.0 if tasks.executes_at_once() else delay
+
+
+def send(run: AgentRun) -> None:
+    """Hand a run to the queue once the transaction is committed.
+
+    If the queue cannot be reached, that is logged and the run stays pending; the sweep for
+    lost runs sends it again.
+    """
+    transaction.on_commit(partial(_send, run), using=database(), robust=True)
+
+
+def _send(run: AgentRun) -> None:
+    result = tasks.send(str(run.pk), run.agent_key)
+    if result is not None:
+        run.task_id = result.id
+        rows().filter(pk=run.pk).update(task_id=result.id, enqueued_at=Now())
+
+
+def send_next(run: AgentRun) -> None:
+    """Send what could not start while this run held its conversation or its place."""
+    waiting = rows().due().exclude(pk=run.pk)
+    if settings.CONCURRENCY_LIMIT is None:
+        waiting = waiting.filter(session=run.session_id)
+    for following in waiting.in_turn()[:1]:
+        send(following)

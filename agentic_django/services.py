@@ -1,0 +1,210 @@
+"""The host's front door: start, cancel and retry runs from any code."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, get_args
+from uuid import UUID, uuid4
+
+from django.db import transaction
+
+from agentic_django import lifecycle, limits, recovery, registry, runs, signals
+from agentic_django.conf import settings
+from agentic_django.exceptions import BadInput, Conflict, SessionBusy
+from agentic_django.models import ACTIVE, AgentRun, AgentSession, database
+from agentic_django.serialization import to_jsonable
+from agentic_django.viewer import principal_of
+
+__all__ = [
+    "OnBusy",
+    "cancel_agent_run",
+    "enqueue_agent_run",
+    "retry_agent_run",
+    "submit_agent_run",
+]
+
+type Data = Mapping[str, Any] | None
+
+OnBusy = Literal["enqueue", "reject", "interrupt"]
+"""What to do if the conversation has a run that has not ended yet."""
+
+
+def submit_agent_run(
+    *,
+    owner: Any,
+    input_payload: Any,
+    session_key: str | None = None,
+    agent_key: str | None = None,
+    config: Data = None,
+    context: Data = None,
+    metadata: Data = None,
+    on_busy: OnBusy = "enqueue",
+    tenant: str = "",
+) -> AgentRun:
+    """Create a run and hand it to the queue once the transaction is committed.
+
+    - ``owner``: the user that the run belongs to, or None.
+    - ``input_payload``: a text, or a list of the Agents SDK's input items.
+    - ``session_key``: the conversation, created if the owner has none of that key; None for a
+      fresh one.
+    - ``agent_key``: who works; None for the conversation's own agent, or
+      ``AGENTIC_DJANGO_DEFAULT_AGENT_KEY`` in a fresh one.
+    - ``config``: run options, see ``limits.RunOptions``; they override
+      ``AGENTIC_DJANGO_DEFAULT_RUN_OPTIONS``.
+    - ``context``, ``metadata``: JSON objects, the first for tools, the second for yourself.
+    - ``on_busy``: what to do while another run of the conversation has not ended: ``enqueue``
+      behind it, ``reject`` this one, or ``interrupt`` (cancel all that have not ended).
+    - ``tenant``: whose installation it is, where one serves several.
+
+    The returned row is as it was inserted; ``refresh_from_db()`` shows how far it has come.
+
+    Raises UnknownAgent, BadInput (a wrong session key, input or option), NotSerializable (a
+    value that JSON cannot hold) and SessionBusy (``reject`` only). Nothing is written then.
+    """
+    if on_busy not in get_args(OnBusy):
+        raise BadInput(errors={"on_busy": f"Give one of {', '.join(get_args(OnBusy))}."})
+    run = AgentRun(
+        owner=owner,
+        tenant=tenant,
+        config=limits.run_options(config or {}),
+        context=_data(context, "context"),
+        metadata=_data(metadata, "metadata"),
+    )
+    run.input_payload = limits.valid_input(input_payload)
+    with transaction.atomic(using=database()):
+        _place(run, session_key, agent_key, on_busy)
+        run.save(using=database(), force_insert=True)
+        _dispatch(run)
+    return run
+
+
+def _dispatch(run: AgentRun) -> None:
+    """Hand a run to the queue, and see to it from then on that it does not get lost."""
+    runs.send(run)
+    transaction.on_commit(recovery.watch, using=database(), robust=True)
+
+
+def _data(value: Data, name: str) -> dict[str, Any]:
+    data: dict[str, Any] = to_jsonable(dict(value or {}), name)
+    limits.check_data(data, name)
+    return data
+
+
+def _place(run: AgentRun, session_key: str | None, agent_key: str | None, on_busy: str) -> None:
+    """Give a new run its agent, its conversation and its place in it."""
+    default = settings.DEFAULT_AGENT_KEY
+    session, is_fresh = _session(run, session_key, agent_key or default)
+    run.session, run.agent_key = session, agent_key or session.agent_key or default
+    registry.get(run.agent_key)
+    if is_fresh:
+        run.position = session.run_count
+        return
+    if on_busy == "interrupt":
+        _interrupt(session)
+    run.position = session.reserve_position()
+    # Whoever submits to this conversation at the same time waits for the counter until we
+    # commit, so what is looked for here cannot appear behind our back.
+    if on_busy == "reject" and _unfinished(session).exists():
+        raise SessionBusy
+
+
+def _session(run: AgentRun, key: str | None, agent_key: str) -> tuple[AgentSession, bool]:
+    identity = {"tenant": run.tenant, "principal": principal_of(run.owner)}
+    first = {
+        "owner": run.owner,
+        "agent_key": agent_key,
+        "title": _title(run.input_payload),
+        "run_count": 1,
+    }
+    if key is None:
+        session, is_fresh = AgentSession(**identity, **first, session_key=uuid4().hex), True
+        session.save(using=database(), force_insert=True)
+    else:
+        limits.check_session_key(key)
+        sessions = AgentSession.objects.using(database())
+        session, is_fresh = sessions.get_or_create(**identity, session_key=key, defaults=first)
+    if is_fresh:
+        told = partial(signals.announce, signals.agent_session_created, AgentSession)
+        transaction.on_commit(partial(told, session=session), using=database(), robust=True)
+    return session, is_fresh
+
+
+def _unfinished(session: AgentSession) -> Any:
+    return AgentRun.objects.using(database()).filter(session=session, status__in=ACTIVE)
+
+
+def _interrupt(session: AgentSession) -> None:
+    """Cancel what has not ended, the last first, so that none starts in between.
+
+    A worker that ends a run locks the run first and the conversation then. So do we: all runs
+    here, the conversation with the first cancellation.
+    """
+    for run in list(_unfinished(session).select_for_update().order_by("-position")):
+        with suppress(Conflict):  # It has just ended by itself.
+            lifecycle.cancel(run)
+
+
+def _title(payload: Any) -> str:
+    """Return the start of the first text that the user gave, cut at a word."""
+    text = payload if isinstance(payload, str) else next(filter(None, map(_said, payload)), "")
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:1000]).split())
+    return textwrap.shorten(text, 80, placeholder="…") if " " in text[:80] else text[:80]
+
+
+def _said(item: dict[str, Any]) -> str:
+    content = item.get("content", "") if item.get("role") == "user" else ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return " ".join(text for text in texts if isinstance(text, str))
+
+
+def enqueue_agent_run(run_id: str | UUID) -> None:
+    """Hand a run to the queue that your code created through the ORM.
+
+    Raises AgentRun.DoesNotExist if there is no such run, Conflict if it is not pending, and
+    UnknownAgent if nothing is registered under its ``agent_key``.
+    """
+    run = _find(run_id)
+    if run.status != AgentRun.Status.PENDING:
+        raise Conflict(f"Cannot enqueue this run: it is {run.get_status_display()} now.")
+    registry.get(run.agent_key)
+    _dispatch(run)
+
+
+def _find(run_id: str | UUID) -> AgentRun:
+    try:
+        return AgentRun.objects.using(database()).get(pk=UUID(str(run_id)))
+    except (ValueError, AgentRun.DoesNotExist):
+        text = f"There is no run {str(run_id)!r}. Save the row before you enqueue it."
+        raise AgentRun.DoesNotExist(text) from None
+
+
+def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:
+    """End a run that is pending, running or waiting; ``by`` is the user who wants that.
+
+    Raises Conflict if the run has ended already. The row is read again.
+    """
+    lifecycle.cancel(run, _name(by))
+    return run
+
+
+def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None) -> AgentRun:
+    """Queue a failed, timed out or cancelled run again; ``by`` is the user who wants that.
+
+    It continues behind what it did already; with ``start_again`` it does everything anew.
+    Raises Conflict if the run is in another state, or if its conversation went on since. The
+    row is read again.
+    """
+    lifecycle.retry(run, fresh=start_again, by=_name(by))
+    transaction.on_commit(recovery.watch, using=database(), robust=True)
+    return run
+
+
+def _name(user: Any) -> str:
+    return "" if user is None else str(user)

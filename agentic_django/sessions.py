@@ -1,0 +1,169 @@
+"""The SDK's ``Session`` protocol over session items.
+
+History is frozen when a run starts; what the run adds is buffered and written in the
+transaction that ends it. So an attempt that is repeated starts from the same history.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from agentic_django import signals, threads
+from agentic_django.exceptions import BadInput
+from agentic_django.models import (
+    SESSION_KEY,
+    AgentRun,
+    AgentSession,
+    AgentSessionItem,
+    database,
+)
+from agentic_django.serialization import to_jsonable
+from agentic_django.viewer import principal_of
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+__all__ = ["ItemStore", "RunHistory", "append", "forget", "get_session", "leave", "read"]
+
+
+def read(session: AgentSession, limit: int | None = None, **only: Any) -> list[Any]:
+    """Return the items of a conversation, oldest first; with a limit, the last so many."""
+    rows = AgentSessionItem.objects.using(database()).filter(session=session, **only)
+    if limit is None:
+        return list(rows.order_by("sequence").values_list("payload", flat=True))
+    latest = rows.order_by("-sequence").values_list("payload", flat=True)[: max(limit, 0)]
+    return list(latest)[::-1]
+
+
+def append(session: AgentSession, items: Sequence[Any], run: AgentRun | None = None) -> None:
+    """Write items at the end of a conversation, in one transaction."""
+    if not items:
+        return
+    with transaction.atomic(using=database()):
+        last = _reserve(session, len(items))
+        rows = [
+            AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
+            for sequence, item in enumerate(items, last - len(items) + 1)
+        ]
+        AgentSessionItem.objects.using(database()).bulk_create(rows)
+
+
+def _reserve(session: AgentSession, count: int) -> int:
+    """Raise the counter of items; reads the counter of runs on the way."""
+    session.item_count = F("item_count") + count
+    session.run_count = F("run_count")
+    session.updated_at = Now()
+    session.save(update_fields=["item_count", "run_count", "updated_at"])
+    return session.item_count
+
+
+def leave(run: AgentRun, items: Sequence[Any]) -> None:
+    """Write what a run leaves in its conversation, if it has one."""
+    if run.session is not None:
+        append(run.session, items, run)
+
+
+def forget(run: AgentRun) -> None:
+    """Delete what a run had left in its conversation, because it is tried again."""
+    AgentSessionItem.objects.using(database()).filter(run=run).delete()
+
+
+class RunHistory:
+    """A conversation as one run sees it: what was there before it, and what it adds.
+
+    Implements ``agents.memory.Session``.
+    """
+
+    session_settings: SessionSettings | None = None
+
+    def __init__(self, run: AgentRun) -> None:
+        self.run = run
+        self.session_id = run.session.session_key if run.session else str(run.pk)
+        self.added: list[Any] = []
+        self._before: list[Any] | None = None
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        """Return all items, or the last ``limit``, oldest first."""
+        if self._before is None:
+            self._before = await threads.call(self._read)
+        items = [*self._before, *self.added]
+        return items if limit is None else items[len(items) - min(max(limit, 0), len(items)) :]
+
+    def _read(self) -> list[Any]:
+        return [] if self.run.session is None else read(self.run.session)
+
+    async def add_items(self, items: list[Any]) -> None:
+        """Keep items for the end of the run; raises NotSerializable for what cannot be stored."""
+        self.added += to_jsonable(items, "items")
+
+    async def pop_item(self) -> Any:
+        """Take back the item that this run added last; None if it added none."""
+        return self.added.pop() if self.added else None
+
+    async def clear_session(self) -> None:
+        """Take back what this run added; history from before it stays."""
+        self.added.clear()
+
+
+class ItemStore:
+    """A conversation outside of any run: every call reads or writes the database at once.
+
+    Implements ``agents.memory.Session``, so that a host's own code can hand it to the SDK.
+    """
+
+    session_settings: SessionSettings | None = None
+
+    def __init__(self, session: AgentSession) -> None:
+        self.session = session
+        self.session_id = session.session_key
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        """Return all items, or the last ``limit``, oldest first."""
+        return await sync_to_async(read)(self.session, limit)
+
+    async def add_items(self, items: list[Any]) -> None:
+        """Write items at the end."""
+        await sync_to_async(append)(self.session, to_jsonable(items, "items"))
+
+    async def pop_item(self) -> Any:
+        """Delete the last item and return it; None if there is none."""
+        return await sync_to_async(self._pop)()
+
+    def _pop(self) -> Any:
+        with transaction.atomic(using=database()):
+            last = self.session.items.select_for_update().order_by("-sequence").first()
+            if last is not None:
+                last.delete()
+        return last.payload if last else None
+
+    async def clear_session(self) -> None:
+        """Delete all items."""
+        await self.session.items.all().adelete()
+
+
+def get_session(session_key: str, owner: Any, *, tenant: str = "") -> ItemStore:
+    """Return the SDK session over a user's conversation, made if it does not exist yet.
+
+    Raises BadInput for a key that could not stand in an address.
+    """
+    if not re.fullmatch(SESSION_KEY, session_key):
+        text = "A session key is 1 to 255 ASCII letters, digits, '-' or '_'."
+        raise BadInput(errors={"session_key": text})
+    session, is_new = AgentSession.objects.using(database()).get_or_create(
+        tenant=tenant,
+        principal=principal_of(owner),
+        session_key=session_key,
+        defaults={"owner": owner},
+    )
+    if is_new:
+        told = partial(signals.announce, signals.agent_session_created, AgentSession)
+        transaction.on_commit(partial(told, session=session), using=database(), robust=True)
+    return ItemStore(session)

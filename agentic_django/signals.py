@@ -1,0 +1,70 @@
+"""The app's Django signals, sent after the commit of what they tell; and its log lines.
+
+=========================  =====================================================
+Signal                     Keyword arguments (``sender`` is the row's model)
+=========================  =====================================================
+``agent_session_created``  ``session``
+``agent_run_started``      ``run``
+``agent_run_completed``    ``run``
+``agent_run_failed``       ``run``, ``error`` (the exception, or None)
+``agent_run_cancelled``    ``run``
+``agent_run_event``        ``run, event, sequence, event_type, payload``
+=========================  =====================================================
+
+Receivers are called with ``send_robust``: one that raises is logged and changes nothing.
+``agent_run_failed`` is also sent for a run that timed out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django.dispatch import Signal
+
+__all__ = [
+    "agent_run_cancelled",
+    "agent_run_completed",
+    "agent_run_event",
+    "agent_run_failed",
+    "agent_run_started",
+    "agent_session_created",
+]
+
+logger = logging.getLogger("agentic_django")
+
+agent_session_created = Signal()
+agent_run_started = Signal()
+agent_run_completed = Signal()
+agent_run_failed = Signal()
+agent_run_cancelled = Signal()
+agent_run_event = Signal()
+
+
+def announce(signal: Signal, sender: type, **kwargs: Any) -> None:
+    """Send a signal to every receiver; log those that raise."""
+    for receiver, outcome in signal.send_robust(sender, **kwargs):
+        if isinstance(outcome, Exception):
+            logger.error("Receiver %r raised %r", receiver, outcome, exc_info=outcome)
+
+
+def _log_started(run: Any, **_: Any) -> None:
+    logger.info("Run %s started, attempt %s", run.pk, run.attempt)
+
+
+def _log_completed(run: Any, **_: Any) -> None:
+    logger.info("Run %s completed", run.pk)
+
+
+def _log_failed(run: Any, error: BaseException | None = None, **_: Any) -> None:
+    logger.warning("Run %s ended as %s: %s", run.pk, run.status, run.error_code, exc_info=error)
+
+
+def _log_cancelled(run: Any, **_: Any) -> None:
+    logger.info("Run %s cancelled", run.pk)
+
+
+agent_run_started.connect(_log_started, dispatch_uid="agentic_django.log")
+agent_run_completed.connect(_log_completed, dispatch_uid="agentic_django.log")
+agent_run_failed.connect(_log_failed, dispatch_uid="agentic_django.log")
+agent_run_cancelled.connect(_log_cancelled, dispatch_uid="agentic_django.log")

@@ -1,0 +1,118 @@
+"""Tags and filters: ``{% load agentic_django_tags %}``. None needs ``request`` in the context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.templatetags.static import static
+from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django_htmx.jinja import htmx_script
+
+from agentic_django import conversation, events, wording
+from agentic_django.conf import settings
+from agentic_django.models import AgentEvent, AgentRun, AgentSession, Visibility
+
+register = template.Library()
+
+PARTIALS = "agentic_django/partials"
+MAX_EVENTS = 200
+HTMX_CONFIG = '{"allowEval":false,"includeIndicatorStyles":false}'
+
+register.filter("agent_activity", wording.activity)
+register.filter("agent_advice", wording.advice)
+register.filter("agent_ago", wording.ago)
+register.filter("agent_asked", conversation.asked)
+register.filter("agent_duration", wording.duration)
+register.filter("agent_elapsed", wording.elapsed)
+register.filter("agent_event_summary", wording.event_summary)
+register.filter("agent_event_words", wording.event)
+register.filter("agent_is_late", wording.is_late)
+register.filter("agent_markdown", conversation.markdown)
+register.filter("agent_name", conversation.agent_name)
+register.filter("agent_output", conversation.output)
+register.filter("agent_reason", wording.reason)
+register.filter("agent_readable", conversation.readable)
+register.filter("agent_since", wording.since)
+register.filter("agent_tool_calls", conversation.tool_calls)
+register.filter("agent_took", wording.took)
+
+
+@register.inclusion_tag(f"{PARTIALS}/run_fragment.html", takes_context=True)
+def agent_run_fragment(context: template.Context, run: AgentRun) -> dict[str, Any]:
+    """Show one run, which keeps itself up to date: ``{% agent_run_fragment run %}``."""
+    return {"run": run}
+
+
+@register.inclusion_tag(f"{PARTIALS}/conversation.html", takes_context=True)
+def agent_conversation(context: template.Context, session: AgentSession | str) -> dict[str, Any]:
+    """Show a conversation; the key of one that does not exist yet gives an empty one."""
+    if isinstance(session, AgentSession):
+        return {"session_key": session.session_key, "turns": conversation.turns(session)}
+    return {"session_key": session, "turns": conversation.Turns([], [])}
+
+
+@register.inclusion_tag(f"{PARTIALS}/composer.html", takes_context=True)
+def agent_composer(
+    context: template.Context, session: AgentSession | str, agent_key: str = ""
+) -> dict[str, Any]:
+    """Show the form that writes to a conversation, or to one that its first message makes."""
+    key = session.session_key if isinstance(session, AgentSession) else session
+    known = session.agent_key if isinstance(session, AgentSession) else ""
+    return {"session_key": key, "agent_key": agent_key or known}
+
+
+@register.simple_tag
+def agent_run_events(run: AgentRun) -> list[AgentEvent]:
+    """Return the run's events that a user may see: ``{% agent_run_events run as events %}``."""
+    return events.after(run, 0, limit=MAX_EVENTS, levels=[Visibility.USER])
+
+
+@register.simple_tag
+def agent_poll_seconds() -> str:
+    """Return how often an unfinished fragment asks again, for ``hx-trigger``."""
+    return f"{settings.POLL_SECONDS:g}"
+
+
+@register.simple_tag
+def agent_can_retry(run: AgentRun) -> bool:
+    """Return whether a person may try the run again: it ended badly, and nothing came after it."""
+    if not run.is_finished or run.status == AgentRun.Status.COMPLETED:
+        return False
+    return run.session is None or run.position >= run.session.run_count
+
+
+@register.filter
+def agent_number(value: Any) -> str:
+    """Return a number with its thousands grouped as the reader's language does."""
+    return "" if value is None else number_format(value, use_l10n=True, force_grouping=True)
+
+
+@register.filter
+def agent_status_template(run: AgentRun) -> str:
+    """Return the template that says in words where a run stands."""
+    return f"{PARTIALS}/status/{run.status}.html"
+
+
+@register.simple_tag(takes_context=True)
+def agentic_django_assets(context: template.Context) -> SafeString:
+    """Load the style sheet, htmx and the app's own script; belongs in ``<head>``.
+
+    The scripts carry ``csp_nonce`` where the context has it.
+    """
+    nonce = context.get("csp_nonce")
+    return format_html(
+        '<meta name="htmx-config" content="{}">\n<link rel="stylesheet" href="{}">\n{}\n{}',
+        HTMX_CONFIG,
+        static("agentic_django/agentic_django.css"),
+        htmx_script(nonce=nonce),
+        _script(static("agentic_django/agentic_django.js"), nonce),
+    )
+
+
+def _script(address: str, nonce: Any) -> SafeString:
+    if nonce is None:
+        return format_html('<script src="{}" defer></script>', address)
+    return format_html('<script src="{}" defer nonce="{}"></script>', address, nonce)

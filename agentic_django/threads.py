@@ -1,0 +1,179 @@
+"""The one crossing between the event loop and synchronous work.
+
+Each process has one long-lived event loop, on a thread of its own: clients that agents share
+are bound to a loop. Synchronous work of a run (ours, synchronous tools, the async ORM within
+tools) goes back to the thread that carries the run's task, and so uses that thread's database
+connection and joins its transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from asgiref.sync import ThreadSensitiveContext
+from django.db import close_old_connections, connections
+
+__all__ = ["aside", "call", "cancel_task", "in_run", "run_here"]
+
+_here = threading.local()
+
+
+class Lane(Executor):
+    """Runs what is submitted on the thread that made it, while that thread waits in ``serve``."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        self.busy = False
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def submit[T](self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Queue a call; from the lane's own thread, do it at once."""
+        future: Future[T] = Future()
+        work = partial(self._fulfil, future, partial(fn, *args, **kwargs))
+        if threading.current_thread() is self.thread:
+            work()
+        else:
+            self._work.put(work)
+        return future
+
+    def serve(self, until: Future[Any]) -> None:
+        """Do what is submitted until a future is done."""
+        until.add_done_callback(lambda _: self._work.put(None))
+        while (work := self._work.get()) is not None:
+            work()
+
+    def _fulfil[T](self, future: Future[T], work: Callable[[], T]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        before, self.busy = self.busy, True
+        # Not busy any more before the result is known: who gets it may have more to do here.
+        try:
+            outcome = work()
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            self.busy = before
+            future.set_exception(error)
+        else:
+            self.busy = before
+            future.set_result(outcome)
+
+
+_lane: contextvars.ContextVar[Lane | None] = contextvars.ContextVar("agentic_lane", default=None)
+
+
+class _Router(ThreadPoolExecutor):
+    """The loop's default executor: sends work of a run to the run's own thread."""
+
+    def submit[T](self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        lane = _lane.get()
+        if lane is None:
+            return super().submit(fn, *args, **kwargs)
+        return lane.submit(fn, *args, **kwargs)
+
+
+class _Process:
+    """This process's loop, and its threads beside the runs'; started when first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="agentic-aside")
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = self._start()
+            return self._loop
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_default_executor(_Router(thread_name_prefix="agentic-default"))
+        threading.Thread(target=loop.run_forever, name="agentic-loop", daemon=True).start()
+        return loop
+
+
+_process = _Process()
+
+
+def _forget() -> None:
+    """A forked child has the loop's object, but not its thread."""
+    global _process, _here
+    _process, _here = _Process(), threading.local()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def run_here[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run async work on the process's loop; this thread does its synchronous parts meanwhile."""
+    lane = Lane()
+    future = asyncio.run_coroutine_threadsafe(_in_lane(work, lane), _process.loop())
+    outermost = not in_run()
+    _here.running = True
+    try:
+        lane.serve(future)
+    finally:
+        _here.running = not outermost
+    return future.result()
+
+
+async def _in_lane[T](work: Callable[[], Coroutine[Any, Any, T]], lane: Lane) -> T:
+    _lane.set(lane)
+    async with ThreadSensitiveContext(executor=lane):
+        return await work()
+
+
+def in_run() -> bool:
+    """Whether this thread is carrying a run now."""
+    return getattr(_here, "running", False)
+
+
+async def call[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Do synchronous work of a run, on the run's thread."""
+    lane = _lane.get()
+    if lane is not None and threading.current_thread() is lane.thread:
+        return fn(*args, **kwargs)
+    return await asyncio.to_thread(fn, *args, **kwargs)
+
+
+async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Do synchronous work of a run even if a synchronous tool still occupies its thread.
+
+    In that case another thread does it, on a database connection of its own.
+    """
+    lane = _lane.get()
+    if lane is None or not lane.busy:
+        return await call(_reconnected, partial(fn, *args, **kwargs))
+    work = partial(_with_own_connection, partial(fn, *args, **kwargs))
+    return await asyncio.wrap_future(_process.pool.submit(work))
+
+
+def _reconnected[T](work: Callable[[], T]) -> T:
+    """Do work after what went wrong, which may have been the connection itself.
+
+    A connection within a transaction is the caller's (a test's, say) and stays.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+    return work()
+
+
+def _with_own_connection[T](work: Callable[[], T]) -> T:
+    close_old_connections()
+    try:
+        return work()
+    finally:
+        connections.close_all()
+
+
+def cancel_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of the process's loop from any thread."""
+    _process.loop().call_soon_threadsafe(task.cancel)

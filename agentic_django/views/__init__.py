@@ -1,0 +1,1 @@
+"""What a browser, HTMX or a JSON client is shown."""

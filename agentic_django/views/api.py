@@ -1,0 +1,83 @@
+"""Rows as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.http import JsonResponse
+from django.urls import reverse
+
+from agentic_django.models import AgentEvent, AgentRun, AgentSession
+from agentic_django.views.negotiation import Request
+
+__all__ = ["events", "items", "run", "session"]
+
+
+def run(request: Request, run: AgentRun) -> JsonResponse:
+    """Answer with a run."""
+    return JsonResponse(_run(run))
+
+
+def created(run: AgentRun) -> JsonResponse:
+    """Answer with a run that was just created."""
+    document = _run(run)
+    return JsonResponse(document, status=201, headers={"Location": document["urls"]["self"]})
+
+
+def _run(run: AgentRun) -> dict[str, Any]:
+    return {
+        "run_id": str(run.pk),
+        "status": run.status,
+        "session_key": run.session.session_key if run.session else None,
+        "agent_key": run.agent_key,
+        "attempt": run.attempt,
+        "output": run.final_output,
+        "error": {"code": run.error_code, "detail": run.error} if run.error_code else None,
+        "usage": run.usage,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "urls": _run_urls(run),
+    }
+
+
+def _run_urls(run: AgentRun) -> dict[str, str]:
+    names = ("detail", "fragment", "events", "cancel", "retry")
+    urls = {name: reverse(f"agents:run-{name}", args=[run.pk]) for name in names}
+    urls["self"] = urls.pop("detail")
+    return urls | (_session_urls(run.session, "session") if run.session else {})
+
+
+def _session_urls(session: AgentSession, itself: str) -> dict[str, str]:
+    names = {itself: "agents:session-detail", "items": "agents:session-items"}
+    return {key: reverse(name, args=[session.session_key]) for key, name in names.items()}
+
+
+def events(run: AgentRun, rows: Sequence[AgentEvent], after: int) -> JsonResponse:
+    """Answer with events of a run, and where to go on."""
+    return JsonResponse(
+        {
+            "run_id": str(run.pk),
+            "status": run.status,
+            "events": [_event(row) for row in rows],
+            "next_after": rows[-1].sequence if rows else after,
+        }
+    )
+
+
+def _event(event: AgentEvent) -> dict[str, Any]:
+    names = ("sequence", "event_type", "visibility", "payload", "created_at")
+    return {name: getattr(event, name) for name in names}
+
+
+def session(request: Request, session: AgentSession) -> JsonResponse:
+    """Answer with a conversation."""
+    names = ("session_key", "title", "agent_key", "created_at", "updated_at")
+    document = {name: getattr(session, name) for name in names}
+    return JsonResponse({**document, "urls": _session_urls(session, "self")})
+
+
+def items(request: Request, session: AgentSession, items: Sequence[Any]) -> JsonResponse:
+    """Answer with items of a conversation."""
+    return JsonResponse({"session_key": session.session_key, "items": items})

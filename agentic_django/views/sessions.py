@@ -1,0 +1,37 @@
+"""Find a conversation, show it."""
+
+from __future__ import annotations
+
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+
+from agentic_django import sessions
+from agentic_django.models import AgentSession, database
+from agentic_django.views import api, bodies, fragments, pages
+from agentic_django.views.access import endpoint
+from agentic_django.views.negotiation import Format, Request, format_of
+
+__all__ = ["detail", "item_list"]
+
+MAX_ITEMS = 500
+
+
+@endpoint("GET", "HEAD")
+def detail(request: Request, session_key: str) -> HttpResponse:
+    """Show a conversation."""
+    show = api.session if format_of(request) is Format.JSON else pages.session
+    return show(request, _find(request, session_key))
+
+
+@endpoint("GET", "HEAD")
+def item_list(request: Request, session_key: str) -> HttpResponse:
+    """Show the last items of a conversation, oldest first."""
+    limit = min(bodies.query(request, bodies.ItemsQuery).limit, MAX_ITEMS)
+    session = _find(request, session_key)
+    show = fragments.messages if format_of(request) is Format.FRAGMENT else api.items
+    return show(request, session, sessions.read(session, limit))
+
+
+def _find(request: Request, session_key: str) -> AgentSession:
+    own = AgentSession.objects.using(database()).visible_to(request.viewer)
+    return get_object_or_404(own, session_key=session_key)

@@ -1,0 +1,164 @@
+"""How long, how many and what next, in words for a person."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+from django.utils.formats import number_format
+from django.utils.text import Truncator
+from django.utils.timesince import timesince
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, pgettext
+
+from agentic_django.exceptions import sentence
+from agentic_django.markup import printable
+from agentic_django.models import AgentRun
+
+__all__ = [
+    "activity",
+    "advice",
+    "ago",
+    "duration",
+    "elapsed",
+    "event",
+    "event_summary",
+    "is_late",
+    "reason",
+    "since",
+    "took",
+]
+
+Status = AgentRun.Status
+
+SHOWN_AFTER = 10
+"""After so many seconds, a person is told how long it has taken."""
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration with its units: ``0.12 s``, ``2.1 s``, ``12 s``, ``2 m 41 s``."""
+    if seconds is None:
+        return ""
+    seconds = max(float(seconds), 0.0)
+    if seconds < 0.0095:
+        return pgettext("duration", "%(count)s ms") % {"count": round(seconds * 1000)}
+    if seconds < 59.5:
+        places = 2 if seconds < 0.995 else 1 if seconds < 9.95 else 0
+        number = number_format(round(seconds, places), decimal_pos=places)
+        return pgettext("duration", "%(seconds)s s") % {"seconds": number}
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        parts = {"minutes": minutes, "seconds": rest}
+        return pgettext("duration", "%(minutes)s m %(seconds)s s") % parts
+    hours, minutes = divmod(minutes, 60)
+    return pgettext("duration", "%(hours)s h %(minutes)s m") % {"hours": hours, "minutes": minutes}
+
+
+def took(run: AgentRun) -> float | None:
+    """Return the seconds from a run's start to its end; None if it has not come to both."""
+    if run.started_at is None or run.finished_at is None:
+        return None
+    return (run.finished_at - run.started_at).total_seconds()
+
+
+def elapsed(run: AgentRun) -> float | None:
+    """Return for how many seconds a run has been running; None if it is not."""
+    if run.status != Status.RUNNING or run.started_at is None:
+        return None
+    return max((timezone.now() - run.started_at).total_seconds(), 0.0)
+
+
+def is_late(run: AgentRun) -> bool:
+    """Whether the run's worker is gone and another has not taken over yet."""
+    if run.status == Status.PENDING:
+        return run.failures > 0
+    ends = run.lease_ends_at
+    return run.status == Status.RUNNING and isinstance(ends, datetime) and ends < timezone.now()
+
+
+def activity(run: AgentRun) -> str:
+    """Return what a running run does now, in words."""
+    if run.activity:
+        return run.activity
+    open_calls = [step for step in run.steps if "output" not in step]
+    if open_calls:
+        return _("Using %(tool)s…") % {"tool": open_calls[-1].get("tool", "")}
+    return _("Working…")
+
+
+def reason(run: AgentRun) -> str:
+    """Return why a run failed, as a sentence in the reader's language."""
+    return str(sentence(run.error_code))
+
+
+_AGAIN = gettext_lazy("Trying again goes on from where it stopped.")
+_SUPPORT = gettext_lazy("Trying again will hardly help; please tell support.")
+
+ADVICE: dict[str, Any] = {
+    "agent_unknown": _SUPPORT,
+    "bad_agent": _SUPPORT,
+    "guardrail": gettext_lazy("Asking in other words may help."),
+    "max_turns": _AGAIN,
+    "not_serializable": _SUPPORT,
+    "provider_refused": gettext_lazy("Asking in other words may help."),
+    "timed_out": _AGAIN,
+    "tool_timed_out": _AGAIN,
+    "unresolved_intent": gettext_lazy("Please tell support before you try again."),
+}
+"""Whether trying again may help, where the reason does not say so itself."""
+
+
+def advice(run: AgentRun) -> str:
+    """Return whether trying again may help; empty where the reason says so itself."""
+    return str(ADVICE.get(run.error_code, ""))
+
+
+EVENTS: dict[str, Any] = {
+    "run.started": gettext_lazy("Started"),
+    "run.retrying": gettext_lazy("Sent again"),
+    "run.waiting": gettext_lazy("Waiting"),
+    "run.completed": gettext_lazy("Completed"),
+    "run.failed": gettext_lazy("Failed"),
+    "run.cancelled": gettext_lazy("Stopped"),
+    "run.timed_out": gettext_lazy("Timed out"),
+    "agent.updated": gettext_lazy("Another agent took over"),
+    "message": gettext_lazy("Message"),
+    "reasoning": gettext_lazy("Thoughts"),
+    "tool.called": gettext_lazy("Tool called"),
+    "tool.output": gettext_lazy("Tool answered"),
+    "step.started": gettext_lazy("Step started"),
+    "step.completed": gettext_lazy("Step completed"),
+    "step.failed": gettext_lazy("Step failed"),
+    "step.retrying": gettext_lazy("Step tried again"),
+    "step.skipped": gettext_lazy("Step skipped"),
+    "progress.update": gettext_lazy("Progress"),
+    "approval.requested": gettext_lazy("Decision asked for"),
+    "approval.decided": gettext_lazy("Decided"),
+}
+
+
+def event(event_type: str) -> str:
+    """Return what happened, in words; a type of the host's own as it is written."""
+    return str(EVENTS.get(event_type, event_type))
+
+
+def event_summary(payload: Any) -> str:
+    """Return in a few words what an event is about: a tool, a step or a text."""
+    names = ("tool", "step_name", "text", "error", "description", "reason", "decision", "message")
+    if not isinstance(payload, dict):
+        return ""
+    found = next((payload[name] for name in names if isinstance(payload.get(name), str)), "")
+    return Truncator(printable(found)).chars(120)
+
+
+def ago(moment: datetime) -> str:
+    """Return how long ago something was, roughly."""
+    if (timezone.now() - moment).total_seconds() < 60:
+        return _("just now")
+    return _("%(time)s ago") % {"time": timesince(moment, depth=1)}
+
+
+def since(moment: datetime, start: datetime) -> str:
+    """Return how long after a start something was, as ``+2.1 s``."""
+    return f"+{duration((moment - start).total_seconds())}"

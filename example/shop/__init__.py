@@ -1,0 +1,1 @@
+"""The shop: orders, products and policies, and the agent that looks after them."""

@@ -1,0 +1,1 @@
+"""The tests of agentic_django; they mirror its modules."""

@@ -1,0 +1,372 @@
+"""Wrong settings are found by system checks, each with a hint that says how to repair it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.core import checks
+
+from agentic_django import checks as our_checks
+from agentic_django import registry
+from agentic_django.conf import PREFIX, Settings
+from tests.settings import ROOT, TASK_BACKENDS
+
+
+def found() -> dict[str, checks.CheckMessage]:
+    """Return what the app's checks find, by id."""
+    return {message.id or "": message for message in checks.run_checks(tags=[our_checks.TAG])}
+
+
+def agents_twice() -> dict[str, Callable[[], Any]]:
+    return {"default": dict, "echo": dict}
+
+
+def agents_once() -> dict[str, Callable[[], Any]]:
+    return {"echo": dict}
+
+
+def no_agents() -> dict[str, Callable[[], Any]]:
+    return {}
+
+
+def a_list() -> list[str]:
+    return ["echo"]
+
+
+def a_bad_factory() -> dict[str, str]:
+    return {"echo": "not callable"}
+
+
+def test_the_tests_own_project_is_sound() -> None:
+    assert found() == {}
+
+
+def test_every_finding_says_how_to_repair_it(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.USE_TZ = False
+    settings.AGENTIC_DJANGO_RATE_LIMIT = "often"
+    settings.AGENTIC_DJANGO_RATE_LIMITS = "20/m"
+    settings.AGENTIC_DJANGO_TASK_BACKEND = "nowhere"
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = None
+    monkeypatch.setitem(django_settings.DATABASES["default"], "ENGINE", "x.sqlite3")
+    monkeypatch.setitem(django_settings.DATABASES["default"], "OPTIONS", {})
+    messages = found()
+    assert len(messages) >= 6
+    assert all(message.hint for message in messages.values())
+
+
+# Values and names
+
+BAD_VALUES = [
+    ("AGENT_REGISTRY", 3, "valid string"),
+    ("AGENT_REGISTRY", [3], "valid string"),
+    ("DEFAULT_AGENT_KEY", None, "valid string"),
+    ("AGENT_ACCESS", 3, "callable"),
+    ("TASK_BACKEND", None, "valid string"),
+    ("QUEUES", "slow", "dictionary"),
+    ("QUEUES", {"echo": 3}, "echo: "),
+    ("DEFAULT_RUN_OPTIONS", ["max_turns"], "dictionary"),
+    ("CLIENT_RUN_OPTIONS", "max_turns", "Sequence"),
+    ("CONTEXT_FACTORY", 3, "callable"),
+    ("CLASSIFY_ERROR", 3, "callable"),
+    ("ENABLE_EVENTS", "false", "boolean"),
+    ("ENABLE_EVENTS", 0, "boolean"),
+    ("RATE_LIMIT", "20", "a rate is written like '20/m'"),
+    ("RATE_LIMIT", "0/m", "a rate is written like '20/m'"),
+    ("RATE_LIMIT", 20, "valid string"),
+    ("MAX_INPUT_BYTES", 0, "greater than 0"),
+    ("MAX_INPUT_BYTES", "1024", "integer"),
+    ("MAX_INPUT_ITEMS", -1, "greater than 0"),
+    ("CLEANUP_POLICY", {"run_days": 30}, "run_days"),
+    ("CLEANUP_POLICY", {"runs_days": -1}, "runs_days"),
+    ("CLEANUP_POLICY", {"runs_days": "30"}, "runs_days"),
+    ("CLEANUP_POLICY", {"runs_statuses": ["running"]}, "'completed', 'failed'"),
+    ("CLEANUP_POLICY", {"batch_size": 0}, "batch_size"),
+    ("CLEANUP_POLICY", None, "dictionary"),
+    ("STARTUP_RECOVERY", "retry", "'ignore', 'fail' or 'requeue'"),
+    ("CONCURRENCY_LIMIT", 0, "greater than 0"),
+    ("CONCURRENCY_LIMIT", True, "integer"),
+    ("RUN_TIMEOUT_SECONDS", 0, "greater than 0"),
+    ("RUN_TIMEOUT_SECONDS", "900", "number"),
+    ("RUN_TIMEOUT_SECONDS", float("inf"), "less than"),
+    ("LEASE_SECONDS", None, "number"),
+    ("MAX_ATTEMPTS", 0, "greater than 0"),
+    ("DATABASE", None, "valid string"),
+    ("POLL_SECONDS", -1, "greater than 0"),
+    ("BASE_TEMPLATE", None, "valid string"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "reason"), BAD_VALUES)
+def test_a_value_that_cannot_be_used_is_an_error(
+    settings: Any, name: str, value: Any, reason: str
+) -> None:
+    setattr(settings, PREFIX + name, value)
+    error = found()["agentic_django.E001"]
+    assert error.level == checks.ERROR
+    assert error.msg.startswith(f"{PREFIX}{name} cannot be used: ")
+    assert reason in error.msg
+    assert Settings.options()[PREFIX + name].hint in (error.hint or "")
+
+
+GOOD_VALUES = [
+    ("AGENT_REGISTRY", ["tests.agents.agents"]),
+    ("AGENT_REGISTRY", "tests.agents:agents"),
+    ("AGENT_ACCESS", lambda request, key: True),
+    ("CONTEXT_FACTORY", "tests.test_checks.agents_once"),
+    ("QUEUES", {}),
+    ("RATE_LIMIT", None),
+    ("RATE_LIMIT", "1/d"),
+    ("CLEANUP_POLICY", {"runs_days": 30, "runs_statuses": ["failed"]}),
+    ("CLEANUP_POLICY", {"events_days": 0.5, "runs_statuses": ("failed", "cancelled")}),
+    ("CONCURRENCY_LIMIT", 5),
+    ("RUN_TIMEOUT_SECONDS", 0.5),
+    ("CLIENT_RUN_OPTIONS", []),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD_VALUES)
+def test_a_value_that_can_be_used_is_no_finding(settings: Any, name: str, value: Any) -> None:
+    setattr(settings, PREFIX + name, value)
+    assert found() == {}
+
+
+def test_every_setting_is_tried_with_a_bad_value() -> None:
+    assert {PREFIX + name for name, *_ in BAD_VALUES} == set(Settings.options())
+
+
+def test_a_misspelt_setting_is_a_warning_that_suggests_the_right_one(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_RATE_LIMTI = "5/m"
+    warning = found()["agentic_django.W001"]
+    assert warning.level == checks.WARNING
+    assert warning.msg == "There is no setting AGENTIC_DJANGO_RATE_LIMTI."
+    assert warning.hint == "Did you mean AGENTIC_DJANGO_RATE_LIMIT?"
+
+
+def test_a_setting_like_no_other_is_answered_with_the_list(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_XYZZY = 1
+    assert "AGENTIC_DJANGO_LEASE_SECONDS" in (found()["agentic_django.W001"].hint or "")
+
+
+def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
+    settings.AGENTIC_CITY = 1
+    settings.DJANGO_AGENTIC = 1
+    assert found() == {}
+
+
+# Agents
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere.agents", "Cannot import 'nowhere.agents'"),
+        ("tests.agents.nothing", "Cannot import 'tests.agents.nothing'"),
+        ("agents", "Cannot import 'agents'"),
+        ("tests.agents.USAGE", "not callable"),
+        ("tests.test_checks.a_list", "list, not a dict"),
+        ("tests.test_checks:a_bad_factory", "factory of 'echo' is not callable"),
+    ],
+)
+def test_a_registry_that_cannot_be_used_is_an_error(settings: Any, path: str, reason: str) -> None:
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = path
+    assert reason in found()["agentic_django.E002"].msg
+
+
+def test_a_key_that_two_registries_give_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = [
+        "tests.agents.agents",
+        "tests.test_checks.agents_once",
+    ]
+    error = found()["agentic_django.E003"]
+    assert "'echo'" in error.msg
+    assert "Rename or remove" in (error.hint or "")
+
+
+def test_a_key_that_code_registers_twice_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_registry", registry._Registry())
+    registry.register("default", dict)
+    registry.register("default", list)
+    assert "'default'" in found()["agentic_django.E003"].msg
+    assert registry.get("default") is dict
+
+
+def test_a_key_that_code_and_a_registry_give_is_an_error(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_registry", registry._Registry())
+    registry.register("echo", dict)
+    assert "'echo'" in found()["agentic_django.E003"].msg
+
+
+def test_a_default_agent_that_is_not_registered_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_DEFAULT_AGENT_KEY = "suport"
+    error = found()["agentic_django.E004"]
+    assert "'suport'" in error.msg
+    assert "echo" in (error.hint or "")
+
+
+def test_no_agent_under_the_default_key_is_a_warning_if_no_key_is_set(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.test_checks.agents_once"
+    assert set(found()) == {"agentic_django.W003"}
+
+
+@pytest.mark.parametrize("value", [None, [], "tests.test_checks.no_agents"])
+def test_a_project_without_agents_is_warned(settings: Any, value: Any) -> None:
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = value
+    assert set(found()) == {"agentic_django.W002"}
+
+
+def test_no_check_calls_a_factory(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", registry._Registry())
+    registry.register("explosive", lambda: 1 / 0)
+    assert found() == {}
+
+
+@pytest.mark.parametrize("name", ["AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR"])
+@pytest.mark.parametrize("path", ["nowhere.hook", "tests.agents.USAGE"])
+def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: str) -> None:
+    setattr(settings, PREFIX + name, path)
+    error = found()["agentic_django.E005"]
+    assert error.msg.startswith(f"{PREFIX}{name}: ")
+    assert path in error.msg
+
+
+# Queues
+
+
+def test_a_task_backend_that_tasks_does_not_have_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_TASK_BACKEND = "agents"
+    error = found()["agentic_django.E006"]
+    assert "'agents'" in error.msg
+    assert "'default'" in (error.hint or "")
+
+
+@pytest.mark.parametrize("backend", TASK_BACKENDS)
+def test_each_backend_is_sound_as_it_is_documented(use_tasks: Any, backend: str) -> None:
+    use_tasks(backend)
+    assert found() == {}
+
+
+@pytest.mark.parametrize("backend", TASK_BACKENDS)
+def test_a_queue_that_the_backend_does_not_know_is_an_error(
+    settings: Any, backend: str, valkey: Any
+) -> None:
+    settings.TASKS = {"default": {**TASK_BACKENDS[backend], "QUEUES": ["mail", "slow"]}}
+    settings.AGENTIC_DJANGO_QUEUES = {"*": "slow", "echo": "fast"}
+    error = found()["agentic_django.E007"]
+    assert "'echo' to 'fast'" in error.msg
+    assert error.hint == "Add 'fast' to TASKS['default']['QUEUES'], or choose one of: mail, slow."
+
+
+def test_a_project_with_queues_of_its_own_must_name_ours(settings: Any) -> None:
+    settings.TASKS = {"default": {**TASK_BACKENDS["immediate"], "QUEUES": ["mail"]}}
+    assert "'*' to 'default'" in found()["agentic_django.E007"].msg
+
+
+def test_a_backend_without_named_queues_takes_any(settings: Any) -> None:
+    settings.TASKS = {"default": {**TASK_BACKENDS["immediate"], "QUEUES": []}}
+    settings.AGENTIC_DJANGO_QUEUES = {"*": "anything"}
+    assert found() == {}
+
+
+@pytest.mark.parametrize(
+    ("queue", "is_short"),
+    [
+        ({}, True),
+        ({"DEFAULT_TIMEOUT": 600}, True),
+        ({"DEFAULT_TIMEOUT": "15m"}, True),
+        ({"DEFAULT_TIMEOUT": "16m"}, False),
+        ({"DEFAULT_TIMEOUT": 1000}, False),
+        ({"DEFAULT_TIMEOUT": -1}, False),
+    ],
+)
+def test_an_rq_queue_that_kills_runs_before_their_time_is_a_warning(
+    use_tasks: Any, settings: Any, queue: dict[str, Any], is_short: bool
+) -> None:
+    use_tasks("rq")
+    settings.RQ_QUEUES = {"default": {"HOST": "127.0.0.1", "PORT": 1, **queue}}
+    assert ("agentic_django.W004" in found()) is is_short
+
+
+def test_time_outs_of_rq_matter_only_on_rq(settings: Any) -> None:
+    settings.RQ_QUEUES = {"default": {"HOST": "127.0.0.1", "PORT": 1, "DEFAULT_TIMEOUT": 1}}
+    assert found() == {}
+
+
+# Database
+
+
+def test_local_times_are_an_error(settings: Any) -> None:
+    settings.USE_TZ = False
+    assert "USE_TZ = True" in (found()["agentic_django.E008"].hint or "")
+
+
+def test_a_database_that_is_not_there_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_DATABASE = "agents"
+    error = found()["agentic_django.E009"]
+    assert "'agents'" in error.msg
+    assert "'default'" in (error.hint or "")
+
+
+@pytest.mark.parametrize("mode", [None, "DEFERRED", "deferred"])
+def test_sqlite_with_late_locks_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    database = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"transaction_mode": mode}}
+    monkeypatch.setitem(django_settings.DATABASES, "default", database)
+    assert "'transaction_mode': 'IMMEDIATE'" in (found()["agentic_django.W005"].hint or "")
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])
+def test_sqlite_with_early_locks_is_sound(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    database = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"transaction_mode": mode}}
+    monkeypatch.setitem(django_settings.DATABASES, "default", database)
+    assert found() == {}
+
+
+# Pages and clients
+
+
+def test_a_base_template_that_is_not_there_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_BASE_TEMPLATE = "shop/bose.html"
+    assert "shop/bose.html" in found()["agentic_django.E011"].msg
+
+
+def test_a_project_without_engine_for_the_apps_templates_is_an_error(settings: Any) -> None:
+    engine = "django.template.backends.django.DjangoTemplates"
+    settings.TEMPLATES = [{"BACKEND": engine, "APP_DIRS": False}]
+    assert "APP_DIRS" in (found()["agentic_django.E011"].hint or "")
+
+
+def test_pages_without_their_script_are_a_warning(settings: Any) -> None:
+    settings.INSTALLED_APPS = [a for a in settings.INSTALLED_APPS if a != "django_htmx"]
+    assert "'django_htmx'" in (found()["agentic_django.W006"].hint or "")
+
+
+def test_an_option_that_a_client_cannot_set_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_CLIENT_RUN_OPTIONS = ["max_turns", "max_turn"]
+    error = found()["agentic_django.E010"]
+    assert "'max_turn'" in error.msg
+    assert error.hint == "Did you mean 'max_turns'?"
+
+
+# Documentation
+
+
+def test_the_documentation_lists_each_check_with_its_level() -> None:
+    source = Path(our_checks.__file__).read_text()
+    numbers = re.findall(r"_(error|warning)\((\d+),", source)
+    made = {f"agentic_django.{kind[0].upper()}{int(number):03}" for kind, number in numbers}
+    page = (ROOT / "docs/reference/checks.md").read_text()
+    told = re.findall(r"^\| `(agentic_django\.[EW]\d{3})` \|", page, re.MULTILINE)
+    assert told == sorted(told)
+    assert set(told) == made

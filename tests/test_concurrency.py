@@ -1,0 +1,124 @@
+"""Many at once: counters stay without gaps, and caps and turns are exact."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connections
+
+from agentic_django import runs, sessions
+from agentic_django.models import AgentEvent, AgentRun, AgentSession, AgentSessionItem, RunSlot
+from tests.processes import Project
+from tests.rows import make_run, make_session
+
+
+def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
+    """Return what so many threads bring back that start at the same moment."""
+    barrier, brought = threading.Barrier(count), []
+
+    def body() -> None:
+        barrier.wait()
+        try:
+            brought.append(work())
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=body) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return brought
+
+
+def claim_at_once(made: list[AgentRun]) -> list[AgentRun]:
+    """Let as many threads as runs claim one each, and return what was claimed."""
+    pending = iter([str(run.pk) for run in made])
+    return [run for run in at_once(len(made), lambda: runs.claim(next(pending))) if run]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_claims_of_one_run_one_succeeds(user: User) -> None:
+    run = make_run(user, "pending")
+    claimed = at_once(8, lambda: runs.claim(str(run.pk)))
+    assert [run for run in claimed if run] == [run]
+    assert AgentEvent.objects.get().sequence == 1
+
+
+@pytest.mark.postgres
+def test_twenty_threads_claim_exactly_as_many_as_the_limit(
+    in_project: Project, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 2
+    owner = User.objects.create_user("ada")
+    made = [make_run(owner, "pending") for _ in range(20)]
+    for _ in range(5):
+        held = claim_at_once(made)
+        assert len(held) == 2
+        assert AgentRun.objects.running().count() == 2
+        for run in held:
+            runs.finish(run, "requeue")
+        assert not RunSlot.objects.exists()
+
+
+@pytest.mark.postgres
+def test_twenty_threads_claim_one_run_of_each_session(in_project: Project) -> None:
+    owner = User.objects.create_user("ada")
+    talks = [make_session(owner) for _ in range(4)]
+    made = [make_run(owner, "pending", session=talks[n % 4]) for n in range(20)]
+    held = claim_at_once(made)
+    assert sorted(run.session_id for run in held) == sorted(talk.pk for talk in talks)
+    assert all(run.position == 1 for run in held)
+
+
+@pytest.mark.postgres
+def test_positions_are_unique_and_without_gaps_whoever_adds_runs(in_project: Project) -> None:
+    owner = User.objects.create_user("ada")
+    session = make_session(owner)
+
+    def add() -> int:
+        mine = AgentSession.objects.get(pk=session.pk)
+        return AgentRun.objects.create(session=mine, owner=owner, agent_key="echo").position
+
+    assert sorted(at_once(20, add)) == list(range(1, 21))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_positions_are_unique_in_threads_on_every_database(user: User) -> None:
+    session = make_session(user)
+
+    def add() -> int:
+        mine = AgentSession.objects.get(pk=session.pk)
+        return make_run(user, "pending", session=mine).position
+
+    assert sorted(at_once(8, add)) == list(range(1, 9))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_items_are_numbered_without_gaps_whoever_writes_them(user: User) -> None:
+    session = make_session(user)
+
+    def add() -> None:
+        mine = AgentSession.objects.get(pk=session.pk)
+        sessions.append(mine, [{"role": "user", "content": "x"}] * 3)
+
+    at_once(8, add)
+    numbers = AgentSessionItem.objects.order_by("sequence").values_list("sequence", flat=True)
+    assert list(numbers) == list(range(1, 25))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_session_comes_of_many_first_messages(user: User) -> None:
+    stores = at_once(8, lambda: sessions.get_session("orders", user))
+    assert len({store.session.pk for store in stores}) == AgentSession.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_limit_is_exact_in_threads_on_every_database(user: User, settings: Any) -> None:
+    settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 2
+    assert len(claim_at_once([make_run(user, "pending") for _ in range(8)])) == 2
+    assert RunSlot.objects.count() == 2
