@@ -153,6 +153,15 @@ def _call_of_step(step: dict[str, Any]) -> ToolCall:
     )
 
 
+def said(run: AgentRun) -> list[Output]:
+    """Return what the agent said on the way to its answer, which is shown in its own place."""
+    texts = run.texts
+    if run.status == AgentRun.Status.COMPLETED and texts:
+        is_answer = run.final_output in (texts[-1], _parsed(texts[-1]))
+        texts = texts[:-1] if is_answer else texts
+    return [Output("text", printable(text)) for text in texts if text.strip()]
+
+
 def agent_name(run: AgentRun) -> str:
     """Return what to call the agent: its key in words."""
     words = re.sub(r"[-_.]+", " ", run.agent_key).strip()

@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from agentic_django import serialization
 from agentic_django.conf import settings
 from agentic_django.fields import JSONTextField, OwnerKey, new_id
-from agentic_django.querysets import RunScope, Scope
+from agentic_django.querysets import STEP_EVENTS, RunScope, Scope
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 from agentic_django.viewer import principal_of
 
@@ -290,15 +290,20 @@ class AgentRun(Owned):
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
-        return _paired(self.step_payloads())
+        return _paired([payload for payload in self._seen if "call_id" in payload])
 
-    def step_payloads(self) -> list[dict[str, Any]]:
-        """Return the payloads of the tool events that a user may see, in order."""
+    @cached_property
+    def texts(self) -> list[str]:
+        """What the agent has said so far, oldest first; its answer is the last, if it is text."""
+        return [payload["text"] for payload in self._seen if "text" in payload]
+
+    @cached_property
+    def _seen(self) -> list[dict[str, Any]]:
+        """The payloads of the messages and tool events that a user may see, in order."""
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
             return [payload for _, payload in sorted(numbered, key=lambda pair: pair[0])]
-        types = ("tool.called", "tool.output")
-        shown = self.events.filter(visibility=Visibility.USER, event_type__in=types)
+        shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
         return list(shown.order_by("sequence").values_list("payload", flat=True))
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from agentic_django.models import AgentRun
     from agentic_django.viewer import Viewer
 
-__all__ = ["RunScope", "Scope"]
+__all__ = ["STEP_EVENTS", "RunScope", "Scope"]
+
+STEP_EVENTS = ("message", "tool.called", "tool.output")
+"""The events from which a run's fragment is made."""
 
 
 class Scope[M: models.Model](models.QuerySet[M]):
@@ -67,7 +70,7 @@ class RunScope(Scope["AgentRun"]):
         return self.annotate(place=place)
 
     def with_steps(self) -> Self:
-        """Annotate the tool calls seen so far, so that ``run.steps`` costs no further query.
+        """Annotate what was said and called so far, for ``run.steps`` and ``run.texts``.
 
         Each is joined as ``[sequence,payload]``: SQLite before 3.44 cannot order in it.
         """
@@ -80,15 +83,15 @@ class RunScope(Scope["AgentRun"]):
             output_field=models.TextField(),
         )
         texts = models.StringAgg(pair, models.Value(","))
-        joined = self._tool_events().order_by().values("run").annotate(text=texts).values("text")
+        joined = self._step_events().order_by().values("run").annotate(text=texts).values("text")
         return self.annotate(step_events=models.Subquery(joined))
 
-    def _tool_events(self) -> models.QuerySet[Any]:
+    def _step_events(self) -> models.QuerySet[Any]:
         event: Any = self.model._meta.get_field("events").related_model
         return event._base_manager.filter(  # type: ignore[no-any-return]
             run=models.OuterRef("pk"),
             visibility=Visibility.USER,
-            event_type__in=("tool.called", "tool.output"),
+            event_type__in=STEP_EVENTS,
         )
 
     def _earlier(self) -> models.QuerySet[AgentRun]:

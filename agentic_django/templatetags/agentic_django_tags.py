@@ -36,6 +36,7 @@ register.filter("agent_output", conversation.output)
 register.filter("agent_reason", wording.reason)
 register.filter("agent_readable", conversation.readable)
 register.filter("agent_since", wording.since)
+register.filter("agent_said", conversation.said)
 register.filter("agent_tool_calls", conversation.tool_calls)
 register.filter("agent_took", wording.took)
 
