@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from django.db import Error
+
 from agentic_django import (
     failures,
     heartbeat,
@@ -28,9 +30,13 @@ __all__ = ["execute"]
 
 def execute(run_id: str) -> None:
     """Carry a run, or another that is due, through one attempt; on the calling thread."""
-    run = runs.claim(run_id)
-    if run is not None:
-        threads.run_here(lambda: _attempt(run))
+    try:
+        run = runs.claim(run_id)
+        if run is not None:
+            threads.run_here(lambda: _attempt(run))
+    except Error:  # Whatever this thread does next needs a connection that works.
+        threads.reconnect()
+        raise
     recovery.sweep_after_attempt()
 
 
@@ -53,7 +59,7 @@ async def _perform(run: AgentRun) -> None:
         async with limit:
             result = await runtimes.runtime_for(run).perform(context)
             output = to_jsonable(result.final_output, "final_output")
-    except Exception as error:  # noqa: BLE001 - the one place where a run's failure ends up
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
         await _finish_badly(context, error, timed_out=limit.expired())
     else:
         await threads.call(
@@ -66,7 +72,7 @@ async def _perform(run: AgentRun) -> None:
         )
 
 
-async def _finish_badly(context: RunContext, error: Exception, *, timed_out: bool) -> None:
+async def _finish_badly(context: RunContext, error: BaseException, *, timed_out: bool) -> None:
     run, told = context.run, context.journal.take_deferred()
     verdict = Verdict("timed_out") if timed_out else failures.verdict_on(error)
     failure = Failure(verdict.code, None if timed_out else error)

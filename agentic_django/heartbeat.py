@@ -7,6 +7,7 @@ second, so a run that is cancelled elsewhere ends here within two.
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 import time
@@ -77,7 +78,7 @@ class Heart:
 
     def _beat(self) -> None:
         renewed = time.monotonic()
-        time.sleep(BEAT_SECONDS)
+        time.sleep(_pause())
         while held := self._take():
             try:
                 if not threading.main_thread().is_alive():
@@ -89,7 +90,11 @@ class Heart:
             except Error as error:  # The database is away; the leases outlast a short absence.
                 logger.warning("Heartbeat failed: %s", error)
             connections.close_all()
-            time.sleep(BEAT_SECONDS)
+            time.sleep(_pause())
+
+
+def _pause() -> float:
+    return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
 
 
 def _since(moment: float) -> float:
@@ -116,7 +121,7 @@ def _hand_back(held: set[Held]) -> None:
     """The process is ending: let another go on at once rather than after the lease."""
     for one in held:
         try:
-            lifecycle.hand_back(one.run)
+            lifecycle.hand_back(copy.copy(one.run))  # Its own thread may be writing it.
         except RunMoved:
             logger.info("Run %s had ended when this process did", one.run.pk)
         one.lose()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db import Error, transaction
+from django.db import Error
 from django.db.models.functions import Now
 
 from agentic_django import runs, threads
@@ -46,7 +46,8 @@ class Journal:
     def __init__(self, run: AgentRun, recorded: Sequence[StepCheckpoint] = ()) -> None:
         self.run = run
         self.reused = 0
-        self._rows = {row.key: row for row in recorded}
+        self._rows = {row.key: row for row in recorded if row.generation == run.generation}
+        self._earlier = [row for row in recorded if row.generation != run.generation]
         self._deferred: list[Event] = []
         self._end: BaseException | None = None
 
@@ -95,8 +96,8 @@ class Journal:
         return told
 
     def usage(self) -> dict[str, int]:
-        """Return the sum of what the recorded model calls used."""
-        return total_usage(self._rows.values())
+        """Return the sum of what the recorded model calls used, in earlier generations too."""
+        return total_usage([*self._earlier, *self._rows.values()])
 
 
 def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, int]:
@@ -118,8 +119,7 @@ def load(run: AgentRun) -> Journal:
     """Return a run's journal; a run's first attempt has none, and costs no query."""
     if run.attempt == 1:
         return Journal(run, [])
-    rows = StepCheckpoint.objects.using(database())
-    return Journal(run, list(rows.filter(run=run, generation=run.generation)))
+    return Journal(run, list(StepCheckpoint.objects.using(database()).filter(run=run)))
 
 
 def record(
@@ -134,7 +134,7 @@ def record(
     """
     row = _row(run, result)
     row.pk = intent.pk if intent else None
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.advance(run, drafts, failures=0)
         row.save(using=database(), force_insert=intent is None, force_update=intent is not None)
     return row
@@ -150,7 +150,7 @@ def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:
         name=name,
         attempt=run.attempt,
     )
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.advance(run)
         row.save(using=database(), force_insert=True)
     return row

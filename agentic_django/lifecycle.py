@@ -62,7 +62,7 @@ def complete(
     """End a run with its output; its items join the conversation."""
     ended = events.draft(EventType.RUN_COMPLETED, output=output)
     kept = _JSON_NULL if output is None else output
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.finish(run, "complete", [*told, ended], **_NO_ERROR, final_output=kept, usage=usage)
         sessions.leave(run, items)
         run.final_output = output
@@ -83,7 +83,7 @@ def _is_followed(run: AgentRun, items: Sequence[Any]) -> bool:
 
 def fail(run: AgentRun, failure: Failure, told: Sequence[Event] = ()) -> None:
     """End a run that this attempt holds, with a reason."""
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.finish(run, failure.verb, [*told, failure.told()], **failure.columns)
         _leave(run)
         runs.announce(signals.agent_run_failed, run, error=failure.error)
@@ -108,7 +108,7 @@ def try_later(
         return
     delay = runs.soonest(max(after, backoff(run.failures)))
     event = _retrying(run, failure.code, delay)
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.finish(run, "requeue", [*told, event], **_in_line(delay), failures=run.failures + 1)
         if not delay:
             runs.send(run)
@@ -117,7 +117,7 @@ def try_later(
 def hand_back(run: AgentRun) -> None:
     """Put a run that this process holds back in line, because the process is ending."""
     event = _retrying(run, "handed_back", 0)
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.finish(run, "requeue", [event], **_in_line(0))
         runs.send(run)
 

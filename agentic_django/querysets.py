@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from django.db import models
+from django.db import connections, models
 from django.db.models.functions import Cast, Concat, Now
 
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
@@ -52,6 +52,15 @@ class RunScope(Scope["AgentRun"]):
     def lost(self) -> Self:
         """Running runs whose lease has ended: their holder is gone."""
         return self.running().filter(lease_ends_at__lt=Now())
+
+    def unlocked(self) -> Self:
+        """Those that no transaction is writing now; for a change within a transaction.
+
+        A process can be paused, or cut off, in the midst of one, and hold its rows for hours.
+        """
+        skip = connections[self.db].features.has_select_for_update_skip_locked
+        free = self.order_by().select_for_update(skip_locked=skip)
+        return type(self)(self.model, using=self.db).filter(pk__in=free.values("pk"))
 
     def in_turn(self) -> Self:
         """The most urgent first, then the oldest."""

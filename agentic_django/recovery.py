@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 
-from django.db import Error, connections
+from django.db import Error, connections, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.tasks import task_backends
@@ -107,15 +107,24 @@ def _send_unsent(swept: Swept) -> None:
         same = runs.rows().pending().filter(pk=run.pk, enqueued_at=run.enqueued_at)
         if run.enqueued_at is None:
             same = runs.rows().pending().filter(pk=run.pk, enqueued_at__isnull=True)
-        if same.update(enqueued_at=Now()):
-            runs.send(run)
-            swept.sent += 1
+        with transaction.atomic(using=database()):
+            if same.unlocked().update(enqueued_at=Now()):
+                runs.send(run)
+                swept.sent += 1
 
 
 def sweep_after_attempt() -> None:
     """Sweep at the end of an attempt, if nobody has for a while."""
-    if not tasks.executes_at_once() and _is_our_turn():
-        sweep()
+    if not tasks.executes_at_once():
+        _sweep_in_turn()
+
+
+def _sweep_in_turn() -> None:
+    try:
+        if _is_our_turn():
+            sweep()
+    except Exception as error:  # noqa: BLE001 - the queue or the database is away; asked again
+        logger.warning("Sweep failed: %r", error)
 
 
 def _is_our_turn() -> bool:
@@ -153,12 +162,11 @@ class Sweeper:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                if _is_our_turn():
-                    sweep()
+                _sweep_in_turn()
                 if self._is_done():
                     return
             except Error as error:  # The database is away; it is asked again.
-                logger.warning("Sweep failed: %s", error)
+                logger.warning("Cannot see whether runs are unfinished: %s", error)
             finally:
                 connections.close_all()
             self._stopped.wait(pause())

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -125,6 +126,18 @@ def _claimed(run: AgentRun) -> bool:
     return False
 
 
+@contextmanager
+def together(run: AgentRun) -> Iterator[None]:
+    """One transaction of an attempt's writes; if it fails, its row in memory is as before."""
+    before = dict(vars(run))
+    try:
+        with transaction.atomic(using=database()):
+            yield
+    except BaseException:
+        vars(run).update(before)
+        raise
+
+
 def advance(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> None:
     """Write to a run that this attempt holds, with the events that tell of it.
 
@@ -156,7 +169,7 @@ def finish(run: AgentRun, verb: str, drafts: Sequence[Event] = (), **changes: An
 def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, Any]) -> None:
     changes["event_count"] = run.event_count + len(drafts)
     held = rows().filter(pk=run.pk, status=Status.RUNNING, attempt=run.attempt)
-    with transaction.atomic(using=database()):
+    with together(run):
         if not held.update(**changes, updated_at=Now()):
             raise RunMoved(run, verb)
         _mirror(run, changes)
@@ -173,12 +186,14 @@ def move(
 ) -> None:
     """Move a run from outside its attempt, whoever holds it; reads the row again.
 
-    Raises Conflict if the run is no longer in a state from which the verb leads (or the guard
-    does not hold).
+    Raises Conflict if the run is no longer in a state from which the verb leads. With a guard
+    it also does if that does not hold, or if another transaction is just writing the run.
     """
     step, drafts = TRANSITIONS[verb], events.wanted(drafts)
     changes |= {"status": step.target, "event_count": F("event_count") + len(drafts)}
     movable = rows().filter(guard or models.Q(), pk=run.pk, status__in=step.sources)
+    if guard is not None:
+        movable = movable.unlocked()
     with transaction.atomic(using=database()):
         if not movable.update(**changes, updated_at=Now()):
             run.refresh_from_db()

@@ -40,7 +40,8 @@ class Scope:
 
     def child(self, agent: str) -> Scope:
         """Return the scope of an agent that the current tool, or a guardrail, runs."""
-        name = f"{self.path}/{_call_id.get()}.{agent}"
+        short = agent.replace("/", "-")[:60]  # A slash says how deep a scope is.
+        name = f"{self.path}/{_call_id.get()}.{short}"
         self.children[name] += 1
         return Scope(self.journal, f"{name}#{self.children[name]}", agent)
 

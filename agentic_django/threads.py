@@ -15,13 +15,14 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext
 from django.db import close_old_connections, connections
 
-__all__ = ["aside", "call", "cancel_task", "in_run", "run_here"]
+__all__ = ["aside", "call", "cancel_task", "in_run", "reconnect", "run_here"]
 
 _here = threading.local()
 
@@ -95,8 +96,15 @@ class _Process:
     def _start(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         loop.set_default_executor(_Router(thread_name_prefix="agentic-default"))
-        threading.Thread(target=loop.run_forever, name="agentic-loop", daemon=True).start()
+        threading.Thread(target=_turn, args=(loop,), name="agentic-loop", daemon=True).start()
         return loop
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop for good: a tool that calls ``exit()`` ends its own run, not all others."""
+    while not loop.is_closed():
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
 
 
 _process = _Process()
@@ -119,6 +127,9 @@ def run_here[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     _here.running = True
     try:
         lane.serve(future)
+    except BaseException:  # This thread was interrupted, and will not do more of the work.
+        future.cancel()
+        raise
     finally:
         _here.running = not outermost
     return future.result()
@@ -156,14 +167,18 @@ async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 def _reconnected[T](work: Callable[[], T]) -> T:
-    """Do work after what went wrong, which may have been the connection itself.
+    reconnect()
+    return work()
+
+
+def reconnect() -> None:
+    """Part with this thread's connections after what went wrong: it may have been they.
 
     A connection within a transaction is the caller's (a test's, say) and stays.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
-    return work()
 
 
 def _with_own_connection[T](work: Callable[[], T]) -> T:

@@ -6,22 +6,45 @@ person's words stay, and no call is left without an output: models refuse such a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
+from agents.items import ItemHelpers
+from openai.types.responses import ResponseFunctionToolCall
+
+from agentic_django.journal import short
 from agentic_django.models import AgentRun, StepCheckpoint, database
 
 __all__ = ["items_of"]
 
 UNFINISHED = "This call was not completed."
 
+_CALLS = {"function_call", "custom_tool_call"}
+_LOCAL_CALLS = {
+    "apply_patch_call",
+    "computer_call",
+    "local_shell_call",
+    "mcp_approval_request",
+    "shell_call",
+}
+"""Calls whose outputs are not recorded; they are left out."""
+
 
 def items_of(run: AgentRun) -> list[Any]:
     """Return the items of a run, from its input and what is recorded of its main agent."""
     rows = StepCheckpoint.objects.using(database()).filter(run=run, generation=run.generation)
-    top = [row for row in rows.order_by("id") if row.key.count("/") == 1]
-    outputs = {_call_id(row): row.result for row in top if row.kind != StepCheckpoint.Kind.MODEL}
-    return [*_given(run.input_payload), *_answered(_said(top), outputs)]
+    recorded = {row.key: row for row in rows.order_by("id")}
+    said = [row for row in recorded.values() if _is_said_by_main_agent(row)]
+    items = _given(run.input_payload)
+    for row, following in zip_longest(said, said[1:]):
+        items += _turn(row, following, recorded)
+    return items
+
+
+def _is_said_by_main_agent(row: StepCheckpoint) -> bool:
+    return row.kind == StepCheckpoint.Kind.MODEL and row.key.count("/") == 1
 
 
 def _given(payload: Any) -> list[Any]:
@@ -30,28 +53,36 @@ def _given(payload: Any) -> list[Any]:
     return list(payload or [])
 
 
-def _said(rows: Iterable[StepCheckpoint]) -> list[Any]:
-    responses = [row.result for row in rows if row.kind == StepCheckpoint.Kind.MODEL]
-    return [item for response in responses for item in response["output"]]
+def _turn(
+    row: StepCheckpoint, following: StepCheckpoint | None, recorded: Mapping[str, StepCheckpoint]
+) -> list[Any]:
+    """Return what a response said and the outputs of its calls."""
+    path = row.key.rpartition(":model:")[0]
+    items = _without_local_calls(row.result["output"])
+    calls = [item for item in items if item.get("type") in _CALLS]
+    keys = [short(f"{path}:tool:{call['call_id']}") for call in calls]
+    outputs = [_value(recorded.get(key), following) for key in keys]
+    return [*items, *map(_output, calls, outputs)]
 
 
-def _call_id(row: StepCheckpoint) -> str:
-    return row.key.rpartition(":tool:")[2]
-
-
-def _answered(items: Iterable[Any], outputs: dict[str, Any]) -> list[Any]:
-    closed: list[Any] = []
+def _without_local_calls(items: list[Any]) -> list[Any]:
+    kept: list[Any] = []
     for item in items:
-        closed.append(item)
-        if item.get("type") in ("function_call", "custom_tool_call"):
-            closed.append(_output(item, outputs.get(item["call_id"], UNFINISHED)))
-    return closed
+        if item.get("type") not in _LOCAL_CALLS:
+            kept.append(item)
+        elif kept and kept[-1].get("type") == "reasoning":  # It must not stand without its call.
+            kept.pop()
+    return kept
+
+
+def _value(row: StepCheckpoint | None, following: StepCheckpoint | None) -> Any:
+    if row is not None and not row.is_intent and not row.error:
+        return row.result
+    if row is None and following is not None:  # A hand-off: it was followed, but is no tool.
+        return json.dumps({"assistant": following.name})
+    return UNFINISHED
 
 
 def _output(call: dict[str, Any], value: Any) -> dict[str, Any]:
-    structured = isinstance(value, list) and all(isinstance(p, dict) and "type" in p for p in value)
-    return {
-        "type": f"{call['type']}_output",
-        "call_id": call["call_id"],
-        "output": value if structured or isinstance(value, str) else str(value),
-    }
+    asked = ResponseFunctionToolCall.model_construct(**call)
+    return {**ItemHelpers.tool_call_output_item(asked, value), "type": f"{call['type']}_output"}

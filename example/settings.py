@@ -98,3 +98,8 @@ AGENTIC_DJANGO_AGENT_REGISTRY = "example.shop.agents.agents"
 AGENTIC_DJANGO_DEFAULT_AGENT_KEY = "support"
 AGENTIC_DJANGO_CONTEXT_FACTORY = "example.shop.agents.desk"
 AGENTIC_DJANGO_BASE_TEMPLATE = "shop/base.html"
+# Whoever kills a worker of the demo sees soon that another goes on.
+AGENTIC_DJANGO_LEASE_SECONDS = 10
+
+# How long the offline model takes for a few words; some more before the first.
+SHOP_DEMO_MODEL_PAUSE = float(os.environ.get("DEMO_MODEL_PAUSE", "0.04"))

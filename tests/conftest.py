@@ -96,6 +96,15 @@ def django_db_modify_db_settings(
     request.getfixturevalue("django_db_modify_db_settings_parallel_suffix")
 
 
+@pytest.fixture(scope="session")
+def live_server(django_db_setup: None, live_server: Any) -> Any:
+    """Django's live server, started on the test database.
+
+    Before it, the database is one in memory, and all requests would share one connection.
+    """
+    return live_server
+
+
 @pytest.fixture
 def postgres() -> Iterator[servers.Postgres]:
     """A PostgreSQL server of this test's own, to be stopped, crashed and started again."""

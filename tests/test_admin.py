@@ -370,9 +370,9 @@ def test_the_levers_need_the_permission_to_change_runs(
 def test_a_deletion_of_many_events_lists_none_of_them(
     admin_client: Client, full_run: AgentRun
 ) -> None:
-    for page in (("agentrun", full_run.pk), ("agentsession", full_run.session_id)):
+    for model, pk in (("agentrun", full_run.pk), ("agentsession", full_run.session_id)):
         with CaptureQueriesContext(connection) as queries:
-            page = admin_client.get(url(page[0], "delete", page[1])).content.decode()
+            page = admin_client.get(url(model, "delete", pk)).content.decode()
         assert "3 message" not in page
         assert not [q for q in queries.captured_queries if "agentevent" in q["sql"]]
 
@@ -413,3 +413,28 @@ def test_deleting_needs_a_permission(staff: User, full_run: AgentRun) -> None:
     assert permit(staff, "view_agentrun").post(page, {"post": "yes"}).status_code == 403
     client = permit(staff, "view_agentrun", "delete_agentrun")
     assert client.post(page, {"post": "yes"}).status_code == 302
+
+
+# In a browser
+
+
+@pytest.mark.browser
+@pytest.mark.django_db(transaction=True)
+def test_a_run_is_read_and_stopped_in_a_browser_under_a_strict_policy(
+    live_server: Any, open_page: Any, admin_user: User
+) -> None:
+    run = make_run(admin_user, "running", session=make_session(admin_user))
+    make_events(run, 2, payload={"text": "Event text"})
+    page = open_page(base_url=live_server.url, user=admin_user)
+    page.goto(url("agentrun", "change", run.pk))
+    page.get_by_text("Event text").first.wait_for()
+    assert page.locator("pre.agentic-value").first.evaluate(
+        "element => getComputedStyle(element).whiteSpace"
+    ) in ("pre-wrap", "break-spaces")
+    page.goto(url("agentrun"))
+    page.check("input.action-select")
+    page.select_option("select[name=action]", "stop_runs")
+    page.click("button[name=index]")
+    page.get_by_text("1 run was stopped.").wait_for()
+    run.refresh_from_db()
+    assert run.status == "cancelled"

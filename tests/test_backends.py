@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,6 +29,8 @@ print(run.status)
 
 REPORT = """
 import json
+from functools import partial
+from itertools import pairwise
 from django.contrib.auth.models import Group
 from django.core.serializers.json import DjangoJSONEncoder
 from agentic_django.models import AgentEvent, AgentRun
@@ -53,6 +57,12 @@ def assert_carried_out(row: dict[str, Any]) -> None:
     assert [kind for kind in row["types"] if kind in LIFE] == LIFE
     assert row["groups"] == ["staff"]
     assert row["attempt"] == 1
+
+
+def task() -> Any:
+    """Return the app's task as the settings of this moment make it."""
+    made: Any = tasks.execute
+    return made
 
 
 def finished(run: AgentRun) -> bool:
@@ -159,7 +169,7 @@ def test_threads_carry_out_runs_of_this_process(user: User, use_tasks: Any, agen
         for n in range(6)
     ]
     for run in made:
-        wait_until(lambda run=run: finished(run), what=lambda run=run: run.error_detail)
+        wait_until(partial(finished, run))
         assert run.status == "completed", run.error_detail
     assert Group.objects.count() == 6
 
@@ -172,10 +182,9 @@ def test_threads_carry_out_the_runs_of_a_session_in_order(user: User, use_tasks:
         for n in range(4)
     ]
     for run in made:
-        wait_until(lambda run=run: finished(run))
-    started = [run.started_at for run in made]
-    ended = [run.finished_at for run in made]
-    assert all(end <= start for end, start in zip(ended, started[1:], strict=False))
+        wait_until(partial(finished, run))
+    times: list[Any] = [(run.started_at, run.finished_at) for run in made]
+    assert all(before[1] <= after[0] for before, after in pairwise(times))
 
 
 @pytest.mark.django_db
@@ -208,7 +217,7 @@ def test_a_delivery_twice_carries_a_run_out_once(
     run = make_run(user, "pending")
     with django_capture_on_commit_callbacks(execute=True):
         for _ in range(2):
-            tasks.execute.enqueue(str(run.pk))
+            task().enqueue(str(run.pk))
     assert AgentEvent.objects.filter(event_type="run.completed").count() == 1
     assert finished(run)
     assert run.attempt == 1
@@ -216,7 +225,7 @@ def test_a_delivery_twice_carries_a_run_out_once(
 
 @pytest.mark.django_db
 def test_a_delivery_for_a_run_that_was_deleted_is_harmless(user: User) -> None:
-    result = tasks.execute.enqueue("00000000-0000-0000-0000-000000000000")
+    result = task().enqueue("00000000-0000-0000-0000-000000000000")
     assert result.status == "SUCCESSFUL"
 
 
@@ -224,7 +233,7 @@ def test_a_delivery_for_a_run_that_was_deleted_is_harmless(user: User) -> None:
 def test_the_task_belongs_to_the_backend_that_is_configured(use_tasks: Any, backend: str) -> None:
     use_tasks(backend)
     module = TASK_BACKENDS[backend]["BACKEND"].partition(".")[0]
-    assert type(tasks.execute.get_backend()).__module__.partition(".")[0] == module
+    assert type(task().get_backend()).__module__.partition(".")[0] == module
 
 
 def test_the_task_goes_to_the_alias_and_queue_that_are_set(settings: Any) -> None:
@@ -234,7 +243,7 @@ def test_the_task_goes_to_the_alias_and_queue_that_are_set(settings: Any) -> Non
     }
     settings.AGENTIC_DJANGO_TASK_BACKEND = "agents"
     settings.AGENTIC_DJANGO_QUEUES = {"*": "runs", "research": "slow"}
-    assert (tasks.execute.backend, tasks.execute.queue_name) == ("agents", "runs")
+    assert (task().backend, task().queue_name) == ("agents", "runs")
     assert tasks.queue_of("research") == "slow"
     assert tasks.queue_of("echo") == "runs"
 

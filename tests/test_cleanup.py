@@ -120,7 +120,8 @@ def test_half_a_day_is_a_number_of_days(user: User) -> None:
 @pytest.mark.parametrize("status", ACTIVE)
 def test_a_run_whose_child_is_unfinished_stays(user: User, link: str, status: str) -> None:
     old = make_run(user, days_ago=31)
-    make_run(user, status, **{link: old})
+    columns: dict[str, Any] = {link: old}
+    make_run(user, status, **columns)
     assert clean(runs_days=30) == Deleted()
     assert left(AgentRun) == 2
 
@@ -128,7 +129,8 @@ def test_a_run_whose_child_is_unfinished_stays(user: User, link: str, status: st
 @pytest.mark.parametrize("link", ["parent", "root"])
 def test_a_child_whose_parent_is_unfinished_stays(user: User, link: str) -> None:
     above = make_run(user, "waiting")
-    make_run(user, days_ago=31, **{link: above})
+    columns: dict[str, Any] = {link: above}
+    make_run(user, days_ago=31, **columns)
     assert clean(runs_days=30) == Deleted()
 
 
@@ -164,7 +166,7 @@ def test_full_sessions_go_with_all_they_hold_if_the_policy_says_so(user: User) -
     make_items(session, 2, run)
     make_events(run, 2)
     age(session, 91)
-    policy = {"sessions_days": 90, "sessions_require_empty": False}
+    policy: Any = {"sessions_days": 90, "sessions_require_empty": False}
     assert clean(**policy) == Deleted(sessions=1)
     assert [left(m) for m in (AgentSession, AgentRun, AgentSessionItem, AgentEvent)] == [0] * 4
 
@@ -181,7 +183,7 @@ def test_a_session_that_this_very_clean_up_empties_goes_too(user: User) -> None:
     session = make_session(user)
     make_run(user, days_ago=91, session=session)
     age(session, 91)
-    policy = {"sessions_days": 90, "runs_days": 90}
+    policy: Any = {"sessions_days": 90, "runs_days": 90}
     assert clean(**policy, dry_run=True) == Deleted(runs=1, sessions=1)
     assert clean(**policy) == Deleted(runs=1, sessions=1)
 
@@ -204,7 +206,7 @@ def test_a_dry_run_deletes_nothing_and_foretells_the_counts(user: User) -> None:
     make_events(make_run(user, days_ago=31), 3)
     make_run(user, days_ago=61)
     make_session(user, days_ago=91)
-    policy = {"events_days": 30, "runs_days": 60, "sessions_days": 90}
+    policy: Any = {"events_days": 30, "runs_days": 60, "sessions_days": 90}
     foretold = clean(**policy, dry_run=True)
     assert foretold == Deleted(events=3, runs=1, sessions=1)
     assert (left(AgentEvent), left(AgentRun), left(AgentSession)) == (3, 2, 1)

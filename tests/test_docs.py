@@ -393,6 +393,14 @@ def test_every_template_and_static_file_is_told() -> None:
     assert set(first_names(section(page, "## Static files"))) == static
 
 
+def test_contexts_are_those_that_the_templates_name() -> None:
+    for row in rows(section("reference/templates.md", "## Templates"))[1:]:
+        source = (PACKAGE / "templates" / "agentic_django" / names(row[0])[0]).read_text()
+        comment = source.partition("{% comment %}")[2].partition("{% endcomment %}")[0]
+        for name in names(row[1]):
+            assert re.search(rf"\b{name}\b", comment), f"{row[0]}: {name}"
+
+
 def _files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 

@@ -29,7 +29,7 @@ STATES = [str(status) for status in AgentRun.Status]
 
 def stored(run: AgentRun) -> dict[str, Any]:
     """Return the row as it stands in the database, with its events."""
-    row: dict[str, Any] = AgentRun.objects.filter(pk=run.pk).values().get()
+    row: Any = AgentRun.objects.filter(pk=run.pk).values().get()
     told = AgentEvent.objects.filter(run=run).order_by("sequence")
     return {**row, "events": list(told.values_list("sequence", "event_type"))}
 
@@ -262,7 +262,7 @@ def test_a_claim_raises_the_attempt_and_takes_a_lease(user: User, settings: Any)
     run = make_run(user, "pending")
     claimed = runs.claim(str(run.pk))
     assert claimed is not None
-    row = AgentRun.objects.annotate(now=Now()).get(pk=run.pk)
+    row: Any = AgentRun.objects.annotate(now=Now()).get(pk=run.pk)
     assert (row.attempt, row.status, row.holder) == (1, "running", runs.holder())
     assert row.lease_ends_at is not None
     assert timedelta(seconds=30) < row.lease_ends_at - row.now <= timedelta(seconds=40)

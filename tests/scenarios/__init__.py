@@ -1,0 +1,1 @@
+"""Whatever dies, a run ends rightly: processes killed, paused and cut off, on real servers."""

@@ -1,0 +1,275 @@
+"""Attempts in forked processes that die, or are paused, just before or after a chosen commit.
+
+The parent has everything imported and no threads, so that a fork is cheap and sound. Run as a
+program, it interrupts scenarios at every commit and writes, to ``AGENTIC_TEST_REPORTS``, where
+what came of it differs from the uninterrupted run::
+
+    python -m tests.scenarios.interruption kill plain parallel
+    python -m tests.scenarios.interruption pause parallel
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import django
+
+django.setup()
+
+from agents import Runner  # noqa: E402
+from django.contrib.auth.models import User  # noqa: E402
+from django.db import connections  # noqa: E402
+from django.db.backends.base.base import BaseDatabaseWrapper  # noqa: E402
+from django.db.backends.utils import CursorWrapper  # noqa: E402
+from django.test import override_settings  # noqa: E402
+
+from agentic_django import executor, lifecycle, recovery, sessions  # noqa: E402
+from agentic_django.models import AgentRun, AgentSession, SweepMark  # noqa: E402
+from tests.scenarios.agents import CRASHED  # noqa: E402
+from tests.scenarios.record import Record, record_of  # noqa: E402
+
+KILLED = 9
+LEASE = 0.15
+
+type Act = Callable[[], None]
+
+
+@dataclass
+class Commits:
+    """Counts what this process commits, statements outside of transactions included."""
+
+    at: int = 0
+    before: bool = False
+    act: Act = lambda: None
+    count: int = 0
+
+    def install(self) -> None:
+        """Count from now on, and act at the chosen commit."""
+        commit, execute = BaseDatabaseWrapper._commit, CursorWrapper._execute
+
+        def counted_commit(wrapper: Any) -> None:
+            self.around(lambda: commit(wrapper))
+
+        def counted_execute(cursor: Any, sql: str, *args: Any) -> Any:
+            if cursor.db.in_atomic_block or not _is_write(sql):
+                return execute(cursor, sql, *args)
+            return self.around(lambda: execute(cursor, sql, *args))
+
+        BaseDatabaseWrapper._commit = counted_commit
+        CursorWrapper._execute = counted_execute
+
+    def around(self, commit: Callable[[], Any]) -> Any:
+        """Commit; act before or after it if it is the chosen one.
+
+        The heart's thread commits whenever it is time, and is not counted.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return commit()
+        self.count += 1
+        chosen = self.count == self.at
+        if chosen and self.before:
+            self.act()
+        result = commit()
+        if chosen and not self.before:
+            self.act()
+        return result
+
+
+def _is_write(sql: str) -> bool:
+    """Whether a statement writes; when processes sweep depends on the time, and is left out."""
+    verb = sql.split(None, 1)[0]
+    return verb in {"INSERT", "UPDATE", "DELETE"} and SweepMark._meta.db_table not in sql
+
+
+def die() -> None:
+    """End this process as SIGKILL does."""
+    os._exit(KILLED)
+
+
+def pause() -> None:
+    """Stop until somebody lets this process go on."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def attempt(run: AgentRun, commits: Commits) -> int:
+    """Begin an attempt in a forked process; returns its id."""
+    connections.close_all()
+    pid = os.fork()
+    if not pid:
+        _be_attempt(run, commits)
+    return pid
+
+
+def _be_attempt(run: AgentRun, commits: Commits) -> None:
+    try:
+        commits.install()
+        executor.execute(str(run.pk))
+    except BaseException:  # noqa: BLE001 - this process ends here, whatever happened
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def end_of(pid: int) -> int:
+    """Wait for a process and return its exit status."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def new_run(scenario: str) -> AgentRun:
+    """Return a pending run of a conversation that has a history."""
+    user, _ = User.objects.get_or_create(username="ada")
+    session = AgentSession.objects.create(owner=user, session_key=os.urandom(8).hex())
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    sessions.append(session, said)
+    return AgentRun.objects.create(session=session, agent_key=scenario, input_payload="Begin.")
+
+
+def finish(run: AgentRun) -> None:
+    """Carry a run to its end in another process, however many attempts that takes."""
+    for _ in range(10):
+        run.refresh_from_db()
+        if run.is_finished:
+            return
+        recovery.sweep()
+        status = end_of(attempt(run, Commits()))
+        assert status == 0, f"An attempt ended with status {status}."
+    raise AssertionError(f"The run does not end: {run.status}, attempt {run.attempt}.")
+
+
+def count_commits(scenario: str) -> tuple[int, Record]:
+    """Return how many commits an uninterrupted run has, and what came of it."""
+    run = new_run(scenario)
+    reader, writer = os.pipe()
+    commits = Commits()
+    connections.close_all()
+    pid = os.fork()
+    if not pid:
+        commits.install()
+        executor.execute(str(run.pk))
+        os.write(writer, str(commits.count).encode())
+        os._exit(0)
+    end_of(pid)
+    os.close(writer)
+    count = int(os.read(reader, 100))
+    os.close(reader)
+    finish(run)  # What failed and may pass is tried again.
+    return count, record_of(run)
+
+
+@dataclass
+class Report:
+    """What interrupting a scenario at every commit came to."""
+
+    scenario: str
+    commits: int
+    interruptions: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def compare(self, where: str, run: AgentRun, expected: Record) -> None:
+        """Note how an interrupted run differs from the uninterrupted one."""
+        self.interruptions += 1
+        found = record_of(run)
+        self.problems += [f"{where}: {text}" for text in found.differences(expected)]
+        self.problems += [f"{where}: {text}" for text in found.problems]
+
+
+def kill_everywhere(scenario: str) -> Report:
+    """Kill an attempt before and after each of its commits, one run each; finish the run."""
+    count, expected = count_commits(scenario)
+    report = Report(scenario, count)
+    for at, before in _places(count):
+        run = new_run(scenario)
+        if end_of(attempt(run, Commits(at, before, die))) != KILLED:
+            report.problems.append(f"There was no commit {at}.")
+        time.sleep(LEASE)
+        finish(run)
+        report.compare(f"killed {'before' if before else 'after'} commit {at}", run, expected)
+    return report
+
+
+def kill_always(scenario: str) -> Report:
+    """Kill every attempt after its second commit: the claim, and one more."""
+    count, expected = count_commits(scenario)
+    report, run = Report(scenario, count), new_run(scenario)
+    while not AgentRun.objects.get(pk=run.pk).is_finished:
+        end_of(attempt(run, Commits(2, before=False, act=die)))
+        report.interruptions += 1
+        time.sleep(LEASE)
+        recovery.sweep()
+    report.compare("killed after each second commit", run, expected)
+    return report
+
+
+def pause_everywhere(scenario: str) -> Report:
+    """Pause an attempt at each commit past its lease; let another finish; let it go on."""
+    count, expected = count_commits(scenario)
+    report = Report(scenario, count)
+    for at, before in _places(count):
+        run = new_run(scenario)
+        pid = attempt(run, Commits(at, before, pause))
+        os.waitpid(pid, os.WUNTRACED)
+        time.sleep(LEASE)
+        _take_over(run)
+        taken = record_of(run)
+        os.kill(pid, signal.SIGCONT)
+        status = end_of(pid)
+        where = f"paused {'before' if before else 'after'} commit {at}"
+        if status:
+            report.problems.append(f"{where}: the paused process ended with status {status}")
+        if taken.status == "completed":  # Else the paused one held the row: it may finish.
+            found = record_of(run)
+            report.problems += [f"{where}: {text}" for text in found.differences(taken)]
+        finish(run)
+        report.compare(where, run, expected)
+    return report
+
+
+def _take_over(run: AgentRun) -> None:
+    """Finish a run whose process is paused, unless that holds its row in a transaction."""
+    began = time.monotonic()
+    swept = recovery.sweep()
+    assert time.monotonic() - began < 2, "The sweep waited for a paused process."
+    if swept.requeued:
+        finish(run)
+
+
+def _places(count: int) -> Iterator[tuple[int, bool]]:
+    return product(range(1, count + 1), (True, False))
+
+
+def warm() -> None:
+    """Have the SDK and pydantic build what they build at first use, so that no fork has to."""
+
+    async def once() -> None:
+        async for _ in Runner.run_streamed(CRASHED["everything"](), "Begin.").stream_events():
+            pass
+
+    asyncio.run(once())
+
+
+def main(how: str, *scenarios: str) -> None:
+    """Interrupt scenarios and print what came of it."""
+    interrupt = {"kill": kill_everywhere, "always": kill_always, "pause": pause_everywhere}[how]
+    tasks = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
+    lifecycle.backoff = lambda failures: 0.0  # type: ignore[assignment]
+    options = {"AGENTIC_DJANGO_LEASE_SECONDS": LEASE, "AGENTIC_DJANGO_MAX_ATTEMPTS": 6}
+    warm()
+    with override_settings(TASKS=tasks, **options):
+        reports = [vars(interrupt(scenario)) for scenario in scenarios or CRASHED]
+    Path(os.environ["AGENTIC_TEST_REPORTS"]).write_text(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""An attempt that is killed or paused at any of its commits changes nothing of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+type Interrupt = Callable[..., list[dict[str, Any]]]
+
+
+def check(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        assert not report["problems"], report
+        assert report["commits"] > 3, report
+
+
+@pytest.mark.parametrize(
+    "agents",
+    [
+        ("plain", "parallel", "nested"),
+        ("handoffs", "guarded", "structured"),
+        ("timing_out", "flaky", "everything"),
+    ],
+    ids=" ".join,
+)
+def test_a_kill_at_any_commit_changes_nothing(
+    interrupt: Interrupt, agents: tuple[str, ...]
+) -> None:
+    reports = interrupt("kill", *agents)
+    check(reports)
+    for report in reports:
+        assert report["interruptions"] == 2 * report["commits"]
+
+
+def test_a_run_that_is_killed_after_each_thing_it_records_comes_to_its_end(
+    interrupt: Interrupt,
+) -> None:
+    reports = interrupt("always", "everything")
+    check(reports)
+    assert reports[0]["interruptions"] > 8
+
+
+def test_a_process_that_is_paused_past_its_lease_changes_nothing_when_it_goes_on(
+    interrupt: Interrupt,
+) -> None:
+    check(interrupt("pause", "parallel", "nested"))
