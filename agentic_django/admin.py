@@ -45,7 +45,9 @@ def _pretty(value: Any) -> str:
     # What a model wrote may hold half a character, which cannot be sent as UTF-8.
     text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > _SHOWN_CHARACTERS:
-        text = f"{text[:_SHOWN_CHARACTERS]}\n… {len(text) - _SHOWN_CHARACTERS} more characters"
+        more = len(text) - _SHOWN_CHARACTERS
+        told = ngettext("… %d more character", "… %d more characters", more) % more
+        text = f"{text[:_SHOWN_CHARACTERS]}\n{told}"
     return format_html('<pre class="agentic-value">{}</pre>', text)
 
 

@@ -14,8 +14,11 @@ class AgenticError(Exception):
     code: ClassVar[str] = "error"
     """A stable, machine-readable name of the error, as JSON callers see it."""
 
+    told: ClassVar[Any] = ""
+    """The message in the reader's language, where users may read it."""
+
     def __init__(self, message: str = "") -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip())
+        super().__init__(message or str(self.told) or (type(self).__doc__ or "").strip())
 
 
 class BadSetting(AgenticError):
@@ -68,6 +71,7 @@ class NotAllowed(AgenticError):
     """You may not use this agent."""
 
     code = "not_allowed"
+    told = _("You may not use this agent.")
 
 
 class Conflict(AgenticError):
@@ -80,6 +84,7 @@ class SessionBusy(Conflict):
     """Another run of this conversation has not ended yet."""
 
     code = "session_busy"
+    told = _("Another run of this conversation has not ended yet.")
 
 
 class UnresolvedIntent(AgenticError):
@@ -103,9 +108,9 @@ class RunMoved(BaseException):
 
 
 SENTENCES: dict[str, Any] = {
-    "agent_unknown": _("This agent is no longer available."),
+    "unknown_agent": _("This agent is no longer available."),
     "database_away": _("The database could not be reached. Trying again may help."),
-    "bad_agent": _("The agent could not be started."),
+    "bad_setting": _("The agent could not be started."),
     "guardrail": _("The agent declined this request."),
     "internal": _("Something went wrong. Trying again may help."),
     "lost": _("The work was interrupted. Trying again may help."),

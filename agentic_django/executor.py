@@ -57,7 +57,8 @@ async def _perform(run: AgentRun) -> None:
     limit = asyncio.timeout(settings.RUN_TIMEOUT_SECONDS - run.active_seconds)
     try:
         async with limit:
-            result = await runtimes.runtime_for(run).perform(context)
+            runtime = await threads.call(runtimes.runtime_for, run)
+            result = await runtime.perform(context)
             output = to_jsonable(result.final_output, "final_output")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
         await _finish_badly(context, error, timed_out=limit.expired())

@@ -12,14 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import thread as pools
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import cast
 
 from django.db import Error, connections
-from django.db.models import F
-from django.db.models.functions import Now
 
 from agentic_django import lifecycle, runs, threads
 from agentic_django.conf import settings
@@ -81,7 +79,7 @@ class Heart:
         time.sleep(_pause())
         while held := self._take():
             try:
-                if not threading.main_thread().is_alive():
+                if _is_ending():
                     _hand_back(held)
                 elif _since(renewed) >= settings.LEASE_SECONDS / 3:
                     _renew(held, _since(renewed))
@@ -93,6 +91,15 @@ class Heart:
             time.sleep(_pause())
 
 
+def _is_ending() -> bool:
+    """Whether the interpreter is going down: it waits for the threads of pools, ours too.
+
+    Then its main thread has ended, or the standard library has told its pools to; the latter
+    has no public name.
+    """
+    return not threading.main_thread().is_alive() or getattr(pools, "_shutdown", False)
+
+
 def _pause() -> float:
     return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
 
@@ -102,11 +109,7 @@ def _since(moment: float) -> float:
 
 
 def _renew(held: set[Held], seconds: float) -> None:
-    mine = runs.rows().running().filter(pk__in=[h.run.pk for h in held], holder=runs.holder())
-    mine.update(
-        lease_ends_at=Now() + timedelta(seconds=settings.LEASE_SECONDS),
-        active_seconds=F("active_seconds") + seconds,
-    )
+    runs.renew([one.run.pk for one in held], seconds)
 
 
 def _drop_lost(held: set[Held]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any, cast
 
 import agents
@@ -64,23 +64,30 @@ def instrumented(agent: agents.Agent[Any], seen: set[int] | None = None) -> agen
     seen.add(id(agent))
     if isinstance(agent.model, Model):
         agent.model = journaled_model(agent.model)
-    if "agentic_tools" not in vars(agent):
-        vars(agent)["agentic_tools"] = agent.get_all_tools
-        vars(agent)["get_all_tools"] = _tools_of(agent)
+    tools = vars(agent).get("get_all_tools")
+    if not isinstance(tools, _Tools) or tools.agent is not agent:
+        vars(agent)["get_all_tools"] = _Tools(agent)
     for handoff in agent.handoffs:
         _follow(handoff, seen)
     return agent
 
 
-def _tools_of(agent: agents.Agent[Any]) -> Callable[..., Awaitable[list[Any]]]:
-    async def get_all_tools(run_context: Any) -> list[Any]:
+class _Tools:
+    """What is put in the place of an agent's ``get_all_tools``."""
+
+    def __init__(self, agent: agents.Agent[Any]) -> None:
+        self.agent = agent
+        self.inner: Callable[..., Awaitable[list[Any]]] = agent.get_all_tools
+        if isinstance(self.inner, _Tools):  # The agent is a copy of one that was instrumented.
+            self.inner = self.inner.inner
+        if inspect.ismethod(self.inner):
+            self.inner = MethodType(self.inner.__func__, agent)
+
+    async def __call__(self, run_context: Any) -> list[Any]:
         scope = current_scope()
         if scope is not None:
-            scope.enter(agent.name)
-        tools: list[Any] = await vars(agent)["agentic_tools"](run_context)
-        return [journaled_tool(tool) for tool in tools]
-
-    return get_all_tools
+            scope.enter(self.agent.name)
+        return [journaled_tool(tool) for tool in await self.inner(run_context)]
 
 
 def _follow(handoff: Any, seen: set[int]) -> None:
@@ -247,7 +254,7 @@ def _journaled_invoker(tool: Any, invoker: Any) -> Any:
     The SDK reads more from an invoker of its own than that it can be called (how it coerces
     arguments before an approval, for one), so the new one keeps the type and the attributes.
     """
-    if inspect.isroutine(invoker):
+    if not hasattr(invoker, "__agents_bind_function_tool__"):
         return _journaled_function(tool, invoker)
     journaled = copy.copy(invoker)
     journaled.__class__ = _journaled_type(cast("Hashable", type(invoker)))
@@ -274,6 +281,7 @@ def _journaled_function(tool: Any, invoker: Callable[..., Awaitable[Any]]) -> An
             given = _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
         return _invoke(tool, lambda: invoker(given, arguments), ctx)
 
+    vars(invoke).update(getattr(invoker, "__dict__", {}))
     invoke.is_journaled = True  # type: ignore[attr-defined]
     return invoke
 

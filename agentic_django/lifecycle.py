@@ -92,9 +92,7 @@ def fail(run: AgentRun, failure: Failure, told: Sequence[Event] = ()) -> None:
 def _leave(run: AgentRun) -> None:
     """Write what an incomplete run leaves behind, and let the next one start."""
     recorded = StepCheckpoint.objects.using(database()).filter(run=run)
-    usage = journal.total_usage(recorded)
-    runs.rows().filter(pk=run.pk).update(usage=usage)
-    run.usage = usage
+    runs.bill(run, journal.total_usage(recorded))
     sessions.leave(run, turns.items_of(run))
     runs.send_next(run)
 

@@ -55,8 +55,10 @@ def valid_input(payload: Any) -> str | list[dict[str, Any]]:
         return payload  # type: ignore[no-any-return]
     raise BadInput(
         errors={
-            "input": "Give a text that is not empty, or a list of at least one input item: "
-            'an object with a "role" or a "type".'
+            "input": _(
+                "Give a text that is not empty, or a list of at least one input item: "
+                'an object with a "role" or a "type".'
+            )
         }
     )
 
@@ -77,8 +79,8 @@ def check_size(payload: Any) -> None:
     """Raise InputTooLarge for more items than ``AGENTIC_DJANGO_MAX_INPUT_ITEMS``."""
     most = settings.MAX_INPUT_ITEMS
     if isinstance(payload, list) and len(payload) > most:
-        text = f"{len(payload)} items are too many; this site accepts {most}."
-        raise InputTooLarge(errors={"input": text})
+        text = _("%(count)s items are too many; this site accepts %(most)s.")
+        raise InputTooLarge(errors={"input": text % {"count": len(payload), "most": most}})
 
 
 def check_session_key(key: str) -> None:
@@ -94,14 +96,15 @@ def check_data(value: Any, path: str = "", depth: int = 0) -> None:
     That is U+0000, lone surrogates, numbers that are not finite, and what is nested too deeply.
     """
     if depth > MAX_DEPTH:
-        raise BadInput(errors={path: f"This is nested more than {MAX_DEPTH} levels deep."})
+        text = _("This is nested more than %(most)s levels deep.")
+        raise BadInput(errors={path: text % {"most": MAX_DEPTH}})
     if isinstance(value, str):
         _check_text(value, path)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(errors={path: "NaN and infinities are not numbers in JSON."})
+        raise BadInput(errors={path: _("NaN and infinities are not numbers in JSON.")})
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_text(key, path or "(a field's name)")
+            _check_text(key, path or _("(a field's name)"))
             check_data(inner, f"{path}.{key}".lstrip("."), depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
@@ -110,9 +113,9 @@ def check_data(value: Any, path: str = "", depth: int = 0) -> None:
 
 def _check_text(text: str, path: str) -> None:
     if "\x00" in text:
-        raise BadInput(errors={path: "The character U+0000 is not accepted."})
+        raise BadInput(errors={path: _("The character U+0000 is not accepted.")})
     if re.search(r"[\ud800-\udfff]", text):
-        raise BadInput(errors={path: "A lone surrogate is not a character."})
+        raise BadInput(errors={path: _("A lone surrogate is not a character.")})
 
 
 def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -> M:
@@ -135,8 +138,8 @@ def _path(loc: Iterable[Any]) -> str:
 
 def _sentence(model: type[BaseModel], kind: str, message: str, loc: tuple[Any, ...]) -> str:
     if kind == "extra_forbidden":
-        return f"Unknown field. {suggestion(str(loc[-1]), model.model_fields)}"
-    return f"{message}."
+        return " ".join([_("Unknown field."), suggestion(str(loc[-1]), model.model_fields)])
+    return message.removeprefix("Value error, ").removesuffix(".") + "."
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -144,8 +147,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     if near:
-        return f"Did you mean {near[0]!r}?"
-    return f"Known: {', '.join(names) or 'none'}."
+        return _("Did you mean %(near)r?") % {"near": near[0]}
+    return _("Known: %(names)s.") % {"names": ", ".join(names) or _("none")}
 
 
 # Run options
@@ -186,13 +189,14 @@ def client_options(config: Mapping[str, Any]) -> dict[str, Any]:
     host's own.
     """
     names = settings.CLIENT_RUN_OPTIONS
-    refused = {f"config.{n}": f"Not allowed. {_allowed(names)}" for n in config if n not in names}
+    refused = {f"config.{name}": _allowed(names) for name in config if name not in names}
     if refused:
         raise BadInput(errors=refused)
     options = run_options(config)
     most = _max_turns()
     if most is not None and (options.get("max_turns", 1) or most + 1) > most:
-        raise BadInput(errors={"config.max_turns": f"Give a number from 1 to {most}."})
+        text = _("Give a number from 1 to %(most)s.") % {"most": most}
+        raise BadInput(errors={"config.max_turns": text})
     return options
 
 
@@ -202,8 +206,9 @@ def _max_turns() -> int | None:
 
 
 def _allowed(names: Iterable[str]) -> str:
-    bounds = {"max_turns": f"max_turns (1 to {_max_turns() or 'any number'})"}
-    return f"Allowed: {', '.join(bounds.get(name, name) for name in names) or 'none'}."
+    most = _("max_turns (1 to %(most)s)") % {"most": _max_turns() or _("any number")}
+    known = ", ".join(most if name == "max_turns" else name for name in names)
+    return _("Not allowed. Allowed: %(names)s.") % {"names": known or _("none")}
 
 
 # Rate

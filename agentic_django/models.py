@@ -86,8 +86,8 @@ class AgentSession(Owned):
     agent_key = models.CharField(_("agent"), max_length=100, blank=True)
     title = models.CharField(_("title"), max_length=255, blank=True)
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
-    item_count = models.PositiveIntegerField(default=0, editable=False)
-    run_count = models.PositiveIntegerField(default=0, editable=False)
+    item_count = models.PositiveIntegerField(_("item count"), default=0, editable=False)
+    run_count = models.PositiveIntegerField(_("run count"), default=0, editable=False)
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
@@ -174,24 +174,28 @@ class AgentRun(Owned):
     root = models.ForeignKey(
         "self", on_delete=models.DB_CASCADE, null=True, blank=True, related_name="descendants"
     )
-    position = models.PositiveIntegerField(default=0, editable=False)
+    position = models.PositiveIntegerField(_("position"), default=0, editable=False)
     priority = models.SmallIntegerField(_("priority"), default=0)
     idempotency_key = models.CharField(max_length=255, blank=True, default="", editable=False)
     request_hash = models.CharField(max_length=64, blank=True, default="", editable=False)
 
     task_id = models.CharField(_("task"), max_length=64, blank=True, default="", editable=False)
-    available_at = models.DateTimeField(db_default=Now(), editable=False)
-    enqueued_at = models.DateTimeField(null=True, editable=False)
+    available_at = models.DateTimeField(_("available at"), db_default=Now(), editable=False)
+    enqueued_at = models.DateTimeField(_("enqueued at"), null=True, editable=False)
     attempt = models.PositiveIntegerField(_("attempt"), default=0, editable=False)
-    failures = models.PositiveIntegerField(default=0, editable=False)
-    generation = models.PositiveIntegerField(default=1, editable=False)
+    failures = models.PositiveIntegerField(_("failures"), default=0, editable=False)
+    generation = models.PositiveIntegerField(_("generation"), default=1, editable=False)
     holder = models.CharField(_("worker"), max_length=255, blank=True, default="", editable=False)
-    lease_ends_at = models.DateTimeField(null=True, editable=False)
-    active_seconds = models.FloatField(default=0, editable=False)
-    event_count = models.PositiveIntegerField(default=0, editable=False)
-    activity = models.CharField(max_length=255, blank=True, default="", editable=False)
+    lease_ends_at = models.DateTimeField(_("lease ends at"), null=True, editable=False)
+    active_seconds = models.FloatField(_("active seconds"), default=0, editable=False)
+    event_count = models.PositiveIntegerField(_("event count"), default=0, editable=False)
+    activity = models.CharField(
+        _("activity"), max_length=255, blank=True, default="", editable=False
+    )
 
-    error_code = models.CharField(max_length=64, blank=True, default="", editable=False)
+    error_code = models.CharField(
+        _("error code"), max_length=64, blank=True, default="", editable=False
+    )
     error = models.TextField(_("error"), blank=True, default="", editable=False)
     error_detail = models.TextField(_("error detail"), blank=True, default="", editable=False)
 
@@ -348,7 +352,7 @@ class StepCheckpoint(models.Model):
         CHILD = "child", _("Agent as tool")
 
     run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="checkpoints")
-    generation = models.PositiveIntegerField(default=1)
+    generation = models.PositiveIntegerField(_("generation"), default=1)
     key = models.CharField(_("key"), max_length=255)
     kind = models.CharField(_("kind"), max_length=8, choices=Kind)
     name = models.CharField(_("name"), max_length=255)

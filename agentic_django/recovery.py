@@ -26,7 +26,7 @@ from agentic_django.exceptions import Conflict
 from agentic_django.models import ACTIVE, AgentRun, SweepMark, database
 from agentic_django.signals import logger
 
-__all__ = ["Swept", "stop", "sweep", "sweep_after_attempt", "watch"]
+__all__ = ["Swept", "at_dispatch", "stop", "sweep", "sweep_after_attempt", "watch"]
 
 _GONE: tuple[type[Exception], ...] = (TaskResultDoesNotExist,)
 if find_spec("django_tasks"):  # The older package has an exception of its own for the same.
@@ -104,11 +104,8 @@ def _is_queued(run: AgentRun) -> bool:
 
 def _send_unsent(swept: Swept) -> None:
     for run in unsent():
-        same = runs.rows().pending().filter(pk=run.pk, enqueued_at=run.enqueued_at)
-        if run.enqueued_at is None:
-            same = runs.rows().pending().filter(pk=run.pk, enqueued_at__isnull=True)
         with transaction.atomic(using=database()):
-            if same.unlocked().update(enqueued_at=Now()):
+            if runs.take_up(run):
                 runs.send(run)
                 swept.sent += 1
 
@@ -198,12 +195,17 @@ def stop() -> None:
 
 
 def watch() -> None:
-    """Look after lost runs from now on; to be called by a process that dispatches runs.
+    """Look after lost runs from now on; for processes that dispatch runs or show them.
 
-    Where tasks are executed at once there is no thread, and only the first call sweeps.
+    Where tasks are executed at once there is no thread.
     """
     if not tasks.executes_at_once():
         _sweeper.start()
-    elif not _first.is_set():
+
+
+def at_dispatch() -> None:
+    """Look after lost runs from now on; where there is no thread, the first call sweeps."""
+    watch()
+    if tasks.executes_at_once() and not _first.is_set():
         _first.set()
         sweep()

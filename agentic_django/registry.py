@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.signals import setting_changed
+from django.utils.translation import gettext as _
 
 from agentic_django.conf import PREFIX, load, settings
 from agentic_django.exceptions import BadSetting, UnknownAgent
 
-__all__ = ["duplicates", "get", "keys", "register"]
+__all__ = ["duplicates", "get", "keys", "register", "suggestion"]
 
 type Factory = Callable[[], Any]
 
@@ -60,15 +61,18 @@ def get(key: str) -> Factory:
     try:
         return _all()[key]
     except KeyError:
-        raise UnknownAgent(_suggestion(key)) from None
+        raise UnknownAgent(suggestion(key, keys())) from None
 
 
-def _suggestion(key: str) -> str:
-    near = difflib.get_close_matches(key, keys(), n=1)
+def suggestion(key: str, among: Sequence[str]) -> str:
+    """Return what to say of a key that is not registered, with what it may have meant."""
+    near = difflib.get_close_matches(key, among, n=1)
     if near:
-        return f"Unknown agent {key!r}. Did you mean {near[0]!r}?"
-    known = ", ".join(map(repr, keys())) or "none"
-    return f"Unknown agent {key!r}. Registered agents: {known}."
+        text = _("Unknown agent %(key)r. Did you mean %(near)r?")
+        return text % {"key": key, "near": near[0]}
+    known = ", ".join(map(repr, among)) or _("none")
+    text = _("Unknown agent %(key)r. Registered agents: %(known)s.")
+    return text % {"key": key, "known": known}
 
 
 def _all() -> dict[str, Factory]:

@@ -28,7 +28,24 @@ from agentic_django.exceptions import Conflict, RunMoved
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, database
 from agentic_django.querysets import RunScope
 
-__all__ = ["TRANSITIONS", "Transition", "advance", "claim", "finish", "move", "send", "send_next"]
+__all__ = [
+    "TRANSITIONS",
+    "Transition",
+    "advance",
+    "announce",
+    "bill",
+    "claim",
+    "finish",
+    "holder",
+    "move",
+    "renew",
+    "rows",
+    "send",
+    "send_next",
+    "soonest",
+    "take_up",
+    "together",
+]
 
 Status = AgentRun.Status
 
@@ -136,6 +153,29 @@ def together(run: AgentRun) -> Iterator[None]:
     except BaseException:
         vars(run).update(before)
         raise
+
+
+def renew(run_ids: Sequence[Any], seconds: float) -> None:
+    """Renew the leases that this process holds, after it has worked for so many seconds."""
+    mine = rows().running().filter(pk__in=run_ids, holder=holder())
+    mine.update(
+        lease_ends_at=Now() + timedelta(seconds=settings.LEASE_SECONDS),
+        active_seconds=F("active_seconds") + seconds,
+    )
+
+
+def bill(run: AgentRun, usage: dict[str, int]) -> None:
+    """Write what a run has used, in the transaction that ends it."""
+    rows().filter(pk=run.pk).update(usage=usage)
+    run.usage = usage
+
+
+def take_up(run: AgentRun) -> bool:
+    """Note that a run which the queue has lost is sent again; False if another was faster."""
+    same = rows().pending().filter(pk=run.pk, enqueued_at=run.enqueued_at)
+    if run.enqueued_at is None:
+        same = rows().pending().filter(pk=run.pk, enqueued_at__isnull=True)
+    return bool(same.unlocked().update(enqueued_at=Now()))
 
 
 def advance(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> None:

@@ -11,6 +11,7 @@ from agents.models.interface import Model
 from agents.models.multi_provider import MultiProvider
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 
+from agentic_django import threads
 from agentic_django.conf import load, settings
 from agentic_django.journal import Journal
 from agentic_django.journaled import JournaledProvider, instrumented, journaled_model
@@ -24,9 +25,10 @@ async def run_agent(agent: agents.Agent[Any], journal: Journal, history: Session
     """Run an SDK agent, streamed, with the run's input and options; return its final output."""
     run = journal.run
     _install()
+    tool_context = await threads.call(_tool_context, run)
     with within(Scope(journal)):
         result = agents.Runner.run_streamed(
-            agent, run.input_payload, session=history, context=_tool_context(run), **options(run)
+            agent, run.input_payload, session=history, context=tool_context, **options(run)
         )
     try:
         async for _ in result.stream_events():
@@ -72,6 +74,12 @@ class JournalingRunner(AgentRunner):
             return await self.inner.run(starting_agent, input, **kwargs)
         with within(outer.child(starting_agent.name)):
             return await self.inner.run(instrumented(starting_agent), input, **_configured(kwargs))
+
+    def run_sync(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:
+        """See ``agents.Runner.run_sync``; within a run, on the process's own loop."""
+        if current_scope() is None:
+            return self.inner.run_sync(starting_agent, input, **kwargs)
+        return threads.run_here(lambda: self.run(starting_agent, input, **kwargs))
 
     def run_streamed(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:
         """See ``agents.Runner.run_streamed``."""

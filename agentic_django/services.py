@@ -85,7 +85,7 @@ def submit_agent_run(
 def _dispatch(run: AgentRun) -> None:
     """Hand a run to the queue, and see to it from then on that it does not get lost."""
     runs.send(run)
-    transaction.on_commit(recovery.watch, using=database(), robust=True)
+    transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
 
 
 def _data(value: Data, name: str) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     row is read again.
     """
     lifecycle.retry(run, fresh=start_again, by=_name(by))
-    transaction.on_commit(recovery.watch, using=database(), robust=True)
+    transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
     return run
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agents.items import ModelResponse, TResponseOutputItem
+from agents.items import ItemHelpers, ModelResponse, TResponseOutputItem
 from agents.tool import FunctionTool, ToolOutputFileContent, ToolOutputImage, ToolOutputText
 from agents.usage import Usage, deserialize_usage
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseUsage
@@ -147,11 +147,16 @@ def tool_value(tool: Any, value: Any) -> Any:
     adapter = tool._output_type_adapter if isinstance(tool, FunctionTool) else None
     if adapter is not None and not isinstance(value, str):
         return adapter.dump_json(value, by_alias=True).decode()
-    if isinstance(value, ToolOutputText | ToolOutputImage | ToolOutputFileContent):
-        return _dump_item(value)
-    if isinstance(value, list) and all(isinstance(part, BaseModel) for part in value):
-        return [_dump_item(part) for part in value]
-    return value if _is_plain(value) else str(value)
+    if isinstance(value, list | tuple) and ItemHelpers._convert_tool_output_as_structured(value):
+        return [_dump_part(part) for part in value]
+    dumped = _dump_part(value)
+    return dumped if _is_plain(dumped) else str(value)
+
+
+def _dump_part(part: Any) -> Any:
+    if isinstance(part, ToolOutputText | ToolOutputImage | ToolOutputFileContent):
+        return part.model_dump(mode="json", exclude_none=True)
+    return part
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,9 +10,9 @@ from django.utils.formats import number_format
 from django.utils.text import Truncator
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, pgettext
+from django.utils.translation import gettext_lazy, npgettext_lazy, pgettext
 
-from agentic_django.exceptions import sentence
+from agentic_django.exceptions import SENTENCES, sentence
 from agentic_django.markup import printable
 from agentic_django.models import AgentRun
 
@@ -96,8 +96,8 @@ _AGAIN = gettext_lazy("Trying again goes on from where it stopped.")
 _SUPPORT = gettext_lazy("Trying again will hardly help; please tell support.")
 
 ADVICE: dict[str, Any] = {
-    "agent_unknown": _SUPPORT,
-    "bad_agent": _SUPPORT,
+    "unknown_agent": _SUPPORT,
+    "bad_setting": _SUPPORT,
     "guardrail": gettext_lazy("Asking in other words may help."),
     "max_turns": _AGAIN,
     "not_serializable": _SUPPORT,
@@ -143,20 +143,50 @@ def event(event_type: str) -> str:
     return str(EVENTS.get(event_type, event_type))
 
 
+REASONS: dict[str, Any] = {
+    "asked": gettext_lazy("As asked"),
+    "database_away": gettext_lazy("The database could not be reached"),
+    "handed_back": gettext_lazy("The worker was ending"),
+    "lost": gettext_lazy("The worker was lost"),
+    "provider_busy": gettext_lazy("The model was busy"),
+    "provider_unreachable": gettext_lazy("The model could not be reached"),
+}
+"""Why a run was sent again, by what its event gives as the reason."""
+
+
 def event_summary(payload: Any) -> str:
     """Return in a few words what an event is about: a tool, a step or a text."""
     names = ("tool", "step_name", "text", "error", "description", "reason", "decision", "message")
     if not isinstance(payload, dict):
         return ""
-    found = next((payload[name] for name in names if isinstance(payload.get(name), str)), "")
-    return Truncator(printable(found)).chars(120)
+    name = next((name for name in names if isinstance(payload.get(name), str)), "")
+    return Truncator(printable(_told(payload, name))).chars(120)
+
+
+def _told(payload: dict[str, Any], name: str) -> str:
+    """Return a field's text; in the reader's language where it is one of the app's own."""
+    text, code = payload.get(name, ""), payload.get("code")
+    if name == "error" and isinstance(code, str):
+        return str(SENTENCES.get(code, text))
+    return str(REASONS.get(text, text)) if name == "reason" else text
+
+
+_AGO: dict[str, Any] = {
+    "year": npgettext_lazy("ago", "%(num)d year", "%(num)d years", "num"),
+    "month": npgettext_lazy("ago", "%(num)d month", "%(num)d months", "num"),
+    "week": npgettext_lazy("ago", "%(num)d week", "%(num)d weeks", "num"),
+    "day": npgettext_lazy("ago", "%(num)d day", "%(num)d days", "num"),
+    "hour": npgettext_lazy("ago", "%(num)d hour", "%(num)d hours", "num"),
+    "minute": npgettext_lazy("ago", "%(num)d minute", "%(num)d minutes", "num"),
+}
+"""Django's own words, in a context of their own: some languages decline them after "ago"."""
 
 
 def ago(moment: datetime) -> str:
     """Return how long ago something was, roughly."""
     if (timezone.now() - moment).total_seconds() < 60:
         return _("just now")
-    return _("%(time)s ago") % {"time": timesince(moment, depth=1)}
+    return _("%(time)s ago") % {"time": timesince(moment, time_strings=_AGO, depth=1)}
 
 
 def since(moment: datetime, start: datetime) -> str:

@@ -75,9 +75,7 @@ def serve_production(host: str, port: int) -> None:
         with crew(commands(host, port)) as processes:
             wait_for(host, port)
             welcome(host, port)
-            print(
-                "Kill a worker (kill -9 PID) in mid-answer: the answer still comes.\n", flush=True
-            )
+            print("Kill a worker (kill -9 PID): another goes on with its answer.\n", flush=True)
             processes.watch()
 
 

@@ -21,7 +21,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
-from agentic_django.models import AgentSession
+from agentic_django.models import AgentRun, AgentSession
 from example import demo
 from example.shop.agents import Desk, agents, desk, support_agent
 from example.shop.catalogue import catalogue
@@ -270,11 +270,14 @@ def test_an_address_is_changed_in_the_row(shared_shop: None) -> None:
     assert order(1249).address == "5 Mill Lane, Dunmere"
 
 
-def test_the_context_of_a_run_names_its_owner() -> None:
-    class Run:
-        owner_id = 7
+@pytest.mark.parametrize("is_staff", [True, False])
+def test_the_context_of_a_run_names_its_owner(is_staff: bool) -> None:
+    run = AgentRun(owner=User(pk=7, is_staff=is_staff))
+    assert desk(run) == Desk(clerk_id=7, is_staff=is_staff)
 
-    assert desk(Run()) == Desk(clerk_id=7)
+
+def test_the_context_of_a_run_of_nobody_names_nobody() -> None:
+    assert desk(AgentRun()) == Desk(clerk_id=None, is_staff=False)
 
 
 # The offline model

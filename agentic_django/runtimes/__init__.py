@@ -14,7 +14,10 @@ __all__ = ["runtime_for"]
 
 
 def runtime_for(run: AgentRun) -> Runtime:
-    """Return what drives a run; raises UnknownAgent or BadSetting."""
+    """Return what drives a run; raises UnknownAgent or BadSetting.
+
+    It calls the host's factory, which may use the ORM: to be called on the run's thread.
+    """
     work = registry.get(run.agent_key)()
     if isinstance(work, agents.Agent):
         return SDKAgent(work)

@@ -16,7 +16,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from agentic_django import registry
 from agentic_django.conf import load, settings
-from agentic_django.exceptions import NotAllowed
+from agentic_django.exceptions import NotAllowed, UnknownAgent
 from agentic_django.viewer import Viewer
 from agentic_django.views import bodies, problems
 from agentic_django.views.negotiation import Format, Request, format_of, sealed
@@ -107,6 +107,14 @@ def _check_csrf(request: HttpRequest) -> None:
 
 def check_agent(request: HttpRequest, agent_key: str) -> None:
     """Raise UnknownAgent, or NotAllowed if ``AGENTIC_DJANGO_AGENT_ACCESS`` says no."""
-    registry.get(agent_key)
-    if settings.AGENT_ACCESS and not load(settings.AGENT_ACCESS)(request, agent_key):
+    known = registry.keys()
+    if agent_key not in known:  # The names of agents that are not theirs are not theirs either.
+        theirs = [key for key in known if _may_use(request, key)]
+        raise UnknownAgent(registry.suggestion(agent_key, theirs))
+    if not _may_use(request, agent_key):
         raise NotAllowed
+
+
+def _may_use(request: HttpRequest, agent_key: str) -> bool:
+    hook = settings.AGENT_ACCESS
+    return hook is None or bool(load(hook)(request, agent_key))

@@ -132,11 +132,12 @@ def _parsed(text: str, field: str = "(body)") -> Any:
     except BadInput:
         raise
     except RecursionError:
-        raise BadInput(errors={field: "This is nested too deeply."}) from None
+        raise BadInput(errors={field: _("This is nested too deeply.")}) from None
     except ValueError as error:  # Not only JSONDecodeError: also numbers of too many digits.
-        raise BadInput(errors={field: f"This is not JSON: {error}."}) from None
+        text = _("This is not JSON: %(why)s.") % {"why": error}
+        raise BadInput(errors={field: text}) from None
     if not isinstance(data, dict):
-        raise BadInput(errors={field: "Give a JSON object."})
+        raise BadInput(errors={field: _("Give a JSON object.")})
     return data
 
 
@@ -145,8 +146,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _value in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        limits.check_data(twice, "(a field's name)")
-        raise BadInput(errors={twice: "This is given more than once."})
+        limits.check_data(twice, _("(a field's name)"))
+        raise BadInput(errors={twice: _("This is given more than once.")})
     return found
 
 
@@ -164,7 +165,7 @@ def _form(request: HttpRequest, model: type[BaseModel]) -> dict[str, Any]:
     lists = {name: values for name, values in request.POST.lists() if any(values)}
     lists.pop("csrfmiddlewaretoken", None)
     if request.FILES:
-        raise BadInput(errors=dict.fromkeys(request.FILES, "A file is not accepted here."))
+        raise BadInput(errors=dict.fromkeys(request.FILES, _("A file is not accepted here.")))
     return {name: _read(model, name, value) for name, value in _single(lists).items()}
 
 
@@ -175,7 +176,8 @@ def _read(model: type[BaseModel], name: str, value: str) -> Any:
 
 
 def _single(lists: Mapping[str, Any]) -> dict[str, str]:
-    twice = {name: "This is given more than once." for name, v in lists.items() if len(v) > 1}
+    text = _("This is given more than once.")
+    twice = {name: text for name, values in lists.items() if len(values) > 1}
     if twice:
         raise BadInput(errors=twice)
     return {name: values[0] for name, values in lists.items()}

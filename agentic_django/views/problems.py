@@ -17,6 +17,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, Unread
 from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import render
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from agentic_django.conf import settings
 from agentic_django.exceptions import (
@@ -33,6 +34,19 @@ from agentic_django.views.negotiation import Format, format_of
 __all__ = ["TOLD", "Problem", "Refused", "answer", "problem_of"]
 
 
+_TITLES = {
+    400: gettext_lazy("Bad Request"),
+    401: gettext_lazy("Unauthorized"),
+    403: gettext_lazy("Forbidden"),
+    404: gettext_lazy("Not Found"),
+    405: gettext_lazy("Method Not Allowed"),
+    409: gettext_lazy("Conflict"),
+    413: gettext_lazy("Content Too Large"),
+    415: gettext_lazy("Unsupported Media Type"),
+    429: gettext_lazy("Too Many Requests"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error as its caller is told of it."""
@@ -46,7 +60,7 @@ class Problem:
     @property
     def title(self) -> str:
         """The status in words."""
-        return HTTPStatus(self.status).phrase
+        return str(_TITLES.get(self.status) or HTTPStatus(self.status).phrase)
 
     @property
     def document(self) -> dict[str, Any]:

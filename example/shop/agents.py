@@ -33,6 +33,9 @@ Before a refund, find the order and read the policy on it. Amounts are in EUR.
 Answer in short Markdown, with a table where there are several items.
 """
 
+STAFF_ONLY_ABOVE = Decimal("200.00")
+"""The largest refund, in EUR, that the policies let anybody at the desk make."""
+
 if not os.environ.get("OPENAI_API_KEY"):
     set_tracing_disabled(True)  # There is nobody to send traces to.
 
@@ -42,11 +45,12 @@ class Desk:
     """What tools know about the run they work for."""
 
     clerk_id: int | None
+    is_staff: bool = False
 
 
 def desk(run: Any) -> Desk:
     """Return the context of a run: ``AGENTIC_DJANGO_CONTEXT_FACTORY`` names this."""
-    return Desk(clerk_id=run.owner_id)
+    return Desk(clerk_id=run.owner_id, is_staff=run.owner is not None and run.owner.is_staff)
 
 
 def agents() -> dict[str, Callable[[], Agent[Any]]]:
@@ -132,8 +136,10 @@ def refund_order(ctx: ToolContext[Any], number: int, amount: str) -> str:
         amount: How much, in EUR, for example "48.00".
     """
     order = Order.objects.numbered(number)
-    clerk_id = ctx.context.clerk_id if isinstance(ctx.context, Desk) else None
-    refund = order.refund(_money(amount), reference=ctx.tool_call_id, clerk_id=clerk_id)
+    asker = ctx.context if isinstance(ctx.context, Desk) else Desk(clerk_id=None)
+    if _money(amount) > STAFF_ONLY_ABOVE and not asker.is_staff:
+        raise ShopError(f"Refunds above {STAFF_ONLY_ABOVE} need a member of staff.")
+    refund = order.refund(_money(amount), reference=ctx.tool_call_id, clerk_id=asker.clerk_id)
     return _text({"order": number, "amount": str(refund.amount), "total": str(order.total)})
 
 

@@ -38,11 +38,11 @@ CITIES = "Aldermouth,Brackenford,Coldharbour,Dunmere"
 POLICIES = {
     "damaged goods": (
         "Damaged goods are refunded in full within 30 days of delivery. No return is needed.\n"
-        "Refunds above 20.00 need a member of staff."
+        "Refunds above 200.00 need a member of staff."
     ),
     "returns": (
         "Unused goods can be sent back within 30 days of delivery and are refunded on arrival.\n"
-        "The customer pays for the way back. Refunds above 20.00 need a member of staff."
+        "The customer pays for the way back. Refunds above 200.00 need a member of staff."
     ),
     "cancellations": "An order can be called off, at no cost, until it is shipped.",
     "shipping": (
