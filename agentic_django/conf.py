@@ -121,6 +121,18 @@ class Settings:
     CONTEXT_FACTORY = Option[Hook | None](
         Hook | None, None, "A callable (run) -> context for tools, or its dotted path."
     )
+    DEFAULT_MODEL = Option[str | None](
+        str | None, None, "A model's name, with its provider's prefix where it has one, or None."
+    )
+    STEP_MODULES = Option[Sequence[str]](
+        Sequence[str], (), "A list of modules whose functions may be submitted as steps."
+    )
+    EVENT_VISIBILITY = Option[Mapping[str, str]](
+        Mapping[str, Literal["user", "debug", "internal"]],
+        {},
+        "A dict {event type: 'user', 'debug' or 'internal'}.",
+    )
+    SHOW_DEBUG_EVENTS = Option[bool](bool, False, "True or False.")
     ENABLE_EVENTS = Option[bool](bool, True, "True or False.")
     RATE_LIMIT = Option[str | None](
         Annotated[str, AfterValidator(_valid_rate)] | None, "20/m", "Like '20/m', or None."

@@ -100,9 +100,31 @@ class Event:
 
 def draft(event_type: str, visibility: str | None = None, /, **payload: Any) -> Event:
     """Return an event to be appended; its visibility is that of its type if none is given."""
+    seen_by = str(visibility or default_visibility(event_type))
+    if seen_by not in Visibility.values:
+        allowed = ", ".join(Visibility.values)
+        raise ValueError(f"An event's visibility is one of {allowed}, not {seen_by!r}.")
+    return Event(str(event_type), to_jsonable(payload, "payload"), seen_by)
+
+
+def default_visibility(event_type: str) -> str:
+    """Return who sees events of a type: the setting's word, else the table's, else internal."""
     kind = EVENTS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
-    return Event(str(event_type), to_jsonable(payload, "payload"), str(visibility or default))
+    return settings.EVENT_VISIBILITY.get(str(event_type), default)
+
+
+def levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:
+    """Return the visibilities that somebody may read who asks for events.
+
+    An owner sees ``user`` events, and ``debug`` ones where ``SHOW_DEBUG_EVENTS`` is set; staff
+    see ``debug`` ones if they ask for them. Raises PermissionError for others who ask.
+    """
+    if asked != Visibility.USER and not (staff or settings.SHOW_DEBUG_EVENTS):
+        raise PermissionError("Only staff may read debug events.")
+    if asked != Visibility.USER or settings.SHOW_DEBUG_EVENTS:
+        return (Visibility.USER, Visibility.DEBUG)
+    return (Visibility.USER,)
 
 
 def wanted(drafts: Sequence[Event]) -> list[Event]:

@@ -96,6 +96,44 @@ class UnresolvedIntent(AgenticError):
         super().__init__(f"{self.__doc__} Tool: {tool}.")
 
 
+class StepError(AgenticError):
+    """A step did not come to a result."""
+
+    code = "step_failed"
+
+
+class StepExecutionError(StepError):
+    """A step failed in each of its attempts; ``__cause__`` is what the last one raised."""
+
+    def __init__(self, step: str, attempts: int) -> None:
+        super().__init__(f"Step {step!r} failed after {attempts} attempt(s).")
+        self.step = step
+        """The step's name."""
+        self.attempts = attempts
+        """How often it was tried."""
+
+
+class StepTimeoutError(StepError):
+    """A step took longer than its time-out."""
+
+    def __init__(self, step: str, seconds: float) -> None:
+        super().__init__(f"Step {step!r} took longer than its time-out of {seconds:g} s.")
+        self.step = step
+        """The step's name."""
+
+
+class StepCancelledError(AgenticError):
+    """The run was cancelled; a step that raises this cancels it."""
+
+    code = "cancelled"
+
+
+class PipelineChanged(AgenticError):
+    """The steps are not those with which the run began."""
+
+    code = "pipeline_changed"
+
+
 class RunMoved(BaseException):
     """The run moved on; this attempt no longer owns it.
 
@@ -121,6 +159,8 @@ SENTENCES: dict[str, Any] = {
     "provider_unreachable": _("The model could not be reached. Trying again may help."),
     "tool_timed_out": _("A tool took longer than allowed."),
     "unresolved_intent": _("A step that must not be repeated was interrupted. Please check it."),
+    "pipeline_changed": _("The steps of this job were changed meanwhile. Starting it again may help."),
+    "step_failed": _("A step failed. Trying again goes on from that step, and may help."),
     "timed_out": _("This took longer than allowed and was stopped."),
 }
 """What a person reads, by the code of what went wrong."""

@@ -17,7 +17,7 @@ from agentic_django import (
     threads,
 )
 from agentic_django.conf import settings
-from agentic_django.exceptions import RunMoved
+from agentic_django.exceptions import RunMoved, StepCancelledError
 from agentic_django.failures import Verdict
 from agentic_django.lifecycle import Failure
 from agentic_django.models import AgentRun
@@ -60,6 +60,8 @@ async def _perform(run: AgentRun) -> None:
             runtime = await threads.call(runtimes.runtime_for, run)
             result = await runtime.perform(context)
             output = to_jsonable(result.final_output, "final_output")
+    except StepCancelledError:
+        await threads.aside(lifecycle.stop, run)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
         await _finish_badly(context, error, timed_out=limit.expired())
     else:

@@ -40,7 +40,7 @@ class Held:
 
     def lose(self) -> None:
         """Stop performing: the run belongs to somebody else, or to nobody."""
-        self.is_lost = True
+        self.is_lost = self.run.is_lost = True
         threads.cancel_task(self.task)
 
 

@@ -72,6 +72,14 @@ class Journal:
         """Write that a call which must not be made twice is about to be made."""
         return await self._keep(begin, self.run, key, kind, name)
 
+    async def keep_state(self, state: Any) -> None:
+        """Write what a runtime wants to find again; it replaces what was kept before."""
+        await self._keep(keep_state, self.run, state)
+
+    def under(self, prefix: str) -> list[StepCheckpoint]:
+        """Return what is recorded under keys with this beginning, in the order of recording."""
+        return [row for key, row in self._rows.items() if key.startswith(prefix)]
+
     async def _keep(self, write: Callable[..., StepCheckpoint], *args: Any) -> StepCheckpoint:
         try:
             row = await threads.call(write, *args)
@@ -119,7 +127,8 @@ def load(run: AgentRun) -> Journal:
     """Return a run's journal; a run's first attempt has none, and costs no query."""
     if run.attempt == 1:
         return Journal(run, [])
-    return Journal(run, list(StepCheckpoint.objects.using(database()).filter(run=run)))
+    rows = StepCheckpoint.objects.using(database()).filter(run=run)
+    return Journal(run, list(rows.order_by("id")))
 
 
 def record(
@@ -153,6 +162,21 @@ def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:
     with runs.together(run):
         runs.advance(run)
         row.save(using=database(), force_insert=True)
+    return row
+
+
+STATE_KEY = "state"
+
+
+def keep_state(run: AgentRun, state: Any) -> StepCheckpoint:
+    """Write a runtime's state over the one that was kept before, if there is one."""
+    result = Result(STATE_KEY, StepCheckpoint.Kind.STATE, "state", state, 0.0)
+    row, rows = _row(run, result), StepCheckpoint.objects.using(database())
+    with runs.together(run):
+        runs.advance(run, failures=0)
+        kept = rows.filter(run=run, generation=run.generation, key=STATE_KEY)
+        if not kept.update(result=state, attempt=run.attempt, finished_at=Now()):
+            row.save(using=database(), force_insert=True)
     return row
 
 

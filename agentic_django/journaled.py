@@ -37,7 +37,7 @@ from agentic_django.journal import Result
 from agentic_django.models import StepCheckpoint
 from agentic_django.scope import CurrentStep, Scope, current_scope, making
 
-__all__ = ["JournaledProvider", "at_most_once", "instrumented", "journaled_model"]
+__all__ = ["JournaledProvider", "at_most_once", "instrumented", "journaled_model", "journaled_tool"]
 
 Kind = StepCheckpoint.Kind
 _TIMED_OUT = "timed out"

@@ -19,7 +19,17 @@ from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, sentence
 from agentic_django.models import AgentRun, StepCheckpoint, database
 
-__all__ = ["Failure", "cancel", "complete", "fail", "hand_back", "reclaim", "retry", "try_later"]
+__all__ = [
+    "Failure",
+    "cancel",
+    "complete",
+    "fail",
+    "hand_back",
+    "reclaim",
+    "retry",
+    "stop",
+    "try_later",
+]
 
 _LONGEST_DELAY = 60.0
 
@@ -113,7 +123,13 @@ def try_later(
 
 
 def hand_back(run: AgentRun) -> None:
-    """Put a run that this process holds back in line, because the process is ending."""
+    """Put a run that this process holds back in line, because the process is ending.
+
+    One that its host performs inline fails instead: only the host can resume it.
+    """
+    if run.is_inline:
+        fail(run, Failure("lost"))
+        return
     event = _retrying(run, "handed_back", 0)
     with runs.together(run):
         runs.finish(run, "requeue", [event], **_in_line(0))
@@ -125,7 +141,7 @@ def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
 
     Raises Conflict if the guard no longer holds: the holder is back, or another was faster.
     """
-    if mode == "fail" or run.failures + 1 >= most_attempts(run):
+    if mode == "fail" or run.is_inline or run.failures + 1 >= most_attempts(run):
         _fail_lost(run, guard)
         return "fail"
     event, line = _retrying(run, "lost", 0), _in_line(0)
@@ -143,6 +159,14 @@ def _fail_lost(run: AgentRun, guard: models.Q) -> None:
         runs.move(run, "fail", [failure.told()], guard, **_ended(), **failure.columns)
         _leave(run)
         runs.announce(signals.agent_run_failed, run, error=None)
+
+
+def stop(run: AgentRun) -> None:
+    """End a run that this attempt holds as cancelled, because its own work wants that."""
+    with transaction.atomic(using=database()):
+        runs.finish(run, "cancel", [events.draft(EventType.RUN_CANCELLED, by="")])
+        _leave(run)
+        runs.announce(signals.agent_run_cancelled, run)
 
 
 def cancel(run: AgentRun, by: str = "") -> None:
@@ -168,7 +192,8 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
         generation = F("generation") + (1 if fresh else 0)
         runs.move(run, "retry", [event], **line, generation=generation)
         sessions.forget(run)
-        runs.send(run)
+        if not run.is_inline:
+            runs.send(run)
 
 
 def _refuse_unless_last(run: AgentRun) -> None:

@@ -111,6 +111,21 @@ class AgentSession(Owned):
     def __str__(self) -> str:
         return self.title or self.session_key
 
+    def get_message_history(self, *, include_failed_runs: bool = False) -> list[dict[str, Any]]:
+        """Return the conversation as messages in the chat format, oldest first.
+
+        What runs left that did not complete is included only if asked for.
+        """
+        items = self.items.order_by("sequence")
+        if not include_failed_runs:
+            items = items.filter(Q(run=None) | Q(run__status=Status.COMPLETED))
+        return serialization.to_messages(items.values_list("payload", flat=True))
+
+    def get_last_assistant_message(self) -> dict[str, Any] | None:
+        """Return the last message of the agent that has text, or None."""
+        said = [m for m in self.get_message_history() if m["role"] == "assistant" and m["content"]]
+        return said[-1] if said else None
+
     def lock(self) -> None:
         """Keep others from adding runs to the conversation until the transaction ends."""
         AgentSession.objects.using(database()).filter(pk=self.pk).update(updated_at=Now())
@@ -176,6 +191,7 @@ class AgentRun(Owned):
     )
     position = models.PositiveIntegerField(_("position"), default=0, editable=False)
     priority = models.SmallIntegerField(_("priority"), default=0)
+    is_inline = models.BooleanField(default=False, editable=False)
     idempotency_key = models.CharField(max_length=255, blank=True, default="", editable=False)
     request_hash = models.CharField(max_length=64, blank=True, default="", editable=False)
 
@@ -208,6 +224,9 @@ class AgentRun(Owned):
 
     began = 0.0
     """When this process claimed it, by the process's monotonic clock; not stored."""
+
+    is_lost = False
+    """Whether this process has noticed that its attempt no longer holds it; not stored."""
 
     joined_transaction = False
     """Whether the claim is part of its caller's transaction; not stored."""
@@ -294,21 +313,41 @@ class AgentRun(Owned):
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
-        return _paired([payload for payload in self._seen if "call_id" in payload])
+        return _paired([payload for _, payload in self._seen if "call_id" in payload])
 
     @cached_property
     def texts(self) -> list[str]:
         """What the agent has said so far, oldest first; its answer is the last, if it is text."""
-        return [payload["text"] for payload in self._seen if "text" in payload]
+        return [payload["text"] for kind, payload in self._seen if kind == "message"]
 
     @cached_property
-    def _seen(self) -> list[dict[str, Any]]:
-        """The payloads of the messages and tool events that a user may see, in order."""
+    def stages(self) -> list[dict[str, Any]]:
+        """The steps of a pipeline so far, in the order of their first events.
+
+        Each is what its events said, the later over the earlier, with ``state``: started,
+        completed, failed, retrying or skipped.
+        """
+        stages: dict[str, dict[str, Any]] = {}
+        for kind, payload in self._seen:
+            if kind.startswith("step."):
+                known = stages.setdefault(payload["step_name"], {})
+                known.update(payload, state=kind.removeprefix("step."))
+        return list(stages.values())
+
+    @cached_property
+    def progress(self) -> dict[str, Any] | None:
+        """The last that was said of progress: progress_percent and description; or None."""
+        said = [payload for kind, payload in self._seen if kind == "progress.update"]
+        return said[-1] if said else None
+
+    @cached_property
+    def _seen(self) -> list[tuple[str, dict[str, Any]]]:
+        """The types and payloads of the events that a fragment shows, in order."""
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
-            return [payload for _, payload in sorted(numbered, key=lambda pair: pair[0])]
+            return [(kind, payload) for _, kind, payload in sorted(numbered, key=lambda e: e[0])]
         shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
-        return list(shown.order_by("sequence").values_list("payload", flat=True))
+        return list(shown.order_by("sequence").values_list("event_type", "payload"))
 
 
 def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -350,6 +389,7 @@ class StepCheckpoint(models.Model):
         TOOL = "tool", _("Tool call")
         STEP = "step", _("Step")
         CHILD = "child", _("Agent as tool")
+        STATE = "state", _("State")
 
     run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="checkpoints")
     generation = models.PositiveIntegerField(_("generation"), default=1)

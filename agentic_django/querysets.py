@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = ["STEP_EVENTS", "RunScope", "Scope"]
 
-STEP_EVENTS = ("message", "tool.called", "tool.output")
+STEP_EVENTS = (
+    "message",
+    "tool.called",
+    "tool.output",
+    "step.started",
+    "step.completed",
+    "step.failed",
+    "step.retrying",
+    "step.skipped",
+    "progress.update",
+)
 """The events from which a run's fragment is made."""
 
 
@@ -47,7 +57,7 @@ class RunScope(Scope["AgentRun"]):
     def due(self) -> Self:
         """Pending runs whose time has come and whose conversation is free."""
         free = ~models.Exists(self._earlier())
-        return self.pending().filter(free, available_at__lte=Now())
+        return self.pending().filter(free, is_inline=False, available_at__lte=Now())
 
     def lost(self) -> Self:
         """Running runs whose lease has ended: their holder is gone."""
@@ -81,17 +91,19 @@ class RunScope(Scope["AgentRun"]):
     def with_steps(self) -> Self:
         """Annotate what was said and called so far, for ``run.steps`` and ``run.texts``.
 
-        Each is joined as ``[sequence,payload]``: SQLite before 3.44 cannot order in it.
+        Each is joined as ``[sequence,"type",payload]``: SQLite before 3.44 cannot order in it.
         """
-        pair = Concat(
+        event = Concat(
             models.Value("["),
             Cast("sequence", models.TextField()),
-            models.Value(","),
+            models.Value(',"'),
+            "event_type",
+            models.Value('",'),
             Cast("payload", models.TextField()),
             models.Value("]"),
             output_field=models.TextField(),
         )
-        texts = models.StringAgg(pair, models.Value(","))
+        texts = models.StringAgg(event, models.Value(","))
         joined = self._step_events().order_by().values("run").annotate(text=texts).values("text")
         return self.annotate(step_events=models.Subquery(joined))
 

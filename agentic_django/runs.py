@@ -97,7 +97,7 @@ def _candidates(run_id: str) -> Iterator[AgentRun]:
     named = whole.filter(pk=run_id).first()
     if named is None:
         return
-    if named.status == Status.PENDING:
+    if named.status == Status.PENDING and not named.is_inline:
         yield named
     keys, rest = tasks.keys_beside(named.agent_key)
     beside = models.Q(agent_key__in=keys)
@@ -106,11 +106,16 @@ def _candidates(run_id: str) -> Iterator[AgentRun]:
     yield from whole.due().filter(beside).exclude(pk=run_id).in_turn()[:3]
 
 
-def _take(run: AgentRun) -> bool:
+def claim_inline(run: AgentRun) -> bool:
+    """Take a run that its host performs in this process; False if its conversation is busy."""
+    return _take(run, rows().pending().filter(is_inline=True))
+
+
+def _take(run: AgentRun, due: RunScope | None = None) -> bool:
     run.joined_transaction = transaction.get_connection(database()).in_atomic_block
     try:
         with transaction.atomic(using=database()):
-            if not _claimed(run):
+            if not _claimed(run, rows().due() if due is None else due):
                 return False
             events.append(run, [events.draft(EventType.RUN_STARTED, attempt=run.attempt)])
     except IntegrityError:  # Another run of the conversation was claimed at the same moment.
@@ -119,7 +124,7 @@ def _take(run: AgentRun) -> bool:
     return True
 
 
-def _claimed(run: AgentRun) -> bool:
+def _claimed(run: AgentRun, due: RunScope) -> bool:
     changes = {
         "status": Status.RUNNING,
         "attempt": run.attempt + 1,
@@ -132,8 +137,8 @@ def _claimed(run: AgentRun) -> bool:
         "lease_ends_at": Now() + timedelta(seconds=settings.LEASE_SECONDS),
         "updated_at": Now(),
     }
-    due = rows().due().filter(pk=run.pk, attempt=run.attempt)
-    if not due.update(**changes, **clock):
+    mine = due.filter(pk=run.pk, attempt=run.attempt)
+    if not mine.update(**changes, **clock):
         return False
     _mirror(run, changes)
     run.began = time.monotonic()

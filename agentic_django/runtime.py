@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+import inspect
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+from uuid import UUID
 
-from agentic_django import events, runs, threads
-from agentic_django.events import Event
-from agentic_django.journal import Journal
-from agentic_django.models import AgentRun
+import agents
+from agents.models.interface import Model
+
+from agentic_django import events, generation, inline, runs, sdk, threads
+from agentic_django.events import Event, EventType
+from agentic_django.generation import Answer, Message
+from agentic_django.journal import STATE_KEY, Journal, Result
+from agentic_django.models import AgentRun, AgentSession, StepCheckpoint
+from agentic_django.scope import CurrentStep, Scope, current_scope, making, within
+from agentic_django.serialization import to_jsonable
 from agentic_django.sessions import RunHistory
+from agentic_django.tools import Tool, ToolRegistry
 
-__all__ = ["RunContext", "RunResult", "Runtime"]
+__all__ = [
+    "AgentRuntime",
+    "Answer",
+    "Message",
+    "RunContext",
+    "RunResult",
+    "Runtime",
+    "Tool",
+    "ToolRegistry",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run came to."""
+    """What a run came to.
+
+    ``final_output`` is anything that JSON can hold; ``final_messages`` (``role``, ``content``)
+    join the conversation, behind the run's input, which is not repeated among them.
+    """
 
     final_output: Any = None
+    final_messages: Sequence[Any] = field(default_factory=tuple)
 
 
 class RunContext:
@@ -29,6 +55,46 @@ class RunContext:
         self.run = run
         self.journal = journal
         self.history = RunHistory(run)
+        self.state: dict[str, Any] = copy.deepcopy(self._kept() or {})
+        """A dict of your own; ``checkpoint()`` keeps it."""
+        self.result: Any = None
+        """The final output of a run that is opened inline; set it before the block ends."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        run_id: str | UUID | None = None,
+        *,
+        user: Any = None,
+        conversation_id: str | None = None,
+        input_messages: Sequence[Any] = (),
+        params: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> AsyncIterator[RunContext]:
+        """Make a run, or resume the one of this id, and perform it in this block.
+
+        For code that is already running somewhere: the run has a lease, a journal and events
+        like any other, but no queue and no sweep ever starts it. It completes with the block,
+        with ``result`` as its output; an exception fails it, and the same ``run_id`` resumes
+        it then. Raises Conflict if the run to be resumed is held elsewhere or has completed,
+        and StepCancelledError if the run was cancelled meanwhile.
+        """
+        first = {"params": params, "metadata": metadata, "input_messages": input_messages}
+        run = await threads.call(inline.claim, run_id, user, conversation_id, first)
+        context = cls(run, await inline.load(run))
+        async with inline.holding(context):
+            with context.recording():
+                yield context
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the calls that the SDK makes within this block."""
+        sdk.install()
+        with within(Scope(self.journal)):
+            yield
+
+    # Who and what
 
     @property
     def run_id(self) -> str:
@@ -40,16 +106,136 @@ class RunContext:
         """Who the run belongs to, or None."""
         return self.run.owner
 
+    @property
+    def session(self) -> AgentSession | None:
+        """The run's conversation, or None."""
+        return self.run.session
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The key of the run's conversation, or None."""
+        return self.run.session.session_key if self.run.session else None
+
+    @property
+    def input_messages(self) -> list[Any]:
+        """What the run was given, as messages."""
+        return given_messages(self.run.input_payload)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The run's ``context``, as its submitter gave it."""
+        params: dict[str, Any] = self.run.context
+        return params
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The run's metadata."""
+        metadata: dict[str, Any] = self.run.metadata
+        return metadata
+
+    def cancelled(self) -> bool:
+        """Whether this attempt has lost its run: it was cancelled, or taken over."""
+        return self.run.is_lost
+
+    # Telling
+
     async def emit(
         self, event_type: str, payload: dict[str, Any], visibility: str | None = None
     ) -> None:
-        """Write an event of the run; raises RunMoved if this attempt lost the run."""
+        """Write an event of the run; raises RunMoved if this attempt lost the run.
+
+        ``visibility`` is user, debug or internal; by default that of the type, and internal
+        for types of your own.
+        """
         await self.write([events.draft(event_type, visibility, **payload)])
+
+    async def emit_user_message(self, text: str) -> None:
+        """Show a text to the person while the run goes on."""
+        await self.emit(EventType.MESSAGE, {"text": text, "agent": self.run.agent_key})
+
+    async def emit_error(self, error: BaseException | str) -> None:
+        """Write down something that went wrong and does not end the run."""
+        kind = "" if isinstance(error, str) else type(error).__name__
+        await self.emit(EventType.ERROR, {"error": str(error), "type": kind})
 
     async def write(self, drafts: Sequence[Event], **changes: Any) -> None:
         """Write events and columns of the run in one transaction, if this attempt holds it."""
         if events.wanted(drafts) or changes:
             await threads.call(runs.advance, self.run, drafts, **changes)
+
+    # Keeping
+
+    async def checkpoint(self, state: dict[str, Any] | None = None) -> None:
+        """Keep a state, by default ``state``, for an attempt after this one."""
+        await self.journal.keep_state(to_jsonable(self.state if state is None else state, "state"))
+
+    async def get_checkpoint(self) -> dict[str, Any] | None:
+        """Return the state that was kept last, by this attempt or one before it; or None."""
+        return copy.deepcopy(self._kept())
+
+    def _kept(self) -> dict[str, Any] | None:
+        row = self.journal.find(STATE_KEY)
+        return row.result if row else None
+
+    async def step(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what was recorded under a name, or call a function and record what it returns.
+
+        Names are unique within the run ("embed:42"). A synchronous function runs on the run's
+        thread. Raises NotSerializable, with nothing recorded, for a result that is not JSON.
+        """
+        key = f"step:{name}"
+        row = self.journal.find(key)
+        if row is not None:
+            return row.result
+        began = time.monotonic()
+        with self.inside(name, key):
+            value = to_jsonable(await perform(fn, *args, **kwargs), f"result of {name!r}")
+        seconds = time.monotonic() - began
+        await self.journal.record(Result(key, StepCheckpoint.Kind.STEP, name, value, seconds), [])
+        return value
+
+    @contextmanager
+    def inside(self, name: str, key: str) -> Iterator[None]:
+        """Keep what is called within a step apart from what other steps call."""
+        outer = current_scope()
+        path = f"{outer.path if outer else ''}//{name}"
+        step = CurrentStep(self.run_id, key, name)
+        with within(Scope(self.journal, path)), making(step):
+            yield
+
+    # Models and agents
+
+    def model(self, name: str | Model | None = None) -> Model:
+        """Return a model of the SDK's, journaled; by default AGENTIC_DJANGO_DEFAULT_MODEL."""
+        return generation.model(name)
+
+    async def generate(
+        self,
+        messages: Sequence[Any],
+        *,
+        tools: Any = (),
+        model: str | Model | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Ask a model once, with messages in the chat format; the answer is recorded."""
+        return await generation.generate(messages, tools=tools, using=model, **options)
+
+    async def run_agent(self, agent: agents.Agent[Any], given: Any) -> Any:
+        """Run an SDK agent on a text or items, and return its final output; it is journaled."""
+        return await sdk.run_agent(agent, self.journal, given)
+
+
+def given_messages(payload: Any) -> list[Any]:
+    """Return a run's input as messages."""
+    return [{"role": "user", "content": payload}] if isinstance(payload, str) else list(payload)
+
+
+async def perform(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a host's function: an asynchronous one here, another on the run's thread."""
+    if inspect.iscoroutinefunction(fn):
+        return await fn(*args, **kwargs)
+    value = await threads.call(fn, *args, **kwargs)
+    return await value if inspect.isawaitable(value) else value
 
 
 class Runtime(Protocol):
@@ -58,3 +244,14 @@ class Runtime(Protocol):
     async def perform(self, context: RunContext) -> RunResult:
         """Do the work of a run; raise what went wrong."""
         ...
+
+
+class AgentRuntime:
+    """A base class for work of your own: register the class, or a factory of instances."""
+
+    key = ""
+    """The agent's key, for your own use."""
+
+    async def run(self, ctx: RunContext) -> RunResult:
+        """Do the work; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} has no run() method.")

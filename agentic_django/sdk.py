@@ -11,24 +11,29 @@ from agents.models.interface import Model
 from agents.models.multi_provider import MultiProvider
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 
-from agentic_django import threads
+from agentic_django import generation, threads
 from agentic_django.conf import load, settings
 from agentic_django.journal import Journal
 from agentic_django.journaled import JournaledProvider, instrumented, journaled_model
 from agentic_django.models import AgentRun
 from agentic_django.scope import Scope, current_scope, within
 
-__all__ = ["options", "run_agent"]
+__all__ = ["install", "options", "run_agent"]
 
 
-async def run_agent(agent: agents.Agent[Any], journal: Journal, history: Session) -> Any:
-    """Run an SDK agent, streamed, with the run's input and options; return its final output."""
+async def run_agent(
+    agent: agents.Agent[Any], journal: Journal, given: Any, history: Session | None = None
+) -> Any:
+    """Run an SDK agent, streamed, with the run's options; return its final output.
+
+    ``given`` is a text or a list of input items; with a history, both belong to that.
+    """
     run = journal.run
-    _install()
+    install()
     tool_context = await threads.call(_tool_context, run)
-    with within(Scope(journal)):
+    with within(current_scope() or Scope(journal)):
         result = agents.Runner.run_streamed(
-            agent, run.input_payload, session=history, context=tool_context, **options(run)
+            agent, given, session=history, context=tool_context, **options(run)
         )
     try:
         async for _ in result.stream_events():
@@ -92,7 +97,7 @@ class JournalingRunner(AgentRunner):
             )
 
 
-def _install() -> None:
+def install() -> None:
     """Put our runner in the place of the default one, around whatever a host put there."""
     present = get_default_agent_runner()
     if not isinstance(present, JournalingRunner):
@@ -103,18 +108,8 @@ def _configured(kwargs: dict[str, Any]) -> dict[str, Any]:
     config = _run_config(kwargs.get("run_config"))
     provider = config.model_provider
     if not isinstance(provider, JournaledProvider):
-        known = _provider() if type(provider) is MultiProvider else provider
+        known = generation.provider() if type(provider) is MultiProvider else provider
         config = replace(config, model_provider=JournaledProvider(known))
     if isinstance(config.model, Model):
         config = replace(config, model=journaled_model(config.model))
     return {**kwargs, "run_config": config}
-
-
-_shared: list[MultiProvider] = []
-
-
-def _provider() -> MultiProvider:
-    """Return the process's own provider, so that its connections outlast a run."""
-    if not _shared:
-        _shared.append(MultiProvider())
-    return _shared[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from agentic_django.exceptions import NotSerializable
 
-__all__ = ["dumps", "loads", "to_jsonable"]
+__all__ = ["dumps", "loads", "to_jsonable", "to_messages"]
 
 _SCALARS = (datetime, date, time, timedelta, Decimal, UUID)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -63,6 +63,41 @@ def _model(value: BaseModel, path: str) -> Any:
         kind = type(value).__name__
         raise NotSerializable(f"{path}, of type {kind}, is not JSON: {error}") from error
     return to_jsonable(data, path)
+
+
+def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the SDK's items as messages in the chat format, which every framework reads.
+
+    ``role`` is user, assistant, system or tool; calls stand in an assistant's ``tool_calls``,
+    and their outputs are messages of the role tool. Reasoning and other items are left out.
+    """
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        match item:
+            case {"type": "function_call", "call_id": call_id, "name": name, "arguments": given}:
+                called = {"name": name, "arguments": given}
+                _calling(messages).append({"id": call_id, "type": "function", "function": called})
+            case {"type": "function_call_output", "call_id": call_id, "output": output}:
+                text = output if isinstance(output, str) else dumps(output)
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+            case {"role": role, "content": content}:
+                messages.append({"role": role, "content": _plain(content)})
+    return messages
+
+
+def _calling(messages: list[dict[str, Any]]) -> list[Any]:
+    """Return the calls of the assistant's message at the end, made if there is none."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": None})
+    calls: list[Any] = messages[-1].setdefault("tool_calls", [])
+    return calls
+
+
+def _plain(content: Any) -> Any:
+    """Return content as text if text is all that it has."""
+    if isinstance(content, list) and all(isinstance(p, dict) and "text" in p for p in content):
+        return "".join(str(part["text"]) for part in content)
+    return content
 
 
 def _special(value: Any, path: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from django.db import transaction
 
-from agentic_django import lifecycle, limits, recovery, registry, runs, signals
+from agentic_django import lifecycle, limits, recovery, registry, runs, signals, submitted
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, Conflict, SessionBusy
 from agentic_django.models import ACTIVE, AgentRun, AgentSession, database
@@ -25,6 +25,7 @@ __all__ = [
     "enqueue_agent_run",
     "retry_agent_run",
     "submit_agent_run",
+    "submit_pipeline_run",
 ]
 
 type Data = Mapping[str, Any] | None
@@ -164,6 +165,46 @@ def _said(item: dict[str, Any]) -> str:
     return " ".join(text for text in texts if isinstance(text, str))
 
 
+def submit_pipeline_run(
+    *,
+    owner: Any,
+    steps: Sequence[Mapping[str, Any]],
+    input_payload: Any = "",
+    session_key: str | None = None,
+    params: Data = None,
+    metadata: Data = None,
+    tenant: str = "",
+) -> AgentRun:
+    """Create a run of steps given as data, and hand it to the queue; for trusted callers.
+
+    - ``steps``: dicts of ``name``, ``module`` and ``function``, and what else ``steps.Step``
+      takes; the modules are those that ``AGENTIC_DJANGO_STEP_MODULES`` lists.
+    - ``params``: the state with which the first step begins.
+    - ``session_key``: a conversation to take part in; without one the run is in none.
+
+    Raises BadInput for definitions that are wrong, BadSetting for functions that are not
+    allowed or not there, and NotSerializable. Nothing is written then.
+    """
+    run = AgentRun(
+        owner=owner,
+        tenant=tenant,
+        agent_key=submitted.AGENT_KEY,
+        input_payload=limits.valid_input(input_payload) if input_payload else [],
+        context=_data(params, "params"),
+        metadata={
+            **_data(metadata, "metadata"),
+            submitted.METADATA_KEY: submitted.validated(steps),
+        },
+    )
+    with transaction.atomic(using=database()):
+        if session_key is not None:
+            run.session, is_fresh = _session(run, session_key, submitted.AGENT_KEY)
+            run.position = run.session.run_count if is_fresh else run.session.reserve_position()
+        run.save(using=database(), force_insert=True)
+        _dispatch(run)
+    return run
+
+
 def enqueue_agent_run(run_id: str | UUID) -> None:
     """Hand a run to the queue that your code created through the ORM.
 
@@ -173,7 +214,8 @@ def enqueue_agent_run(run_id: str | UUID) -> None:
     run = _find(run_id)
     if run.status != AgentRun.Status.PENDING:
         raise Conflict(f"Cannot enqueue this run: it is {run.get_status_display()} now.")
-    registry.get(run.agent_key)
+    if run.agent_key != submitted.AGENT_KEY:
+        registry.get(run.agent_key)
     _dispatch(run)
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections
 
 __all__ = ["aside", "call", "cancel_task", "in_run", "reconnect", "run_here"]
@@ -147,9 +147,11 @@ def in_run() -> bool:
 
 
 async def call[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """Do synchronous work of a run, on the run's thread."""
+    """Do synchronous work of a run, on the thread that has the run's connection."""
     lane = _lane.get()
-    if lane is not None and threading.current_thread() is lane.thread:
+    if lane is None:  # A run that its host performs inline: the host's own thread for such work.
+        return await sync_to_async(fn, thread_sensitive=True)(*args, **kwargs)
+    if threading.current_thread() is lane.thread:
         return fn(*args, **kwargs)
     return await asyncio.to_thread(fn, *args, **kwargs)
 
@@ -190,5 +192,5 @@ def _with_own_connection[T](work: Callable[[], T]) -> T:
 
 
 def cancel_task(task: asyncio.Task[Any]) -> None:
-    """Cancel a task of the process's loop from any thread."""
-    _process.loop().call_soon_threadsafe(task.cancel)
+    """Cancel a task from any thread, whichever loop it is of."""
+    task.get_loop().call_soon_threadsafe(task.cancel)

@@ -18,5 +18,7 @@ class SDKAgent:
 
     async def perform(self, context: RunContext) -> RunResult:
         """Run the agent to its final output."""
-        output = await sdk.run_agent(self.agent, context.journal, context.history)
+        output = await sdk.run_agent(
+            self.agent, context.journal, context.run.input_payload, context.history
+        )
         return RunResult(output)

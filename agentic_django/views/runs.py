@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 
 from agentic_django import events, limits, services
 from agentic_django.conf import settings
-from agentic_django.models import AgentRun, AgentSession, Visibility, database
+from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.querysets import RunScope
 from agentic_django.views import api, bodies, fragments, pages
 from agentic_django.views.access import check_agent, endpoint
@@ -84,11 +84,10 @@ def event_list(request: Request, pk: UUID) -> HttpResponse:
 
 
 def _levels(request: Request, visibility: str) -> tuple[str, ...]:
-    if visibility == Visibility.USER:
-        return (Visibility.USER,)
-    if not request.viewer.staff:
-        raise PermissionDenied(_("Only staff may read debug events."))
-    return (Visibility.USER, Visibility.DEBUG)
+    try:
+        return events.levels(staff=request.viewer.staff, asked=visibility)
+    except PermissionError:
+        raise PermissionDenied(_("Only staff may read debug events.")) from None
 
 
 @endpoint("POST")

@@ -1,0 +1,145 @@
+"""One call of a model, for loops that a host writes by hand; recorded within a run.
+
+Messages are those of OpenAI's chat format: ``role`` (system, user, assistant, tool),
+``content``, ``tool_calls`` and ``tool_call_id``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import agents
+from agents.items import ModelResponse
+from agents.models.interface import Model, ModelTracing
+from agents.models.multi_provider import MultiProvider
+from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage
+
+from agentic_django.conf import settings
+from agentic_django.exceptions import BadInput, BadSetting
+from agentic_django.journaled import journaled_model
+
+__all__ = ["Answer", "Message", "generate", "items_of", "model", "provider"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a model said: text, and the tools that it wants called."""
+
+    role: str
+    content: str | None
+    tool_calls: Sequence[dict[str, Any]] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message in the chat format, to be put behind the others."""
+        plain: dict[str, Any] = {"role": self.role, "content": self.content}
+        return {**plain, "tool_calls": list(self.tool_calls)} if self.tool_calls else plain
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer, and the SDK's response from which it is made."""
+
+    message: Message
+    response: ModelResponse
+
+    @property
+    def tool_calls(self) -> Sequence[dict[str, Any]]:
+        """The calls that the model wants: id, type and function (name, arguments as JSON)."""
+        return self.message.tool_calls
+
+
+_shared: list[MultiProvider] = []
+
+
+def provider() -> MultiProvider:
+    """Return the process's own provider, so that its connections outlast a run."""
+    if not _shared:
+        _shared.append(MultiProvider())
+    return _shared[0]
+
+
+def model(name: str | Model | None = None) -> Model:
+    """Return a model, journaled: an instance, or one by name (``litellm/…`` names others).
+
+    Without a name it is ``AGENTIC_DJANGO_DEFAULT_MODEL``; raises BadSetting without that.
+    """
+    if isinstance(name, Model):
+        return journaled_model(name)
+    name = name or settings.DEFAULT_MODEL
+    if name is None:
+        raise BadSetting("Name a model, or set AGENTIC_DJANGO_DEFAULT_MODEL.")
+    return journaled_model(provider().get_model(name))
+
+
+async def generate(
+    messages: Sequence[Any],
+    *,
+    tools: Iterable[Any] = (),
+    using: str | Model | None = None,
+    **options: Any,
+) -> Answer:
+    """Ask a model once. ``options`` are fields of the SDK's ``ModelSettings``."""
+    instructions, items = items_of(messages)
+    response = await model(using).get_response(
+        instructions,
+        items,
+        agents.ModelSettings(**options),
+        list(tools),
+        None,
+        [],
+        ModelTracing.DISABLED,
+        previous_response_id=None,
+        conversation_id=None,
+        prompt=None,
+    )
+    return Answer(_message(response), response)
+
+
+def items_of(messages: Sequence[Any]) -> tuple[str | None, list[Any]]:
+    """Return the system's words and the SDK's input items for messages in the chat format."""
+    plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
+    system = [str(m["content"]) for m in plain if m.get("role") in ("system", "developer")]
+    items = [item for m in plain for item in _items(m)]
+    return "\n\n".join(system) or None, items
+
+
+def _items(message: Mapping[str, Any]) -> list[Any]:
+    match message.get("role"):
+        case "system" | "developer":
+            return []
+        case "user":
+            return [{"role": "user", "content": message["content"]}]
+        case "assistant":
+            said = [{"role": "assistant", "content": message["content"]}]
+            calls = [_call(call) for call in message.get("tool_calls") or ()]
+            return [*(said if message.get("content") else []), *calls]
+        case "tool":
+            call_id, output = message["tool_call_id"], message["content"]
+            return [{"type": "function_call_output", "call_id": call_id, "output": str(output)}]
+    raise BadInput(
+        f"A message has the role {message.get('role')!r}; use system, user, assistant or tool."
+    )
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {
+        "type": "function_call",
+        "call_id": call["id"],
+        "name": function["name"],
+        "arguments": function["arguments"],
+    }
+
+
+def _message(response: ModelResponse) -> Message:
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for item in response.output:
+        if isinstance(item, ResponseOutputMessage):
+            texts += [getattr(part, "text", "") or "" for part in item.content]
+        elif isinstance(item, ResponseFunctionToolCall):
+            called = {"name": item.name, "arguments": item.arguments}
+            calls.append({"id": item.call_id, "type": "function", "function": called})
+    return Message("assistant", "".join(texts) or None, tuple(calls))

@@ -1,0 +1,386 @@
+"""Pipelines: named steps, each recorded once.
+
+A step's result, the state after it and the events that tell of it are written together. What
+is recorded is not done again; what a failed attempt did to the state is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from agentic_django import events, threads
+from agentic_django.events import Event, EventType
+from agentic_django.exceptions import (
+    BadSetting,
+    NotSerializable,
+    PipelineChanged,
+    StepCancelledError,
+    StepExecutionError,
+    StepTimeoutError,
+)
+from agentic_django.journal import Result
+from agentic_django.models import AgentRun, StepCheckpoint, database
+from agentic_django.runtime import RunContext, perform
+from agentic_django.serialization import to_jsonable
+
+__all__ = [
+    "ExecutionState",
+    "Parallel",
+    "Pipeline",
+    "Step",
+    "StepCancelledError",
+    "StepExecutionError",
+    "StepExecutor",
+    "StepTimeoutError",
+]
+
+CHECKPOINT_KEY = "_step_executor_state"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: ``fn(ctx, state)`` returns what JSON can hold, and may change ``state``.
+
+    - ``retries``: how often it is tried again; ``retry_delay``: seconds before the first of
+      those, twice as many before each further one.
+    - ``timeout``: seconds that one attempt may take.
+    - ``description``: what it does, in words for a person.
+    - ``checkpoint``: False for a step that is done again each time the run is resumed.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    retries: int = 0
+    retry_delay: float = 1.0
+    timeout: float | None = None
+    description: str | None = None
+    checkpoint: bool = True
+
+
+class Parallel:
+    """Steps that are done at the same time.
+
+    Each works on a copy of the state as it was before the group; what each changed is put
+    together behind it, in the order in which the steps are written.
+    """
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps = steps
+
+
+type Steps = Sequence[Step | Parallel]
+
+
+class Pipeline:
+    """Steps under an agent's key; it is its own factory. Raises BadSetting for a name used twice.
+
+    ``version`` says which definition it is: a run that was begun with another one is refused.
+    """
+
+    def __init__(self, steps: Steps, *, version: str | int = 1) -> None:
+        self.steps = list(steps)
+        self.version = str(version)
+        check_names(self.steps)
+
+    def __call__(self) -> Pipeline:
+        """Return the pipeline, as a registered factory does."""
+        return self
+
+
+def flat(steps: Steps) -> list[Step]:
+    """Return all steps, those of groups among them."""
+    return [
+        step for part in steps for step in (part.steps if isinstance(part, Parallel) else [part])
+    ]
+
+
+def check_names(steps: Steps) -> None:
+    """Raise BadSetting for steps that share a name."""
+    twice = [name for name, n in Counter(step.name for step in flat(steps)).items() if n > 1]
+    if twice:
+        raise BadSetting(f"Two steps are called {twice[0]!r}. Give each step a name of its own.")
+
+
+@dataclass(slots=True)
+class ExecutionState:
+    """How far a run's steps have come."""
+
+    execution_id: str
+    current_step_index: int = 0
+    completed_steps: list[str] = field(default_factory=list)
+    step_results: dict[str, Any] = field(default_factory=dict)
+    started_at: str | None = None
+    custom_state: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as what JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ExecutionState:
+        """Return the state that ``to_dict`` gave."""
+        return cls(**data)
+
+    @classmethod
+    def for_run(cls, run: AgentRun, checkpoint_key: str = CHECKPOINT_KEY) -> ExecutionState:
+        """Read how far a run has come from its journal."""
+        rows = StepCheckpoint.objects.using(database()).filter(
+            run=run, generation=run.generation, key__startswith=f"{checkpoint_key}/"
+        )
+        return cls._of(str(run.pk), list(rows.order_by("id")))
+
+    @classmethod
+    def _of(cls, execution_id: str, rows: Sequence[StepCheckpoint]) -> ExecutionState:
+        state = cls(execution_id, current_step_index=len(rows))
+        for row in rows:
+            state.completed_steps.append(row.name)
+            state.step_results[row.name] = row.result["result"]
+            state.custom_state.update(row.result["state"])
+        began = rows[0].started_at if rows else None
+        state.started_at = began.isoformat() if isinstance(began, datetime) else None
+        return state
+
+
+class StepExecutor:
+    """Performs steps within a run, each once.
+
+    - ``checkpoint_key``: tells several executors of one run apart.
+    - ``cancel_check_interval``: seconds between looks at whether the run was cancelled while
+      an executor waits for a step or for its next attempt.
+    """
+
+    def __init__(
+        self,
+        ctx: RunContext,
+        checkpoint_key: str = CHECKPOINT_KEY,
+        cancel_check_interval: float = 0.5,
+    ) -> None:
+        self.ctx = ctx
+        self.checkpoint_key = checkpoint_key
+        self.cancel_check_interval = cancel_check_interval
+        self.results: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
+        self._names: list[str] = []
+        self._done: set[str] = set()
+        self._shown = 0
+
+    async def run(
+        self,
+        steps: Steps,
+        initial_state: dict[str, Any] | None = None,
+        resume: bool = True,
+        version: str = "",
+    ) -> dict[str, Any]:
+        """Perform the steps that are not recorded yet, and return all results by name.
+
+        With ``resume=False`` what an earlier attempt recorded is left alone, and everything is
+        done again. Raises StepExecutionError, StepCancelledError, PipelineChanged (see
+        ``Pipeline``; also if a step that is done was renamed, removed or moved behind one that
+        is not) and BadSetting for a name used twice. Steps that are not done yet may be added,
+        renamed and reordered.
+        """
+        check_names(steps)
+        self._names = [step.name for step in flat(steps)]
+        self.state = copy.deepcopy(initial_state or {})
+        recorded = self._recorded(version) if resume else {}
+        self._refuse_changes(flat(steps), list(recorded))
+        if self.ctx.run.attempt > 1:
+            self._shown = await threads.call(_shown_before, self.ctx.run)
+        for part in steps:
+            group = part.steps if isinstance(part, Parallel) else (part,)
+            await self._perform_group(group, recorded, version)
+        return self.results
+
+    def _key(self, step: str) -> str:
+        return f"{self.checkpoint_key}/{step}"
+
+    def _recorded(self, version: str) -> dict[str, StepCheckpoint]:
+        rows = self.ctx.journal.under(f"{self.checkpoint_key}/")
+        if any(row.fingerprint != version for row in rows):
+            raise PipelineChanged(
+                f"This run was begun with version {rows[0].fingerprint!r} of the steps, and they "
+                f"are version {version!r} now. Start the run again."
+            )
+        return {row.name: row for row in rows}
+
+    def _refuse_changes(self, steps: Sequence[Step], done: list[str]) -> None:
+        gone = [name for name in done if name not in self._names]
+        if gone:
+            raise PipelineChanged(
+                f"Step {gone[0]!r} is done and is not among the steps any more. Keep its name, "
+                "or start the run again."
+            )
+        kept = [step.name for step in steps if step.checkpoint]
+        if set(kept[: len(done)]) != set(done):
+            raise PipelineChanged(
+                f"Steps {', '.join(done)} are done, and others stand before them now. Put new "
+                "steps behind those that are done, or start the run again."
+            )
+
+    async def _perform_group(
+        self, group: Sequence[Step], recorded: dict[str, StepCheckpoint], version: str
+    ) -> None:
+        await self._skip([step for step in group if step.name in recorded])
+        missing = [step for step in group if step.name not in recorded]
+        made = await _all([self._perform(step, self.state, version) for step in missing])
+        values = {name: row.result for name, row in recorded.items()}
+        values |= {step.name: value for step, value in zip(missing, made, strict=True)}
+        self.results |= {step.name: values[step.name]["result"] for step in group}
+        self.state = _merged(self.state, [values[step.name]["state"] for step in group])
+
+    async def _skip(self, steps: Sequence[Step]) -> None:
+        self._done |= {step.name for step in steps}
+        reason = "already_completed"
+        await self.ctx.write([self._told(EventType.STEP_SKIPPED, s, reason=reason) for s in steps])
+
+    async def _perform(self, step: Step, state: dict[str, Any], version: str) -> dict[str, Any]:
+        for attempt in range(1, step.retries + 2):
+            self._check_cancelled()
+            await self._start(step, attempt)
+            began, draft = time.monotonic(), copy.deepcopy(state)
+            try:
+                value = await self._attempt(step, draft)
+            except (StepCancelledError, asyncio.CancelledError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a step may fail in any way, and be retried
+                await self._failed(step, attempt, error)
+            else:
+                await self._record(step, value, time.monotonic() - began, version)
+                return value
+        raise AssertionError("The last attempt returns or raises.")
+
+    async def _start(self, step: Step, attempt: int) -> None:
+        told = self._told(
+            EventType.STEP_STARTED,
+            step,
+            attempt=attempt,
+            max_attempts=step.retries + 1,
+            description=step.description,
+        )
+        await self.ctx.write([told], activity=(step.description or step.name)[:255])
+
+    async def _attempt(self, step: Step, state: dict[str, Any]) -> dict[str, Any]:
+        limit = asyncio.timeout(step.timeout)
+        try:
+            async with limit:
+                with self.ctx.inside(step.name, self._key(step.name)):
+                    result = await self._watched(perform(step.fn, self.ctx, state))
+        except TimeoutError:
+            if limit.expired() and step.timeout is not None:
+                raise StepTimeoutError(step.name, step.timeout) from None
+            raise
+        kept = to_jsonable(state, f"state after {step.name!r}")
+        return {"result": to_jsonable(result, f"result of {step.name!r}"), "state": kept}
+
+    async def _watched(self, work: Any) -> Any:
+        """Wait for a step, and look now and then whether the run was cancelled."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=self.cancel_check_interval)
+                self._check_cancelled()
+        finally:
+            task.cancel()
+        return task.result()
+
+    def _check_cancelled(self) -> None:
+        if self.ctx.cancelled():
+            raise StepCancelledError
+
+    async def _failed(self, step: Step, attempt: int, error: Exception) -> None:
+        """Tell of a failure, and wait for the next attempt; raise if that was the last one."""
+        self.ctx.journal.check()
+        text = f"{type(error).__name__}: {error}"
+        if attempt > step.retries or isinstance(error, NotSerializable):
+            await self.ctx.write(
+                [self._told(EventType.STEP_FAILED, step, error=text, attempts=attempt)]
+            )
+            raise StepExecutionError(step.name, attempt) from error
+        delay = step.retry_delay * 2 ** (attempt - 1)
+        told = self._told(
+            EventType.STEP_RETRYING,
+            step,
+            attempt=attempt + 1,
+            max_attempts=step.retries + 1,
+            error=text,
+            retry_delay=delay,
+        )
+        await self.ctx.write([told])
+        await self._watched(asyncio.sleep(delay))
+
+    async def _record(
+        self, step: Step, value: dict[str, Any], seconds: float, version: str
+    ) -> None:
+        told = [
+            self._told(
+                EventType.STEP_COMPLETED,
+                step,
+                result=value["result"],
+                duration_seconds=round(seconds, 3),
+            ),
+            self._progress(step),
+        ]
+        if not step.checkpoint:
+            await self.ctx.write(told)
+            return
+        result = Result(
+            key=self._key(step.name),
+            kind=StepCheckpoint.Kind.STEP,
+            name=step.name,
+            value=value,
+            seconds=seconds,
+            fingerprint=version,
+        )
+        await self.ctx.journal.record(result, told)
+
+    def _told(self, kind: EventType, step: Step, **payload: Any) -> Event:
+        index = self._names.index(step.name)
+        return events.draft(
+            kind, step_name=step.name, step_index=index, total_steps=len(self._names), **payload
+        )
+
+    def _progress(self, step: Step) -> Event:
+        self._done.add(step.name)
+        percent = round(100 * len(self._done) / len(self._names))
+        self._shown = max(self._shown, percent)
+        return events.draft(
+            EventType.PROGRESS_UPDATE,
+            progress_percent=self._shown,
+            description=step.description or step.name,
+        )
+
+
+def _merged(before: dict[str, Any], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state behind a group: what each of its steps changed, put together."""
+    if len(after) == 1:
+        return after[0]
+    merged = dict(before)
+    for state in after:
+        merged |= {k: v for k, v in state.items() if k not in before or before[k] != v}
+    return merged
+
+
+def _shown_before(run: AgentRun) -> int:
+    """Return the progress that an attempt before this one showed last."""
+    told = run.events.filter(event_type=EventType.PROGRESS_UPDATE).order_by("-sequence")
+    payload = told.values_list("payload", flat=True).first()
+    return int(payload["progress_percent"]) if payload else 0
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return all results; if one fails, the others are cancelled, and have ended, first."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

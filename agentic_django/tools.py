@@ -1,0 +1,96 @@
+"""Tools for loops that a host writes by hand, over the SDK's own function schema."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import agents
+from agents.tool import invoke_function_tool
+from agents.tool_context import ToolContext
+
+from agentic_django.exceptions import BadInput
+from agentic_django.journaled import journaled_tool
+
+__all__ = ["Tool", "ToolRegistry"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may have called."""
+
+    function_tool: agents.FunctionTool
+
+    @classmethod
+    def from_function(
+        cls, fn: Callable[..., Any], *, name: str | None = None, description: str | None = None
+    ) -> Tool:
+        """Return a tool for a function; its signature and docstring describe it to the model.
+
+        A synchronous function runs on the run's thread, where it may use the ORM.
+        """
+        made = agents.function_tool(fn, name_override=name, description_override=description)
+        return cls(journaled_tool(made))
+
+    @property
+    def name(self) -> str:
+        """What the model calls it."""
+        return self.function_tool.name
+
+    def to_openai_format(self) -> dict[str, Any]:
+        """Return the tool as OpenAI's chat API describes it."""
+        function = {
+            "name": self.name,
+            "description": self.function_tool.description,
+            "parameters": self.function_tool.params_json_schema,
+        }
+        return {"type": "function", "function": function}
+
+
+@dataclass(slots=True)
+class ToolRegistry:
+    """Tools by name; iterating gives what ``RunContext.generate(tools=…)`` takes."""
+
+    _tools: dict[str, Tool] = field(default_factory=dict)
+    _made: Counter[str] = field(default_factory=Counter)
+
+    def register(self, tool: Tool | Callable[..., Any]) -> Tool:
+        """Add a tool or a function; raises BadInput if its name is taken."""
+        made = tool if isinstance(tool, Tool) else Tool.from_function(tool)
+        if made.name in self._tools:
+            raise BadInput(f"There is a tool {made.name!r} already. Give this one another name.")
+        self._tools[made.name] = made
+        return made
+
+    def __iter__(self) -> Iterator[agents.FunctionTool]:
+        return (tool.function_tool for tool in self._tools.values())
+
+    def to_openai_format(self) -> list[dict[str, Any]]:
+        """Return all tools as OpenAI's chat API describes them."""
+        return [tool.to_openai_format() for tool in self._tools.values()]
+
+    async def execute(
+        self, name: str, arguments: str | Mapping[str, Any], *, call_id: str | None = None
+    ) -> Any:
+        """Call a tool with arguments as JSON text or a dict, and return what it returns.
+
+        Within a run the result is recorded under ``call_id``, the id that the model gave its
+        call; without one, calls of a tool are told apart by their order. Raises BadInput for a
+        name that is not registered.
+        """
+        if name not in self._tools:
+            known = ", ".join(self._tools) or "none"
+            raise BadInput(f"There is no tool {name!r}. Tools: {known}.")
+        self._made[name] += 1
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        context: ToolContext[Any] = ToolContext(
+            context=None,
+            tool_name=name,
+            tool_call_id=call_id or f"{name}-{self._made[name]}",
+            tool_arguments=text,
+        )
+        tool = self._tools[name].function_tool
+        return await invoke_function_tool(function_tool=tool, context=context, arguments=text)
