@@ -159,7 +159,9 @@ SENTENCES: dict[str, Any] = {
     "provider_unreachable": _("The model could not be reached. Trying again may help."),
     "tool_timed_out": _("A tool took longer than allowed."),
     "unresolved_intent": _("A step that must not be repeated was interrupted. Please check it."),
-    "pipeline_changed": _("The steps of this job were changed meanwhile. Starting it again may help."),
+    "pipeline_changed": _(
+        "The steps of this job were changed meanwhile. Starting it again may help."
+    ),
     "step_failed": _("A step failed. Trying again goes on from that step, and may help."),
     "timed_out": _("This took longer than allowed and was stopped."),
 }

@@ -16,6 +16,7 @@ from agentic_django.exceptions import SENTENCES, AgenticError
 
 __all__ = ["Verdict", "classify", "verdict_on"]
 
+_LONGEST_PAUSE = 3600.0
 _TRIPWIRES = (
     agents.InputGuardrailTripwireTriggered,
     agents.OutputGuardrailTripwireTriggered,
@@ -81,7 +82,8 @@ def _status(error: Any) -> Verdict:
 
 def _retry_after(error: openai.APIStatusError) -> float:
     try:
-        return max(0.0, float(error.response.headers.get("retry-after", 0)))
+        asked = float(error.response.headers.get("retry-after", 0))
+        return min(max(0.0, asked), _LONGEST_PAUSE)
     except ValueError:  # A date; our own back-off has to do.
         return 0.0
 

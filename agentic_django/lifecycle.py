@@ -163,7 +163,7 @@ def _fail_lost(run: AgentRun, guard: models.Q) -> None:
 
 def stop(run: AgentRun) -> None:
     """End a run that this attempt holds as cancelled, because its own work wants that."""
-    with transaction.atomic(using=database()):
+    with runs.together(run):
         runs.finish(run, "cancel", [events.draft(EventType.RUN_CANCELLED, by="")])
         _leave(run)
         runs.announce(signals.agent_run_cancelled, run)

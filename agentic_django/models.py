@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
@@ -10,14 +9,13 @@ from django.core.validators import RegexValidator
 from django.db import models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
-from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
 from agentic_django import serialization
 from agentic_django.conf import settings
 from agentic_django.fields import JSONTextField, OwnerKey, new_id
-from agentic_django.querysets import STEP_EVENTS, RunScope, Scope
+from agentic_django.querysets import RunScope, Scope
+from agentic_django.shown import Shown
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 from agentic_django.viewer import principal_of
 
@@ -163,7 +161,7 @@ class AgentSessionItem(models.Model):
         return f"{self.session_id}/{self.sequence}"
 
 
-class AgentRun(Owned):
+class AgentRun(Shown, Owned):
     """One piece of work by one agent."""
 
     Status = Status
@@ -292,69 +290,6 @@ class AgentRun(Owned):
     def is_active(self) -> bool:
         """Whether the run is yet to end."""
         return self.status in ACTIVE
-
-    @property
-    def version(self) -> str:
-        """What a reader shows now; another value means that there is something new."""
-        place = getattr(self, "place", None) or 0
-        return f"{self.status}-{self.attempt}-{self.event_count}-{place}-{self._tens()}"
-
-    def _tens(self) -> str:
-        """Return for how many tens of seconds it has run, and whether its lease has ended.
-
-        Both are shown, and change without a write.
-        """
-        if self.status != Status.RUNNING or self.started_at is None:
-            return ""
-        now = timezone.now()
-        late = self.lease_ends_at is not None and self.lease_ends_at < now
-        return f"{(now - self.started_at) // timedelta(seconds=10)}{'late' * late}"
-
-    @cached_property
-    def steps(self) -> list[dict[str, Any]]:
-        """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
-        return _paired([payload for _, payload in self._seen if "call_id" in payload])
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """What the agent has said so far, oldest first; its answer is the last, if it is text."""
-        return [payload["text"] for kind, payload in self._seen if kind == "message"]
-
-    @cached_property
-    def stages(self) -> list[dict[str, Any]]:
-        """The steps of a pipeline so far, in the order of their first events.
-
-        Each is what its events said, the later over the earlier, with ``state``: started,
-        completed, failed, retrying or skipped.
-        """
-        stages: dict[str, dict[str, Any]] = {}
-        for kind, payload in self._seen:
-            if kind.startswith("step."):
-                known = stages.setdefault(payload["step_name"], {})
-                known.update(payload, state=kind.removeprefix("step."))
-        return list(stages.values())
-
-    @cached_property
-    def progress(self) -> dict[str, Any] | None:
-        """The last that was said of progress: progress_percent and description; or None."""
-        said = [payload for kind, payload in self._seen if kind == "progress.update"]
-        return said[-1] if said else None
-
-    @cached_property
-    def _seen(self) -> list[tuple[str, dict[str, Any]]]:
-        """The types and payloads of the events that a fragment shows, in order."""
-        if hasattr(self, "step_events"):
-            numbered = serialization.loads(f"[{self.step_events or ''}]")
-            return [(kind, payload) for _, kind, payload in sorted(numbered, key=lambda e: e[0])]
-        shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
-        return list(shown.order_by("sequence").values_list("event_type", "payload"))
-
-
-def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    calls: dict[str, dict[str, Any]] = {}
-    for payload in payloads:
-        calls.setdefault(payload["call_id"], {}).update(payload)
-    return list(calls.values())
 
 
 class AgentEvent(models.Model):

@@ -65,8 +65,8 @@ def load_response(data: dict[str, Any]) -> ModelResponse:
 def _load_item(data: Any) -> Any:
     try:
         return _ITEM.validate_python(data)
-    except ValidationError:  # An item of a kind that this version of the client does not know.
-        return data
+    except ValidationError:  # A kind of item that this version of the client does not know.
+        return Response.construct(output=[data]).output[0]  # As the client itself makes it.
 
 
 def response_of(event: ResponseCompletedEvent, streamed: Sequence[Any]) -> ModelResponse:
