@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from django.db import Error
 
@@ -61,7 +63,7 @@ async def _perform(run: AgentRun) -> None:
             result = await runtime.perform(context)
             output = to_jsonable(result.final_output, "final_output")
     except StepCancelledError:
-        await threads.aside(lifecycle.stop, run)
+        await _end(lifecycle.stop, run)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
         await _finish_badly(context, error, timed_out=limit.expired())
     else:
@@ -80,6 +82,12 @@ async def _finish_badly(context: RunContext, error: BaseException, *, timed_out:
     verdict = Verdict("timed_out") if timed_out else failures.verdict_on(error)
     failure = Failure(verdict.code, None if timed_out else error)
     if verdict.retry:
-        await threads.aside(lifecycle.try_later, run, failure, verdict.after, told)
+        await _end(lifecycle.try_later, run, failure, verdict.after, told)
     else:
-        await threads.aside(lifecycle.fail, run, failure, told)
+        await _end(lifecycle.fail, run, failure, told)
+
+
+async def _end(verb: Callable[..., None], *args: Any) -> None:
+    """Write how a run ends, though the connection or the run's thread may be the reason."""
+    await threads.aside(threads.reconnect)
+    await threads.aside(verb, *args)

@@ -7,7 +7,6 @@ second, so a run that is cancelled elsewhere ends here within two.
 from __future__ import annotations
 
 import asyncio
-import copy
 import os
 import threading
 import time
@@ -124,7 +123,7 @@ def _hand_back(held: set[Held]) -> None:
     """The process is ending: let another go on at once rather than after the lease."""
     for one in held:
         try:
-            lifecycle.hand_back(copy.copy(one.run))  # Its own thread may be writing it.
+            lifecycle.hand_back(one.run)
         except RunMoved:
             logger.info("Run %s had ended when this process did", one.run.pk)
         one.lose()

@@ -81,8 +81,11 @@ class Journal:
         return [row for key, row in self._rows.items() if key.startswith(prefix)]
 
     async def _keep(self, write: Callable[..., StepCheckpoint], *args: Any) -> StepCheckpoint:
+        # A synchronous tool that still works must not keep the result of another from being
+        # recorded; but what its caller's transaction is to cover must be written in that.
+        cross = threads.call if self.run.joined_transaction else threads.aside
         try:
-            row = await threads.call(write, *args)
+            row = await cross(write, *args)
         except (RunMoved, Error) as error:
             raise self.give_up(error) from None
         self._rows[row.key] = row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings as django_settings
@@ -228,6 +230,14 @@ class AgentRun(Shown, Owned):
 
     joined_transaction = False
     """Whether the claim is part of its caller's transaction; not stored."""
+
+    @cached_property
+    def writing(self) -> threading.RLock:
+        """Held while an attempt writes; not stored."""
+        return threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: value for k, value in super().__getstate__().items() if k != "writing"}
 
     class Meta:
         verbose_name = _("run")

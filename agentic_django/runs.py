@@ -150,14 +150,18 @@ def _claimed(run: AgentRun, due: RunScope) -> bool:
 
 @contextmanager
 def together(run: AgentRun) -> Iterator[None]:
-    """One transaction of an attempt's writes; if it fails, its row in memory is as before."""
-    before = dict(vars(run))
-    try:
-        with transaction.atomic(using=database()):
-            yield
-    except BaseException:
-        vars(run).update(before)
-        raise
+    """One transaction of an attempt's writes; if it fails, its row in memory is as before.
+
+    An attempt may write from two threads (``threads.aside``), one at a time.
+    """
+    with run.writing:
+        before = dict(vars(run))
+        try:
+            with transaction.atomic(using=database()):
+                yield
+        except BaseException:
+            vars(run).update(before)
+            raise
 
 
 def renew(run_ids: Sequence[Any], seconds: float) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from django.db import close_old_connections
 from django.tasks import Task, task_backends
 
 from agentic_django import threads
@@ -23,7 +24,11 @@ def execute(run_id: str) -> None:
     """Execute a run, or another that is due: a delivery is permission to work, not an order."""
     from agentic_django import executor  # noqa: PLC0415 - the queue hop is a real loop
 
-    executor.execute(run_id)
+    try:
+        executor.execute(run_id)
+    finally:
+        if not executes_at_once():  # A pool's thread would keep its connection for ever.
+            close_old_connections()
     if not threads.in_run() and not getattr(_outbox, "draining", False):
         _drain()
 

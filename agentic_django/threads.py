@@ -32,11 +32,21 @@ class Lane(Executor):
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
-        self.busy = False
+        self._count, self._counting = 0, threading.Lock()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    @property
+    def busy(self) -> bool:
+        """Whether what is submitted now would have to wait."""
+        return self._count > 0
+
+    def _add(self, change: int) -> None:
+        with self._counting:
+            self._count += change
 
     def submit[T](self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Queue a call; from the lane's own thread, do it at once."""
+        self._add(1)
         future: Future[T] = Future()
         work = partial(self._fulfil, future, partial(fn, *args, **kwargs))
         if threading.current_thread() is self.thread:
@@ -53,16 +63,16 @@ class Lane(Executor):
 
     def _fulfil[T](self, future: Future[T], work: Callable[[], T]) -> None:
         if not future.set_running_or_notify_cancel():
+            self._add(-1)
             return
-        before, self.busy = self.busy, True
-        # Not busy any more before the result is known: who gets it may have more to do here.
+        # Not counted any more before the result is known: who gets it may have more to do here.
         try:
             outcome = work()
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            self.busy = before
+            self._add(-1)
             future.set_exception(error)
         else:
-            self.busy = before
+            self._add(-1)
             future.set_result(outcome)
 
 
@@ -163,14 +173,9 @@ async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """
     lane = _lane.get()
     if lane is None or not lane.busy:
-        return await call(_reconnected, partial(fn, *args, **kwargs))
+        return await call(fn, *args, **kwargs)
     work = partial(_with_own_connection, partial(fn, *args, **kwargs))
     return await asyncio.wrap_future(_process.pool.submit(work))
-
-
-def _reconnected[T](work: Callable[[], T]) -> T:
-    reconnect()
-    return work()
 
 
 def reconnect() -> None:

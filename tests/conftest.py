@@ -16,9 +16,11 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.test import Client
 
-from agentic_django import recovery
+from agentic_django import lifecycle, recovery
+from agentic_django.models import AgentRun
 from tests import agents as test_agents
 from tests import servers
+from tests.attempts import finish
 from tests.browser import browser, open_page, page, problems, screenshot  # noqa: F401
 from tests.openai_server import OpenAIServer
 from tests.processes import Project
@@ -166,6 +168,24 @@ def use_tasks(settings: Any, request: pytest.FixtureRequest) -> Callable[[str], 
         settings.TASKS = {"default": TASK_BACKENDS[key]}
 
     return use
+
+
+@pytest.fixture
+def no_queue(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody works by itself, and nothing is waited for: see ``tests.attempts``."""
+    settings.TASKS = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
+    monkeypatch.setattr(lifecycle, "backoff", lambda failures: 0.0)
+
+
+@pytest.fixture
+def carry(user: User, no_queue: None) -> Callable[..., AgentRun]:
+    """Carry a new run of an agent to its end; keywords are columns of the run."""
+
+    def carry(key: str = "default", given: Any = "Hello", **columns: Any) -> AgentRun:
+        columns = {"owner": user, "agent_key": key, "input_payload": given, **columns}
+        return finish(AgentRun.objects.create(**columns))
+
+    return carry
 
 
 # Models

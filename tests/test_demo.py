@@ -22,7 +22,7 @@ from agentic_django.models import AgentEvent, AgentRun, StepCheckpoint
 from example.shop.models import Order, Refund
 from tests.processes import Process, Project, free_port, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
 MODES = {
     "immediate": {"DEMO_TASKS": "immediate", "DEMO_MODEL_PAUSE": "0.02"},
@@ -211,8 +211,8 @@ def test_a_question_is_answered_from_the_rows_while_one_watches(demo: Demo, log_
         assert statuses(page) == ["completed"]
     else:
         assert statuses(page)[-2:] == ["running", "completed"]
-        # What stands around the turn has followed it.
-        page.locator("#title", has_text="Where is order 1042?").wait_for()
+    # What stands around the turn has followed it.
+    page.locator("#title", has_text="Where is order 1042?").wait_for()
     page.reload()
     assert page.locator("#title").inner_text() == "Where is order 1042?"
     assert_told(page.locator(".agentic-run"), 1042)

@@ -21,7 +21,9 @@ STOP_POLLING = 286
 def shown(request: Request, run: AgentRun, status: int = 200) -> HttpResponse:
     """Answer with a run's fragment."""
     template = "agentic_django/partials/run_fragment.html"
-    return render(request, template, {"run": run}, status=status)
+    response = render(request, template, {"run": run}, status=status)
+    response.headers["HX-Trigger"] = "run-update"
+    return response
 
 
 def poll(request: Request, run: AgentRun) -> HttpResponse:
@@ -31,9 +33,7 @@ def poll(request: Request, run: AgentRun) -> HttpResponse:
     if run.is_active and request.GET.get("v") == run.version:
         return HttpResponse(status=204)
     stops = run.is_finished and format_of(request) is Format.FRAGMENT
-    response = shown(request, run, STOP_POLLING if stops else 200)
-    response.headers["HX-Trigger"] = "run-update"
-    return response
+    return shown(request, run, STOP_POLLING if stops else 200)
 
 
 def messages(request: Request, session: AgentSession, items: Sequence[Any]) -> HttpResponse:

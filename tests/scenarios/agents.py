@@ -236,7 +236,7 @@ def busy() -> Agent[Any]:
         [call("add", "d1", a=2, b=3)],
         say("Done."),
     )
-    tools = [block, wait, multiply, add, ask]
+    tools: list[Any] = [block, wait, multiply, add, ask]
     return Agent(name="busy", model=model(answers, 0.1), tools=tools)
 
 
@@ -252,7 +252,7 @@ def waiting(seconds: float) -> Agent[Any]:
     return Agent(name="waiting", model=answers, tools=[wait])
 
 
-CRASHED = {
+CRASHED: dict[str, Callable[[], Agent[Any]]] = {
     "plain": plain,
     "parallel": parallel,
     "nested": nested,
@@ -268,7 +268,7 @@ CRASHED = {
 
 def agents() -> dict[str, Callable[[], Agent[Any]]]:
     """Return the scenarios' agents by their keys; what their settings name as a registry."""
-    others = {
+    others: dict[str, Callable[[], Agent[Any]]] = {
         "paying": paying,
         "steady": steady,
         "long": partial(steady, steps=12),

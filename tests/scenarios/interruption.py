@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import django
 
@@ -57,18 +57,19 @@ class Commits:
 
     def install(self) -> None:
         """Count from now on, and act at the chosen commit."""
-        commit, execute = BaseDatabaseWrapper._commit, CursorWrapper._execute
+        wrapper, cursor_wrapper = cast("Any", BaseDatabaseWrapper), cast("Any", CursorWrapper)
+        commit, execute = wrapper._commit, cursor_wrapper._execute
 
-        def counted_commit(wrapper: Any) -> None:
-            self.around(lambda: commit(wrapper))
+        def counted_commit(connection: Any) -> None:
+            self.around(lambda: commit(connection))
 
         def counted_execute(cursor: Any, sql: str, *args: Any) -> Any:
             if cursor.db.in_atomic_block or not _is_write(sql):
                 return execute(cursor, sql, *args)
             return self.around(lambda: execute(cursor, sql, *args))
 
-        BaseDatabaseWrapper._commit = counted_commit
-        CursorWrapper._execute = counted_execute
+        wrapper._commit = counted_commit
+        cursor_wrapper._execute = counted_execute
 
     def around(self, commit: Callable[[], Any]) -> Any:
         """Commit; act before or after it if it is the chosen one.
@@ -263,7 +264,7 @@ def main(how: str, *scenarios: str) -> None:
     """Interrupt scenarios and print what came of it."""
     interrupt = {"kill": kill_everywhere, "always": kill_always, "pause": pause_everywhere}[how]
     tasks = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
-    lifecycle.backoff = lambda failures: 0.0  # type: ignore[assignment]
+    lifecycle.backoff = lambda failures: 0.0
     options = {"AGENTIC_DJANGO_LEASE_SECONDS": LEASE, "AGENTIC_DJANGO_MAX_ATTEMPTS": 6}
     warm()
     with override_settings(TASKS=tasks, **options):

@@ -59,7 +59,7 @@ def main(keys: str, count: str, *options: str) -> None:
     """Dispatch, and stay."""
     user, _ = User.objects.get_or_create(username="ada")
     if "--die" in options:
-        tasks.send = lambda run_id, agent_key: die()  # type: ignore[assignment]
+        tasks.send = lambda run_id, agent_key: die()
     print("ready", flush=True)
     if "--until" in options:
         keep_busy(user, keys.split(","), int(count), Path(options[-1]))

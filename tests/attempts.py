@@ -1,0 +1,58 @@
+"""Attempts of runs, one at a time, with no queue to start them: a test says when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models.functions import Now
+
+from agentic_django import executor, recovery
+from agentic_django.models import AgentRun
+
+__all__ = ["AWAY", "attempt", "finish", "lose", "numbered", "payloads", "recorded"]
+
+AWAY = ConnectionError("The provider cannot be reached.")
+"""What ends an attempt so that another may begin."""
+
+
+def attempt(run: AgentRun) -> AgentRun:
+    """Carry a run through one attempt, and read it again."""
+    executor.execute(str(run.pk))
+    run.refresh_from_db()
+    return run
+
+
+def finish(run: AgentRun) -> AgentRun:
+    """Carry a run to its end, over as many attempts as that takes."""
+    for _ in range(12):
+        if attempt(run).is_finished:
+            return run
+    raise AssertionError(f"The run does not end: {run.status}.")
+
+
+def lose(run: AgentRun) -> AgentRun:
+    """Claim a run for a process that is gone at once, and let its lease end."""
+    held = AgentRun.objects.filter(pk=run.pk, status="pending")
+    assert held.update(status="running", attempt=run.attempt + 1, lease_ends_at=Now())
+    recovery.sweep()
+    run.refresh_from_db()
+    return run
+
+
+def recorded(run: AgentRun) -> list[tuple[str, str]]:
+    """Return kind and name of all that is recorded, in order."""
+    return list(run.checkpoints.order_by("id").values_list("kind", "name"))
+
+
+def payloads(run: AgentRun, kind: str) -> list[Any]:
+    """Return the payloads of a run's events of one type, in order."""
+    rows = run.events.filter(event_type=kind).order_by("sequence")
+    return list(rows.values_list("payload", flat=True))
+
+
+def numbered(run: AgentRun) -> list[str]:
+    """Return the types of a run's events in order; their numbers have no gaps."""
+    run.refresh_from_db()
+    rows = list(run.events.order_by("sequence").values_list("sequence", "event_type"))
+    assert [number for number, _ in rows] == list(range(1, run.event_count + 1))
+    return [kind for _, kind in rows]

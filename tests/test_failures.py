@@ -1,0 +1,133 @@
+"""What an exception means for a run: what is told, and whether to try again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import agents
+import httpx2
+import openai
+import pytest
+from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError, UserError
+from django.db import IntegrityError, InterfaceError, OperationalError
+
+from agentic_django.exceptions import SENTENCES, NotSerializable, UnknownAgent, UnresolvedIntent
+from agentic_django.failures import Verdict, classify, verdict_on
+
+REQUEST = httpx2.Request("POST", "http://localhost/v1/responses")
+
+
+def answer(status: int, retry_after: str | None = None) -> openai.APIStatusError:
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    response = httpx2.Response(status, headers=headers, request=REQUEST)
+    return openai.APIStatusError("no", response=response, body=None)
+
+
+def tripwire(kind: type[Exception]) -> Exception:
+    error = kind.__new__(kind)
+    Exception.__init__(error, "tripped")
+    return error
+
+
+def from_tool(error: Exception) -> Exception:
+    """Return what the SDK raises of an exception in a tool."""
+    try:
+        raise UserError("Error running tool") from error
+    except UserError as raised:
+        return raised
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+def test_a_busy_provider_is_asked_again(status: int) -> None:
+    assert classify(answer(status)) == Verdict("provider_busy", retry=True)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+def test_a_refusal_is_not_repeated(status: int) -> None:
+    assert classify(answer(status)) == Verdict("provider_refused")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-1", 0.0),
+        ("nan", 0.0),
+        ("inf", 3600.0),
+        ("1e30", 3600.0),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
+    ],
+)
+def test_a_provider_is_left_alone_for_as_long_as_it_asks_but_an_hour_at_most(
+    header: str, seconds: float
+) -> None:
+    assert classify(answer(429, header)).after == seconds
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        openai.APIConnectionError(request=REQUEST),
+        openai.APITimeoutError(request=REQUEST),
+        ConnectionResetError(),
+        ConnectionRefusedError(),
+    ],
+)
+def test_a_provider_that_cannot_be_reached_is_asked_again(error: Exception) -> None:
+    assert classify(error) == Verdict("provider_unreachable", retry=True)
+
+
+@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
+def test_a_database_that_is_away_is_waited_for(kind: type[Exception]) -> None:
+    assert classify(kind("closed")) == Verdict("database_away", retry=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MaxTurnsExceeded("10"), "max_turns"),
+        (tripwire(agents.InputGuardrailTripwireTriggered), "guardrail"),
+        (tripwire(agents.OutputGuardrailTripwireTriggered), "guardrail"),
+        (tripwire(agents.ToolInputGuardrailTripwireTriggered), "guardrail"),
+        (tripwire(agents.ToolOutputGuardrailTripwireTriggered), "guardrail"),
+        (ToolTimeoutError("look", 3), "tool_timed_out"),
+        (UnresolvedIntent(tool="pay"), "unresolved_intent"),
+        (NotSerializable("a set"), "not_serializable"),
+        (ValueError("a mistake"), "internal"),
+        (IntegrityError("a mistake"), "internal"),
+        (TimeoutError("a tool's own"), "internal"),
+        (SystemExit(1), "internal"),
+    ],
+)
+def test_what_repeating_does_not_mend_is_not_repeated(error: BaseException, code: str) -> None:
+    assert classify(error) == Verdict(code)
+    assert code in SENTENCES
+
+
+def test_an_error_of_ours_has_a_sentence_for_people() -> None:
+    assert classify(UnknownAgent("?")).code in SENTENCES
+
+
+def test_the_cause_of_an_error_in_a_tool_decides() -> None:
+    assert classify(from_tool(answer(429, "7"))) == Verdict("provider_busy", retry=True, after=7.0)
+    assert classify(from_tool(ConnectionResetError())).retry
+    assert classify(from_tool(ValueError())) == Verdict("internal")
+
+
+def test_causes_that_go_in_a_circle_are_looked_at_once() -> None:
+    first, second = ValueError(), ValueError()
+    first.__cause__, second.__cause__ = second, first
+    assert classify(first) == Verdict("internal")
+
+
+def host_classify(error: BaseException) -> Verdict:
+    """Know one thing better than the app."""
+    return Verdict("provider_busy", retry=True) if isinstance(error, KeyError) else classify(error)
+
+
+@pytest.mark.parametrize("hook", [host_classify, f"{__name__}.host_classify"])
+def test_a_host_decides_with_a_function_of_its_own(settings: Any, hook: Any) -> None:
+    settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
+    assert verdict_on(KeyError("x")).retry
+    assert verdict_on(MaxTurnsExceeded("10")) == Verdict("max_turns")
