@@ -80,7 +80,7 @@ EVENTS: dict[str, Kind] = {
         _USER, (*_STEP, "attempt", "max_attempts", "error", "retry_delay")
     ),
     EventType.STEP_SKIPPED: Kind(_USER, (*_STEP, "reason")),
-    EventType.PROGRESS_UPDATE: Kind(_USER, ("progress_percent", "description")),
+    EventType.PROGRESS_UPDATE: Kind(_USER, (*_STEP, "progress_percent", "description")),
     EventType.APPROVAL_REQUESTED: Kind(_USER, ("approval_id", "call_id", "tool", "arguments")),
     EventType.APPROVAL_DECIDED: Kind(_USER, ("approval_id", "call_id", "decision", "by")),
     EventType.LOG: Kind(_DEBUG, ("message", "level")),

@@ -113,13 +113,13 @@ class StepExecutionError(StepError):
         """How often it was tried."""
 
 
-class StepTimeoutError(StepError):
-    """A step took longer than its time-out."""
+class StepTimeoutError(StepExecutionError):
+    """A step took longer than its time-out, in the last of its attempts."""
 
-    def __init__(self, step: str, seconds: float) -> None:
-        super().__init__(f"Step {step!r} took longer than its time-out of {seconds:g} s.")
-        self.step = step
-        """The step's name."""
+    def __init__(self, step: str, attempts: int, seconds: float) -> None:
+        super().__init__(step, attempts)
+        text = f"Step {step!r} took longer than its time-out of {seconds:g} s"
+        self.args = (f"{text}, in attempt {attempts}.",)
 
 
 class StepCancelledError(AgenticError):

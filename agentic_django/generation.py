@@ -19,6 +19,7 @@ from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessa
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.journaled import journaled_model
+from agentic_django.serialization import dumps
 
 __all__ = ["Answer", "Message", "generate", "items_of", "model", "provider"]
 
@@ -70,7 +71,10 @@ def model(name: str | Model | None = None) -> Model:
     name = name or settings.DEFAULT_MODEL
     if name is None:
         raise BadSetting("Name a model, or set AGENTIC_DJANGO_DEFAULT_MODEL.")
-    return journaled_model(provider().get_model(name))
+    try:
+        return journaled_model(provider().get_model(name))
+    except (agents.UserError, ImportError) as error:
+        raise BadSetting(f"Model {name!r}: {error}. Names without a prefix are OpenAI's.") from error
 
 
 async def generate(
@@ -80,13 +84,17 @@ async def generate(
     using: str | Model | None = None,
     **options: Any,
 ) -> Answer:
-    """Ask a model once. ``options`` are fields of the SDK's ``ModelSettings``."""
+    """Ask a model once. ``options`` are fields of the SDK's ``ModelSettings``.
+
+    ``tools`` are a ToolRegistry, or tools: ours, the SDK's, or as OpenAI's chat API describes
+    them.
+    """
     instructions, items = items_of(messages)
     response = await model(using).get_response(
         instructions,
         items,
         agents.ModelSettings(**options),
-        list(tools),
+        [_tool(tool) for tool in tools],
         None,
         [],
         ModelTracing.DISABLED,
@@ -95,6 +103,24 @@ async def generate(
         prompt=None,
     )
     return Answer(_message(response), response)
+
+
+def _tool(given: Any) -> Any:
+    """Return a tool as the SDK has it; it is only told of here, and never called."""
+    if not isinstance(given, Mapping):
+        return getattr(given, "function_tool", given)
+    told = given["function"]
+    return agents.FunctionTool(
+        name=told["name"],
+        description=told.get("description", ""),
+        params_json_schema=told.get("parameters", {}),
+        on_invoke_tool=_never_called,
+        strict_json_schema=told.get("strict", False),
+    )
+
+
+async def _never_called(context: Any, arguments: str) -> Any:
+    raise NotImplementedError("Call the tool yourself; the model was only told of it.")
 
 
 def items_of(messages: Sequence[Any]) -> tuple[str | None, list[Any]]:
@@ -117,7 +143,10 @@ def _items(message: Mapping[str, Any]) -> list[Any]:
             return [*(said if message.get("content") else []), *calls]
         case "tool":
             call_id, output = message["tool_call_id"], message["content"]
-            return [{"type": "function_call_output", "call_id": call_id, "output": str(output)}]
+            text = output if isinstance(output, str) else dumps(output)
+            return [{"type": "function_call_output", "call_id": call_id, "output": text}]
+        case None if "type" in message:  # An item of the SDK's, which is not a message.
+            return [dict(message)]
     raise BadInput(
         f"A message has the role {message.get('role')!r}; use system, user, assistant or tool."
     )

@@ -11,7 +11,8 @@ import asyncio
 import copy
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import MethodType, SimpleNamespace
@@ -36,6 +37,7 @@ from agentic_django.exceptions import UnresolvedIntent
 from agentic_django.journal import Result
 from agentic_django.models import StepCheckpoint
 from agentic_django.scope import CurrentStep, Scope, current_scope, making
+from agentic_django.serialization import to_jsonable
 
 __all__ = ["JournaledProvider", "at_most_once", "instrumented", "journaled_model", "journaled_tool"]
 
@@ -151,8 +153,9 @@ class JournaledModel(Model):
         recorded = call.recorded()
         if recorded is not None:
             return recorded
-        response = await self.inner.get_response(*args, **kwargs)
-        await call.record(response)
+        with call.being_made():
+            response = await self.inner.get_response(*args, **kwargs)
+            await call.record(response)
         return response
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -166,12 +169,13 @@ class JournaledModel(Model):
             yield transcript.replayed(recorded)
             return
         items: list[Any] = []
-        async for event in self.inner.stream_response(*args, **kwargs):
-            if event.type == "response.output_item.done":
-                items.append(event.item)
-            if call and event.type == "response.completed":
-                await call.record(transcript.response_of(event, items))
-            yield event
+        with call.being_made() if call else nullcontext():
+            async for event in self.inner.stream_response(*args, **kwargs):
+                if event.type == "response.output_item.done":
+                    items.append(event.item)
+                if call and event.type == "response.completed":
+                    await call.record(transcript.response_of(event, items))
+                yield event
 
 
 _MODEL_ARGUMENTS = (
@@ -190,11 +194,12 @@ class ModelCall:
 
     def __init__(self, scope: Scope, asked: dict[str, Any]) -> None:
         self.scope = scope
-        self.key = scope.model_key()
         self.handoffs = asked["handoffs"]
         self.fingerprint = transcript.fingerprint(
             asked["system_instructions"], asked["input"], asked["tools"]
         )
+        self.key = scope.ask(self.fingerprint)
+        self.is_recorded = False
         self.began = time.monotonic()
 
     @classmethod
@@ -204,6 +209,15 @@ class ModelCall:
         if scope is None:
             return None
         return cls(scope, {**dict(zip(_MODEL_ARGUMENTS, args, strict=False)), **kwargs})
+
+    @contextmanager
+    def being_made(self) -> Iterator[None]:
+        """Ask the inner model in this block; if that fails, the key is free again."""
+        try:
+            yield
+        finally:
+            if not self.is_recorded:
+                self.scope.give_back(self.key)
 
     def recorded(self) -> ModelResponse | None:
         """Return the response if it is recorded; tells of it if the question has changed."""
@@ -235,6 +249,7 @@ class ModelCall:
         if scope.arrived and not scope.is_nested:
             told.insert(0, events.draft(EventType.AGENT_UPDATED, agent=scope.agent))
         await scope.journal.record(result, told)
+        self.is_recorded = True
         scope.responses += 1
         scope.arrived = False
 
@@ -307,6 +322,11 @@ class ToolCall:
         return self.scope.tool_key(self.ctx.tool_call_id)
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether a host's own loop makes the call, and gets what the tool returns as it is."""
+        return getattr(self.ctx, "is_by_hand", False)
+
+    @property
     def current(self) -> CurrentStep:
         """The call as the tool's own code sees it."""
         return CurrentStep(str(self.scope.journal.run.pk), self.key, self.ctx.tool_call_id)
@@ -329,6 +349,8 @@ class ToolCall:
         except asyncio.CancelledError:
             await self.record_time_out(intent)
             raise
+        if self.is_by_hand:
+            value = to_jsonable(value, f"result of {self.tool.name!r}")
         await self.record(value, intent)
         return value
 
@@ -363,7 +385,7 @@ class ToolCall:
     ) -> None:
         """Record a result and tell of it."""
         seconds = time.monotonic() - self.began
-        kept = transcript.tool_value(self.tool, value)
+        kept = value if self.is_by_hand else transcript.tool_value(self.tool, value)
         told = events.draft(
             EventType.TOOL_OUTPUT,
             call_id=self.ctx.tool_call_id,

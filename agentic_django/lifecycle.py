@@ -12,6 +12,7 @@ from typing import Any
 from django.db import models, transaction
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils.translation import gettext as _
 
 from agentic_django import events, journal, runs, sessions, signals, turns
 from agentic_django.conf import settings
@@ -201,7 +202,7 @@ def _refuse_unless_last(run: AgentRun) -> None:
         return
     run.session.lock()
     if runs.rows().filter(session=run.session_id, position__gt=run.position).exists():
-        raise Conflict("Only the last run of a conversation can be tried again.")
+        raise Conflict(_("Only the last run of a conversation can be tried again."))
 
 
 def _ended() -> dict[str, Any]:

@@ -231,14 +231,6 @@ class AgentRun(Shown, Owned):
     joined_transaction = False
     """Whether the claim is part of its caller's transaction; not stored."""
 
-    @cached_property
-    def writing(self) -> threading.RLock:
-        """Held while an attempt writes; not stored."""
-        return threading.RLock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: value for k, value in super().__getstate__().items() if k != "writing"}
-
     class Meta:
         verbose_name = _("run")
         verbose_name_plural = _("runs")
@@ -275,6 +267,9 @@ class AgentRun(Shown, Owned):
     def __str__(self) -> str:
         return f"{self.agent_key} {str(self.pk)[:8]}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: value for k, value in super().__getstate__().items() if k != "writing"}
+
     def save(self, **kwargs: Any) -> None:
         """Save the row; a new one takes the next place in its conversation."""
         if not self._state.adding or self.session is None or self.position:
@@ -282,6 +277,11 @@ class AgentRun(Shown, Owned):
         with transaction.atomic(using=database()):
             self.position = self.session.reserve_position()
             return super().save(**kwargs)
+
+    @cached_property
+    def writing(self) -> threading.RLock:
+        """Held while an attempt writes; not stored."""
+        return threading.RLock()
 
     def fill(self) -> None:
         """Set owner, tenant and place in line from the session, before the first save."""

@@ -20,6 +20,7 @@ from typing import Any
 from django.db import IntegrityError, models, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce, Now
+from django.utils.translation import gettext_lazy as _
 
 from agentic_django import events, signals, slots, tasks
 from agentic_django.conf import settings
@@ -181,7 +182,8 @@ def bill(run: AgentRun, usage: dict[str, int]) -> None:
 
 def take_up(run: AgentRun) -> bool:
     """Note that a run which the queue has lost is sent again; False if another was faster."""
-    same = rows().pending().filter(pk=run.pk, enqueued_at=run.enqueued_at)
+    # Not "equal": SQLite compares texts, and writes fewer digits than it is asked for.
+    same = rows().pending().filter(pk=run.pk, enqueued_at__lte=run.enqueued_at)
     if run.enqueued_at is None:
         same = rows().pending().filter(pk=run.pk, enqueued_at__isnull=True)
     return bool(same.unlocked().update(enqueued_at=Now()))
@@ -226,6 +228,13 @@ def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, An
             events.append(run, drafts)
 
 
+_REFUSED: dict[str, Any] = {
+    "cancel": _("Cannot cancel this run: it is %(status)s now."),
+    "retry": _("Cannot retry this run: it is %(status)s now."),
+}
+"""What a person reads whose verb came too late."""
+
+
 def move(
     run: AgentRun,
     verb: str,
@@ -246,7 +255,8 @@ def move(
     with transaction.atomic(using=database()):
         if not movable.update(**changes, updated_at=Now()):
             run.refresh_from_db()
-            raise Conflict(f"Cannot {verb} this run: it is {run.get_status_display()} now.")
+            text = _REFUSED.get(verb, f"Cannot {verb} this run: it is %(status)s now.")
+            raise Conflict(text % {"status": run.get_status_display()})
         run.refresh_from_db()
         events.append(run, drafts)
         slots.release(run)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextvars
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
 from agentic_django.journal import Journal
 
-__all__ = ["CurrentStep", "Scope", "current_scope", "current_step", "making", "within"]
+__all__ = [
+    "CurrentStep",
+    "Scope",
+    "current_scope",
+    "current_step",
+    "making",
+    "outer_step",
+    "within",
+]
 
 
 @dataclass(slots=True)
@@ -19,6 +31,9 @@ class Scope:
 
     Keys must come out the same when an attempt is repeated. Responses are counted; tool calls
     go by the id that the model gave them, for parallel ones end in any order.
+
+    A host's own code (``is_by_hand``) may leave out what it finds done, so there the count is
+    of the same question.
     """
 
     journal: Journal
@@ -27,6 +42,8 @@ class Scope:
     arrived: bool = False
     responses: int = 0
     children: Counter[str] = field(default_factory=Counter)
+    is_by_hand: bool = False
+    asked: dict[str, None] = field(default_factory=dict)
 
     @property
     def is_nested(self) -> bool:
@@ -38,25 +55,53 @@ class Scope:
         self.arrived = self.arrived or agent != self.agent or not self.responses
         self.agent = agent
 
-    def child(self, agent: str) -> Scope:
-        """Return the scope of an agent that the current tool, or a guardrail, runs."""
+    def child(self, agent: str, given: Any = None) -> Scope:
+        """Return the scope of an agent that the current tool, a guardrail or a host's code runs."""
         short = agent.replace("/", "-")[:60]  # A slash says how deep a scope is.
-        name = f"{self.path}/{_call_id.get()}.{short}"
-        self.children[name] += 1
-        return Scope(self.journal, f"{name}#{self.children[name]}", agent)
+        name = f"{self.path}/{_call_id.get().replace('/', '-')}.{short}"
+        if self.is_by_hand:
+            name = f"{name}.{digest(given)}"
+        return Scope(self.journal, self._numbered(name), agent)
 
     def model_key(self) -> str:
         """Return the key of the next response; a call that failed did not take it."""
         return f"{self.path}:model:{self.responses + 1}"
+
+    def ask(self, question: str) -> str:
+        """Return the key of the response to a question, and take it."""
+        if not self.is_by_hand:
+            return self.model_key()
+        keys = (f"{self.path}:model:{question[:16]}#{n}" for n in count(1))
+        key = next(key for key in keys if key not in self.asked)
+        self.asked[key] = None
+        return key
+
+    def give_back(self, key: str) -> None:
+        """Leave a key to the next call with the same question, for this one failed."""
+        self.asked.pop(key, None)
+
+    def call_id(self, tool: str, arguments: str) -> str:
+        """Return an id for a tool call to which no model gave one."""
+        return self._numbered(f"{tool}.{digest(arguments)}")
+
+    def _numbered(self, name: str) -> str:
+        self.children[name] += 1
+        return f"{name}#{self.children[name]}"
 
     def tool_key(self, call_id: str) -> str:
         """Return the key of a tool call."""
         return f"{self.path}:tool:{call_id}"
 
 
+def digest(given: Any) -> str:
+    """Return a short hash of what an agent, or a tool, is given."""
+    text = json.dumps(given, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class CurrentStep:
-    """The tool call that is being made now."""
+    """The tool call, or the step, that is being made now."""
 
     run_id: str
     key: str
@@ -81,11 +126,16 @@ def current_scope() -> Scope | None:
 
 
 def current_step() -> CurrentStep:
-    """Return the tool call that is being made; raises LookupError outside of a run's tools."""
+    """Return the tool call or step that is being made; raises LookupError outside of those."""
     step = _step.get()
     if step is None:
-        raise LookupError("current_step() is for tools, while a run calls them.")
+        raise LookupError("current_step() is for tools and steps, while a run calls them.")
     return step
+
+
+def outer_step() -> CurrentStep | None:
+    """Return the tool call or step that is being made, or None."""
+    return _step.get()
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class JournalingRunner(AgentRunner):
         outer = current_scope()
         if outer is None:
             return await self.inner.run(starting_agent, input, **kwargs)
-        with within(outer.child(starting_agent.name)):
+        with within(outer.child(starting_agent.name, input)):
             return await self.inner.run(instrumented(starting_agent), input, **_configured(kwargs))
 
     def run_sync(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:
@@ -91,7 +91,7 @@ class JournalingRunner(AgentRunner):
         outer = current_scope()
         if outer is None:
             return self.inner.run_streamed(starting_agent, input, **kwargs)
-        with within(outer.child(starting_agent.name)):
+        with within(outer.child(starting_agent.name, input)):
             return self.inner.run_streamed(
                 instrumented(starting_agent), input, **_configured(kwargs)
             )

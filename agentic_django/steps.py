@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from agentic_django import events, threads
@@ -22,6 +22,7 @@ from agentic_django.exceptions import (
     NotSerializable,
     PipelineChanged,
     StepCancelledError,
+    StepError,
     StepExecutionError,
     StepTimeoutError,
 )
@@ -68,7 +69,9 @@ class Parallel:
     """Steps that are done at the same time.
 
     Each works on a copy of the state as it was before the group; what each changed is put
-    together behind it, in the order in which the steps are written.
+    together behind it, in the order in which the steps are written. If one fails, those that
+    have not ended are cancelled. Synchronous functions share the run's thread, and so take
+    turns.
     """
 
     def __init__(self, *steps: Step) -> None:
@@ -79,7 +82,9 @@ type Steps = Sequence[Step | Parallel]
 
 
 class Pipeline:
-    """Steps under an agent's key; it is its own factory. Raises BadSetting for a name used twice.
+    """Steps under an agent's key; it is its own factory.
+
+    Raises BadSetting for a name that is used twice or too long.
 
     ``version`` says which definition it is: a run that was begun with another one is refused.
     """
@@ -96,16 +101,20 @@ class Pipeline:
 
 def flat(steps: Steps) -> list[Step]:
     """Return all steps, those of groups among them."""
-    return [
-        step for part in steps for step in (part.steps if isinstance(part, Parallel) else [part])
-    ]
+    return [step for part in steps for step in _group(part)]
 
 
 def check_names(steps: Steps) -> None:
-    """Raise BadSetting for steps that share a name."""
-    twice = [name for name, n in Counter(step.name for step in flat(steps)).items() if n > 1]
-    if twice:
-        raise BadSetting(f"Two steps are called {twice[0]!r}. Give each step a name of its own.")
+    """Raise BadSetting for steps that share a name, or whose name does not fit its column."""
+    names = Counter(step.name for step in flat(steps))
+    for name, n in names.items():
+        if n > 1:
+            raise BadSetting(f"Two steps are called {name!r}. Give each step a name of its own.")
+        if len(name) > _LONGEST_NAME:
+            raise BadSetting(f"The name {name[:40]!r}… has more than {_LONGEST_NAME} characters.")
+
+
+_LONGEST_NAME = 255
 
 
 @dataclass(slots=True)
@@ -130,7 +139,7 @@ class ExecutionState:
 
     @classmethod
     def for_run(cls, run: AgentRun, checkpoint_key: str = CHECKPOINT_KEY) -> ExecutionState:
-        """Read how far a run has come from its journal."""
+        """Read how far a run has come from its journal; steps without checkpoint are not in it."""
         rows = StepCheckpoint.objects.using(database()).filter(
             run=run, generation=run.generation, key__startswith=f"{checkpoint_key}/"
         )
@@ -138,14 +147,14 @@ class ExecutionState:
 
     @classmethod
     def _of(cls, execution_id: str, rows: Sequence[StepCheckpoint]) -> ExecutionState:
-        state = cls(execution_id, current_step_index=len(rows))
-        for row in rows:
-            state.completed_steps.append(row.name)
-            state.step_results[row.name] = row.result["result"]
-            state.custom_state.update(row.result["state"])
-        began = rows[0].started_at if rows else None
-        state.started_at = began.isoformat() if isinstance(began, datetime) else None
-        return state
+        return cls(
+            execution_id,
+            current_step_index=len(rows),
+            completed_steps=[row.name for row in rows],
+            step_results={row.name: row.result["result"] for row in rows},
+            started_at=rows[0].started_at.isoformat() if rows else None,
+            custom_state=_state_behind([row.result for row in rows]),
+        )
 
 
 class StepExecutor:
@@ -170,6 +179,8 @@ class StepExecutor:
         self._names: list[str] = []
         self._done: set[str] = set()
         self._shown = 0
+        self._version = ""
+        self._replaced: dict[str, StepCheckpoint] = {}
 
     async def run(
         self,
@@ -180,56 +191,67 @@ class StepExecutor:
     ) -> dict[str, Any]:
         """Perform the steps that are not recorded yet, and return all results by name.
 
-        With ``resume=False`` what an earlier attempt recorded is left alone, and everything is
-        done again. Raises StepExecutionError, StepCancelledError, PipelineChanged (see
-        ``Pipeline``; also if a step that is done was renamed, removed or moved behind one that
-        is not) and BadSetting for a name used twice. Steps that are not done yet may be added,
-        renamed and reordered.
+        With ``resume=False`` everything is done again, in place of what an earlier attempt
+        recorded. Raises StepExecutionError, StepCancelledError, PipelineChanged (see
+        ``Pipeline``; also if a step that is done was renamed, removed or moved, or if others
+        were put before it) and BadSetting for a name used twice. Steps that are not done yet
+        may be added, renamed and reordered.
         """
         check_names(steps)
         self._names = [step.name for step in flat(steps)]
+        self._version = version
         self.state = copy.deepcopy(initial_state or {})
-        recorded = self._recorded(version) if resume else {}
-        self._refuse_changes(flat(steps), list(recorded))
+        recorded = self._recorded()
+        if resume:
+            self._refuse_changes([_group(part) for part in steps], recorded)
+        else:
+            self._replaced, recorded = recorded, {}
         if self.ctx.run.attempt > 1:
-            self._shown = await threads.call(_shown_before, self.ctx.run)
+            self._shown = await threads.call(_shown_before, self.ctx.run, self._names)
         for part in steps:
-            group = part.steps if isinstance(part, Parallel) else (part,)
-            await self._perform_group(group, recorded, version)
+            await self._perform_group(_group(part), recorded)
         return self.results
 
     def _key(self, step: str) -> str:
         return f"{self.checkpoint_key}/{step}"
 
-    def _recorded(self, version: str) -> dict[str, StepCheckpoint]:
-        rows = self.ctx.journal.under(f"{self.checkpoint_key}/")
-        if any(row.fingerprint != version for row in rows):
-            raise PipelineChanged(
-                f"This run was begun with version {rows[0].fingerprint!r} of the steps, and they "
-                f"are version {version!r} now. Start the run again."
-            )
-        return {row.name: row for row in rows}
+    def _recorded(self) -> dict[str, StepCheckpoint]:
+        return {row.name: row for row in self.ctx.journal.under(f"{self.checkpoint_key}/")}
 
-    def _refuse_changes(self, steps: Sequence[Step], done: list[str]) -> None:
-        gone = [name for name in done if name not in self._names]
+    def _refuse_changes(
+        self, groups: Sequence[Sequence[Step]], recorded: dict[str, StepCheckpoint]
+    ) -> None:
+        """Raise PipelineChanged unless what is recorded is how these steps would have begun."""
+        others = [row.fingerprint for row in recorded.values() if row.fingerprint != self._version]
+        if others:
+            raise PipelineChanged(
+                f"This run was begun with version {others[0]!r} of the steps, and they are "
+                f"version {self._version!r} now. Start the run again."
+            )
+        place = {step.name: n for n, group in enumerate(groups) for step in group}
+        gone = [name for name in recorded if name not in place]
         if gone:
             raise PipelineChanged(
                 f"Step {gone[0]!r} is done and is not among the steps any more. Keep its name, "
                 "or start the run again."
             )
-        kept = [step.name for step in steps if step.checkpoint]
-        if set(kept[: len(done)]) != set(done):
+        order = [place[name] for name in recorded]
+        before = [step for group in groups[: max(order, default=0)] for step in group]
+        new = [step.name for step in before if step.checkpoint and step.name not in recorded]
+        if new or order != sorted(order):
             raise PipelineChanged(
-                f"Steps {', '.join(done)} are done, and others stand before them now. Put new "
-                "steps behind those that are done, or start the run again."
+                f"Steps {', '.join(recorded)} are done, in this order; now they stand in another "
+                "one, or others before them. Put new steps behind those that are done, or start "
+                "the run again."
             )
 
     async def _perform_group(
-        self, group: Sequence[Step], recorded: dict[str, StepCheckpoint], version: str
+        self, group: Sequence[Step], recorded: dict[str, StepCheckpoint]
     ) -> None:
         await self._skip([step for step in group if step.name in recorded])
         missing = [step for step in group if step.name not in recorded]
-        made = await _all([self._perform(step, self.state, version) for step in missing])
+        together = self._names.index(group[0].name) if len(group) > 1 else None
+        made = await _all([self._perform(step, together) for step in missing])
         values = {name: row.result for name, row in recorded.items()}
         values |= {step.name: value for step, value in zip(missing, made, strict=True)}
         self.results |= {step.name: values[step.name]["result"] for step in group}
@@ -240,19 +262,21 @@ class StepExecutor:
         reason = "already_completed"
         await self.ctx.write([self._told(EventType.STEP_SKIPPED, s, reason=reason) for s in steps])
 
-    async def _perform(self, step: Step, state: dict[str, Any], version: str) -> dict[str, Any]:
+    async def _perform(self, step: Step, together: int | None) -> dict[str, Any]:
+        """Perform a step; what is recorded of it says with which others it is done at once."""
         for attempt in range(1, step.retries + 2):
             self._check_cancelled()
             await self._start(step, attempt)
-            began, draft = time.monotonic(), copy.deepcopy(state)
+            began, draft = time.monotonic(), copy.deepcopy(self.state)
             try:
-                value = await self._attempt(step, draft)
+                value = await self._attempt(step, attempt, draft)
             except (StepCancelledError, asyncio.CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - a step may fail in any way, and be retried
                 await self._failed(step, attempt, error)
             else:
-                await self._record(step, value, time.monotonic() - began, version)
+                value |= {} if together is None else {"together": together}
+                await self._record(step, value, time.monotonic() - began)
                 return value
         raise AssertionError("The last attempt returns or raises.")
 
@@ -266,28 +290,37 @@ class StepExecutor:
         )
         await self.ctx.write([told], activity=(step.description or step.name)[:255])
 
-    async def _attempt(self, step: Step, state: dict[str, Any]) -> dict[str, Any]:
-        limit = asyncio.timeout(step.timeout)
+    async def _attempt(self, step: Step, attempt: int, state: dict[str, Any]) -> dict[str, Any]:
+        limit, key = asyncio.timeout(step.timeout), self._key(step.name)
+        if step.name in self._replaced:  # What the step itself calls is to be done again, too.
+            key = f"{key}@{self.ctx.run.attempt}"
         try:
             async with limit:
-                with self.ctx.inside(step.name, self._key(step.name)):
+                with self.ctx.inside(step.name, key):
                     result = await self._watched(perform(step.fn, self.ctx, state))
         except TimeoutError:
             if limit.expired() and step.timeout is not None:
-                raise StepTimeoutError(step.name, step.timeout) from None
+                raise StepTimeoutError(step.name, attempt, step.timeout) from None
             raise
         kept = to_jsonable(state, f"state after {step.name!r}")
         return {"result": to_jsonable(result, f"result of {step.name!r}"), "state": kept}
 
     async def _watched(self, work: Any) -> Any:
-        """Wait for a step, and look now and then whether the run was cancelled."""
+        """Wait for a step, and look now and then whether the run was cancelled.
+
+        Work that is given up has ended before this returns.
+        """
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=self.cancel_check_interval)
                 self._check_cancelled()
         finally:
-            task.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            raise StepError("The step's own work was cancelled.")
         return task.result()
 
     def _check_cancelled(self) -> None:
@@ -302,6 +335,8 @@ class StepExecutor:
             await self.ctx.write(
                 [self._told(EventType.STEP_FAILED, step, error=text, attempts=attempt)]
             )
+            if isinstance(error, StepTimeoutError):
+                raise error
             raise StepExecutionError(step.name, attempt) from error
         delay = step.retry_delay * 2 ** (attempt - 1)
         told = self._told(
@@ -315,9 +350,7 @@ class StepExecutor:
         await self.ctx.write([told])
         await self._watched(asyncio.sleep(delay))
 
-    async def _record(
-        self, step: Step, value: dict[str, Any], seconds: float, version: str
-    ) -> None:
+    async def _record(self, step: Step, value: dict[str, Any], seconds: float) -> None:
         told = [
             self._told(
                 EventType.STEP_COMPLETED,
@@ -336,9 +369,9 @@ class StepExecutor:
             name=step.name,
             value=value,
             seconds=seconds,
-            fingerprint=version,
+            fingerprint=self._version,
         )
-        await self.ctx.journal.record(result, told)
+        await self.ctx.journal.record(result, told, self._replaced.get(step.name))
 
     def _told(self, kind: EventType, step: Step, **payload: Any) -> Event:
         index = self._names.index(step.name)
@@ -350,8 +383,9 @@ class StepExecutor:
         self._done.add(step.name)
         percent = round(100 * len(self._done) / len(self._names))
         self._shown = max(self._shown, percent)
-        return events.draft(
+        return self._told(
             EventType.PROGRESS_UPDATE,
+            step,
             progress_percent=self._shown,
             description=step.description or step.name,
         )
@@ -363,15 +397,30 @@ def _merged(before: dict[str, Any], after: Sequence[dict[str, Any]]) -> dict[str
         return after[0]
     merged = dict(before)
     for state in after:
+        for gone in before.keys() - state.keys():
+            merged.pop(gone, None)
         merged |= {k: v for k, v in state.items() if k not in before or before[k] != v}
     return merged
 
 
-def _shown_before(run: AgentRun) -> int:
-    """Return the progress that an attempt before this one showed last."""
-    told = run.events.filter(event_type=EventType.PROGRESS_UPDATE).order_by("-sequence")
-    payload = told.values_list("payload", flat=True).first()
-    return int(payload["progress_percent"]) if payload else 0
+def _state_behind(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state behind recorded steps."""
+    state: dict[str, Any] = {}
+    for together, group in groupby(values, lambda value: value.get("together")):
+        states = [value["state"] for value in group]
+        state = states[-1] if together is None else _merged(state, states)
+    return state
+
+
+def _group(part: Step | Parallel) -> Sequence[Step]:
+    return part.steps if isinstance(part, Parallel) else (part,)
+
+
+def _shown_before(run: AgentRun, names: Sequence[str]) -> int:
+    """Return the progress that an attempt before this one showed for these steps."""
+    told = run.events.filter(event_type=EventType.PROGRESS_UPDATE)
+    payloads = list(told.values_list("payload", flat=True))
+    return max((p["progress_percent"] for p in payloads if p.get("step_name") in names), default=0)
 
 
 async def _all(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ClassVar
 
 import agents
 from agents.tool import invoke_function_tool
 from agents.tool_context import ToolContext
 
+from agentic_django import threads
 from agentic_django.exceptions import BadInput
 from agentic_django.journaled import journaled_tool
+from agentic_django.scope import current_scope
+from agentic_django.serialization import dumps, to_jsonable
 
 __all__ = ["Tool", "ToolRegistry"]
 
@@ -32,7 +35,9 @@ class Tool:
 
         A synchronous function runs on the run's thread, where it may use the ORM.
         """
-        made = agents.function_tool(fn, name_override=name, description_override=description)
+        made = agents.function_tool(
+            _crossing(fn), name_override=name, description_override=description
+        )
         return cls(journaled_tool(made))
 
     @property
@@ -50,12 +55,29 @@ class Tool:
         return {"type": "function", "function": function}
 
 
+def _crossing(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function as an asynchronous one; a synchronous one is called on the run's thread."""
+    if inspect.iscoroutinefunction(fn):
+        return fn
+
+    @wraps(fn)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await threads.call(fn, *args, **kwargs)
+
+    return call
+
+
+class _ByHand(ToolContext[Any]):
+    """The context of a call that a host's own loop makes."""
+
+    is_by_hand: ClassVar[bool] = True
+
+
 @dataclass(slots=True)
 class ToolRegistry:
     """Tools by name; iterating gives what ``RunContext.generate(tools=…)`` takes."""
 
     _tools: dict[str, Tool] = field(default_factory=dict)
-    _made: Counter[str] = field(default_factory=Counter)
 
     def register(self, tool: Tool | Callable[..., Any]) -> Tool:
         """Add a tool or a function; raises BadInput if its name is taken."""
@@ -75,22 +97,23 @@ class ToolRegistry:
     async def execute(
         self, name: str, arguments: str | Mapping[str, Any], *, call_id: str | None = None
     ) -> Any:
-        """Call a tool with arguments as JSON text or a dict, and return what it returns.
+        """Call a tool with arguments as JSON text or a dict; return what it returns, as JSON.
 
-        Within a run the result is recorded under ``call_id``, the id that the model gave its
-        call; without one, calls of a tool are told apart by their order. Raises BadInput for a
-        name that is not registered.
+        What a tool raises becomes a text for the model, as the SDK writes it. Within a run the
+        result is recorded under ``call_id``, the id that the model gave its call; without one,
+        calls are told apart by their arguments, and the same ones by their order. Raises
+        BadInput for a name that is not registered, and NotSerializable.
         """
         if name not in self._tools:
             known = ", ".join(self._tools) or "none"
             raise BadInput(f"There is no tool {name!r}. Tools: {known}.")
-        self._made[name] += 1
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        context: ToolContext[Any] = ToolContext(
-            context=None,
-            tool_name=name,
-            tool_call_id=call_id or f"{name}-{self._made[name]}",
-            tool_arguments=text,
+        text = arguments if isinstance(arguments, str) else dumps(arguments)
+        scope = current_scope()
+        if call_id is None:
+            call_id = scope.call_id(name, text) if scope else name
+        context = _ByHand(
+            context=None, tool_name=name, tool_call_id=call_id, tool_arguments=text
         )
         tool = self._tools[name].function_tool
-        return await invoke_function_tool(function_tool=tool, context=context, arguments=text)
+        value = await invoke_function_tool(function_tool=tool, context=context, arguments=text)
+        return to_jsonable(value, f"result of {name!r}")

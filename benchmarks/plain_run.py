@@ -27,9 +27,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    user = site.up()
-    result = {kind: _measure(user, kind, n, asked) for kind, n in (("plain", 0), ("tools", 3))}
-    print(json.dumps({**result, "http": _http(user)}, indent=2))
+    with site.database() as database:
+        user = site.up(database)
+        result = {kind: _measure(user, kind, n, asked) for kind, n in (("plain", 0), ("tools", 3))}
+        print(json.dumps({**result, "http": _http(user)}, indent=2))
 
 
 def _measure(user: Any, kind: str, tool_calls: int, asked: argparse.Namespace) -> dict[str, Any]:

