@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from django.apps import apps
@@ -119,6 +120,31 @@ def check_hooks(**_: Any) -> Iterator[CheckMessage]:
 
 
 _HOOKS = ("AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR")
+
+
+@register(TAG)
+def check_step_modules(**_: Any) -> Iterator[CheckMessage]:
+    """E012: functions of a module that is not there may be submitted as steps."""
+    if not _is_sound("STEP_MODULES"):
+        return
+    for module in settings.STEP_MODULES:
+        try:
+            import_module(module)
+        except (ImportError, ValueError, TypeError) as error:  # As for "" and ".steps".
+            message = f"{PREFIX}STEP_MODULES has {module!r}, which cannot be imported: {error}."
+            yield _error(12, message, "Name a module by its dotted path, not a function in it.")
+
+
+@register(TAG)
+def check_run_options(**_: Any) -> Iterator[CheckMessage]:
+    """E013: the host's run options have one that the Agents SDK does not know."""
+    if not _is_sound("DEFAULT_RUN_OPTIONS") or not settings.DEFAULT_RUN_OPTIONS:
+        return
+    known = limits.host_options()
+    for name in settings.DEFAULT_RUN_OPTIONS:
+        if name not in known:
+            message = f"{PREFIX}DEFAULT_RUN_OPTIONS: there is no run option {name!r}."
+            yield _error(13, message, limits.suggestion(str(name), known))
 
 
 # Queues

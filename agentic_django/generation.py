@@ -6,20 +6,26 @@ Messages are those of OpenAI's chat format: ``role`` (system, user, assistant, t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import agents
+import httpx2
+import openai
 from agents.items import ModelResponse
+from agents.models._openai_shared import get_default_openai_client, get_default_openai_key
 from agents.models.interface import Model, ModelTracing
 from agents.models.multi_provider import MultiProvider
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage
 
+from agentic_django import threads
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.journaled import journaled_model
-from agentic_django.serialization import dumps
+from agentic_django.serialization import dumps, to_jsonable
 
 __all__ = ["Answer", "Message", "generate", "items_of", "model", "provider"]
 
@@ -55,10 +61,37 @@ _shared: list[MultiProvider] = []
 
 
 def provider() -> MultiProvider:
-    """Return the process's own provider, so that its connections outlast a run."""
+    """Return the process's own provider, so that its connections outlast a run.
+
+    On a loop of a host's own it is a fresh one that keeps no connections: the SDK's client is
+    shared by all loops, and its connections are of use on one.
+    """
+    loop = _running_loop()
+    if loop is not None and not threads.is_own(loop):
+        return MultiProvider(openai_client=_client())
     if not _shared:
         _shared.append(MultiProvider())
     return _shared[0]
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _client() -> openai.AsyncOpenAI | None:
+    """Return a client without connections; None if the host has one, or no key for OpenAI."""
+    if get_default_openai_client() is not None:
+        return None
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    with suppress(openai.OpenAIError):
+        return openai.AsyncOpenAI(
+            api_key=get_default_openai_key(),
+            http_client=openai.DefaultAsyncHttpx2Client(limits=limits),
+        )
+    return None
 
 
 def model(name: str | Model | None = None) -> Model:
@@ -74,7 +107,7 @@ def model(name: str | Model | None = None) -> Model:
     try:
         return journaled_model(provider().get_model(name))
     except (agents.UserError, ImportError) as error:
-        raise BadSetting(f"Model {name!r}: {error}. Names without a prefix are OpenAI's.") from error
+        raise BadSetting(f"There is no model {name!r}: {error}") from error
 
 
 async def generate(
@@ -89,10 +122,9 @@ async def generate(
     ``tools`` are a ToolRegistry, or tools: ours, the SDK's, or as OpenAI's chat API describes
     them.
     """
-    instructions, items = items_of(messages)
     response = await model(using).get_response(
-        instructions,
-        items,
+        instructions_of(messages),
+        items_of(messages),
         agents.ModelSettings(**options),
         [_tool(tool) for tool in tools],
         None,
@@ -123,18 +155,28 @@ async def _never_called(context: Any, arguments: str) -> Any:
     raise NotImplementedError("Call the tool yourself; the model was only told of it.")
 
 
-def items_of(messages: Sequence[Any]) -> tuple[str | None, list[Any]]:
-    """Return the system's words and the SDK's input items for messages in the chat format."""
+def items_of(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
+    """Return the SDK's input items for messages in the chat format, the system's only if asked."""
     plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
-    system = [str(m["content"]) for m in plain if m.get("role") in ("system", "developer")]
-    items = [item for m in plain for item in _items(m)]
-    return "\n\n".join(system) or None, items
+    return [item for m in plain for item in _items(to_jsonable(m, "message"), system=system)]
 
 
-def _items(message: Mapping[str, Any]) -> list[Any]:
+def instructions_of(messages: Sequence[Any]) -> str | None:
+    """Return the words of the system among messages in the chat format."""
+    plain = [m for m in messages if not isinstance(m, Message)]
+    said = [str(m["content"]) for m in plain if m.get("role") in _SYSTEM]
+    return "\n\n".join(said) or None
+
+
+_SYSTEM = ("system", "developer")
+
+
+def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
+    if "type" in message:  # An item of the SDK's.
+        return [dict(message)]
     match message.get("role"):
-        case "system" | "developer":
-            return []
+        case "system" | "developer" as role:
+            return [{"role": role, "content": message["content"]}] if system else []
         case "user":
             return [{"role": "user", "content": message["content"]}]
         case "assistant":
@@ -145,8 +187,6 @@ def _items(message: Mapping[str, Any]) -> list[Any]:
             call_id, output = message["tool_call_id"], message["content"]
             text = output if isinstance(output, str) else dumps(output)
             return [{"type": "function_call_output", "call_id": call_id, "output": text}]
-        case None if "type" in message:  # An item of the SDK's, which is not a message.
-            return [dict(message)]
     raise BadInput(
         f"A message has the role {message.get('role')!r}; use system, user, assistant or tool."
     )

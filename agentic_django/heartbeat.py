@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import thread as pools
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import cast
 
 from django.db import Error, connections
@@ -36,11 +36,20 @@ class Held:
     run: AgentRun
     task: asyncio.Task[object]
     is_lost: bool = False
+    is_over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def lose(self) -> None:
         """Stop performing: the run belongs to somebody else, or to nobody."""
-        self.is_lost = self.run.is_lost = True
-        threads.cancel_task(self.task)
+        with self.lock:
+            if not self.is_over:
+                self.is_lost = self.run.is_lost = True
+                threads.cancel_task(self.task)
+
+    def end(self) -> None:
+        """From now on the task is at other things, and is let alone."""
+        with self.lock:
+            self.is_over = True
 
 
 class Heart:
@@ -55,7 +64,7 @@ class Heart:
         """Keep an attempt."""
         with self._lock:
             self._held.add(held)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._beat, name="agentic-heart", daemon=True
                 )
@@ -84,9 +93,10 @@ class Heart:
                     _renew(held, _since(renewed))
                     renewed = time.monotonic()
                 _drop_lost(held)
-            except Error as error:  # The database is away; the leases outlast a short absence.
-                logger.warning("Heartbeat failed: %s", error)
-            connections.close_all()
+            except Exception as error:  # noqa: BLE001 - leases outlast a short absence of the database
+                logger.warning("Heartbeat failed: %r", error)
+            with suppress(Error):
+                connections.close_all()
             time.sleep(_pause())
 
 
@@ -149,4 +159,5 @@ def keeping(run: AgentRun) -> Iterator[Held]:
     try:
         yield held
     finally:
+        held.end()
         _heart.remove(held)

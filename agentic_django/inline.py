@@ -3,55 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
-from uuid import UUID, uuid4
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, Protocol, cast
+from uuid import UUID
 
+from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from agentic_django import heartbeat, lifecycle, runs, threads
+from agentic_django import heartbeat, lifecycle, limits, runs, signals, threads
 from agentic_django import journal as journals
-from agentic_django.exceptions import Conflict, StepCancelledError
+from agentic_django.exceptions import BadInput, Conflict, RunMoved, StepCancelledError
 from agentic_django.failures import verdict_on
 from agentic_django.journal import Journal
 from agentic_django.lifecycle import Failure
 from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.querysets import RunScope
 from agentic_django.serialization import to_jsonable
+from agentic_django.sessions import RunHistory
 from agentic_django.viewer import principal_of
 
 __all__ = ["AGENT_KEY", "claim", "holding", "load"]
 
-AGENT_KEY = "inline"
-"""The agent key of runs that no agent drives."""
+AGENT_KEY = ".inline"
+"""The agent key of runs that no agent drives; no host's own begins with a dot."""
 
 
 def claim(
     run_id: str | UUID | None, user: Any, conversation_id: str | None, first: Mapping[str, Any]
 ) -> AgentRun:
-    """Make a run and claim it, or claim the one that is to be resumed."""
-    run = _find(run_id)
-    run = _make(run_id, user, conversation_id, first) if run is None else run
-    if run.status != AgentRun.Status.PENDING:
-        _reopen(run)
-        run = _get(run.pk)
-    if not runs.claim_inline(run):
-        raise Conflict(f"Run {run.pk} cannot be resumed now: its conversation is busy.")
+    """Make a run and claim it, or claim the one that is to be resumed; or change nothing."""
+    joined = transaction.get_connection(database()).in_atomic_block
+    with transaction.atomic(using=database()):
+        run = _find(run_id)
+        run = _make(run_id, user, conversation_id, first) if run is None else run
+        if run.status != AgentRun.Status.PENDING:
+            _reopen(run)
+            run = _whole().get(pk=run.pk)
+        if not runs.claim_inline(run):
+            raise Conflict(
+                f"Run {run.pk} cannot be performed now: another of its conversation has not "
+                "ended, or as many run as may at once."
+            )
+    run.joined_transaction = joined
     return run
 
 
 def _find(run_id: str | UUID | None) -> AgentRun | None:
-    return _whole().filter(pk=run_id).first() if run_id is not None else None
-
-
-def _get(run_id: UUID) -> AgentRun:
-    return _whole().get(pk=run_id)
+    if run_id is None:
+        return None
+    try:
+        run = _whole().filter(pk=UUID(str(run_id))).first()
+    except ValueError:
+        raise BadInput(errors={"run_id": f"{str(run_id)!r} is not a UUID."}) from None
+    if run is not None and not run.is_inline:
+        raise Conflict(f"Run {run.pk} is for a worker, and cannot be performed inline.")
+    return run
 
 
 def _whole() -> RunScope:
-    return runs.rows().select_related("session", "owner").filter(is_inline=True)
+    return runs.rows().select_related("session", "owner")
 
 
 def _make(
@@ -62,7 +75,7 @@ def _make(
         agent_key=AGENT_KEY,
         is_inline=True,
         session=_session(user, conversation_id) if conversation_id else None,
-        input_payload=to_jsonable(list(first["input_messages"]), "input_messages"),
+        input_payload=to_jsonable(first["input_messages"], "input_messages"),
         context=to_jsonable(dict(first["params"] or {}), "params"),
         metadata=to_jsonable(dict(first["metadata"] or {}), "metadata"),
         **({"pk": run_id} if run_id is not None else {}),
@@ -72,12 +85,16 @@ def _make(
 
 
 def _session(user: Any, key: str) -> AgentSession:
-    session, _ = AgentSession.objects.using(database()).get_or_create(
+    limits.check_session_key(key)
+    session, is_fresh = AgentSession.objects.using(database()).get_or_create(
         tenant="",
         principal=principal_of(user),
-        session_key=key or uuid4().hex,
-        defaults={"owner": user, "agent_key": AGENT_KEY},
+        session_key=key,
+        defaults={"owner": user},
     )
+    if is_fresh:
+        told = partial(signals.announce, signals.agent_session_created, AgentSession)
+        transaction.on_commit(partial(told, session=session), using=database(), robust=True)
     return session
 
 
@@ -98,33 +115,66 @@ class Opened(Protocol):
 
     run: AgentRun
     journal: Journal
+    history: RunHistory
     result: Any
-
-    @property
-    def input_messages(self) -> list[Any]:
-        """What the run was given."""
-        ...
 
 
 @asynccontextmanager
 async def holding(context: Opened) -> AsyncIterator[None]:
     """Keep a run while its host performs it, and end it as the block ends."""
-    run = context.run
-    with heartbeat.keeping(run) as held:
-        try:
-            yield
+    task = cast("asyncio.Task[object]", asyncio.current_task())
+    cancellations = task.cancelling()
+    try:
+        with heartbeat.keeping(context.run) as held:
+            try:
+                yield
+            finally:
+                context.journal.check()
             output = to_jsonable(context.result, "result")
-        except StepCancelledError:
-            await threads.call(lifecycle.stop, run)
-            raise
-        except asyncio.CancelledError:
-            if not held.is_lost:
-                await asyncio.shield(threads.call(lifecycle.stop, run))
-                raise
-            raise StepCancelledError from None
-        except Exception as error:
-            failure = Failure(verdict_on(error).code, error)
-            await threads.call(lifecycle.fail, run, failure, context.journal.take_deferred())
-            raise
-        items = context.input_messages
-        await threads.call(lifecycle.complete, run, output, items, context.journal.usage())
+    except RunMoved:
+        await _take_in(held, cancellations)
+        raise StepCancelledError from None
+    except (Exception, asyncio.CancelledError, SystemExit) as error:
+        await _take_in(held, cancellations)
+        if held.is_lost and task.cancelling() == cancellations:
+            raise StepCancelledError from error
+        await _end(_end_badly, context, error)
+        raise
+    await _take_in(held, cancellations)
+    await _end(_complete, context, output)
+
+
+async def _take_in(held: heartbeat.Held, before: int) -> None:
+    """Take back the cancellation by which the task was told that it lost its run.
+
+    It may be on its way yet; what the host does next must not meet it.
+    """
+    if not held.is_lost:
+        return
+    if held.task.cancelling() == before:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(heartbeat.BEAT_SECONDS)
+    held.task.uncancel()
+
+
+async def _end(verb: Callable[..., None], *args: Any) -> None:
+    """Write how a run ends, even if the host's task is cancelled meanwhile."""
+    try:
+        await asyncio.shield(threads.call(verb, *args))
+    except RunMoved:
+        raise StepCancelledError from None
+
+
+def _complete(context: Opened, output: Any) -> None:
+    journal = context.journal
+    told = journal.take_deferred()
+    lifecycle.complete(context.run, output, context.history.added, journal.usage(), told)
+
+
+def _end_badly(context: Opened, error: BaseException) -> None:
+    if isinstance(error, StepCancelledError | asyncio.CancelledError):
+        lifecycle.stop(context.run)
+    else:
+        code = verdict_on(error).code if isinstance(error, Exception) else "lost"
+        failure = Failure(code, error)
+        lifecycle.fail(context.run, failure, context.journal.take_deferred())

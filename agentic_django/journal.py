@@ -74,7 +74,9 @@ class Journal:
 
     async def keep_state(self, state: Any) -> None:
         """Write what a runtime wants to find again; it replaces what was kept before."""
-        await self._keep(keep_state, self.run, state)
+        kept = self._rows.get(STATE_KEY)
+        is_new = kept is None or kept.result != state
+        await self._keep(keep_state, self.run, state, is_new)
 
     def under(self, prefix: str) -> list[StepCheckpoint]:
         """Return what is recorded under keys with this beginning, in the order of recording."""
@@ -142,12 +144,14 @@ def record(
 ) -> StepCheckpoint:
     """Write a result, in the place of its intent if it had one, with the events that tell of it.
 
-    Raises RunMoved if the attempt no longer holds the run.
+    ``intent`` may also be a result, which is replaced. Raises RunMoved if the attempt no longer
+    holds the run.
     """
     row = _row(run, result)
     row.pk = intent.pk if intent else None
+    is_new = intent is None or intent.is_intent
     with runs.together(run):
-        runs.advance(run, drafts, failures=0)
+        runs.advance(run, drafts, **_progress(is_new))
         row.save(using=database(), force_insert=intent is None, force_update=intent is not None)
     return row
 
@@ -171,16 +175,21 @@ def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:
 STATE_KEY = "state"
 
 
-def keep_state(run: AgentRun, state: Any) -> StepCheckpoint:
+def keep_state(run: AgentRun, state: Any, is_new: bool) -> StepCheckpoint:
     """Write a runtime's state over the one that was kept before, if there is one."""
     result = Result(STATE_KEY, StepCheckpoint.Kind.STATE, "state", state, 0.0)
     row, rows = _row(run, result), StepCheckpoint.objects.using(database())
     with runs.together(run):
-        runs.advance(run, failures=0)
+        runs.advance(run, **_progress(is_new))
         kept = rows.filter(run=run, generation=run.generation, key=STATE_KEY)
         if not kept.update(result=state, attempt=run.attempt, finished_at=Now()):
             row.save(using=database(), force_insert=True)
     return row
+
+
+def _progress(is_new: bool) -> dict[str, Any]:
+    """Return what an attempt changes that gets further; to write the same again does not count."""
+    return {"failures": 0} if is_new else {}
 
 
 def _row(run: AgentRun, result: Result) -> StepCheckpoint:

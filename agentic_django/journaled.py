@@ -11,10 +11,10 @@ import asyncio
 import copy
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from types import MethodType, SimpleNamespace
 from typing import Any, cast
 
@@ -33,10 +33,10 @@ from agents.tool_context import ToolContext
 
 from agentic_django import events, transcript
 from agentic_django.events import EventType
-from agentic_django.exceptions import UnresolvedIntent
+from agentic_django.exceptions import BadSetting, UnresolvedIntent
 from agentic_django.journal import Result
 from agentic_django.models import StepCheckpoint
-from agentic_django.scope import CurrentStep, Scope, current_scope, making
+from agentic_django.scope import CurrentStep, Scope, calling, current_scope, making
 from agentic_django.serialization import to_jsonable
 
 __all__ = ["JournaledProvider", "at_most_once", "instrumented", "journaled_model", "journaled_tool"]
@@ -51,6 +51,8 @@ def at_most_once[T](tool: T) -> T:
     That it is about to be called is recorded first. A run that is found with such a record but
     without a result does not call it again: whether it happened cannot be known.
     """
+    if getattr(tool, "_is_agent_tool", False):
+        raise BadSetting("An agent as a tool is run again; mark that agent's own tools instead.")
     vars(tool)["agentic_at_most_once"] = True
     return tool
 
@@ -69,9 +71,31 @@ def instrumented(agent: agents.Agent[Any], seen: set[int] | None = None) -> agen
     tools = vars(agent).get("get_all_tools")
     if not isinstance(tools, _Tools) or tools.agent is not agent:
         vars(agent)["get_all_tools"] = _Tools(agent)
+    _name_guardrails("input", agent.input_guardrails)
+    _name_guardrails("output", agent.output_guardrails)
     for handoff in agent.handoffs:
         _follow(handoff, seen)
     return agent
+
+
+def _name_guardrails(kind: str, guardrails: Iterable[Any]) -> None:
+    """Keep apart what guardrails that run side by side have asked of the same agent."""
+    for index, guardrail in enumerate(guardrails):
+        if "agentic_named" not in vars(guardrail):
+            vars(guardrail)["agentic_named"] = guardrail.guardrail_function
+            name = f"{kind}{index}-{guardrail.get_name()}".replace("/", "-")[:60]
+            guardrail.guardrail_function = _named(guardrail.guardrail_function, name)
+
+
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Awaitable[Any]]:
+    @wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        context = getattr(args[0], "context", None) if args else None
+        with calling(f"{getattr(context, 'tool_call_id', '')}{name}"):
+            verdict = function(*args, **kwargs)
+            return await verdict if inspect.isawaitable(verdict) else verdict
+
+    return call
 
 
 class _Tools:
@@ -258,6 +282,8 @@ def journaled_tool(tool: Any) -> Any:
     """Return a function tool that records its results; it is changed in place, once."""
     if isinstance(tool, FunctionTool | CustomTool):
         invoker: Any = tool.on_invoke_tool
+        _name_guardrails("before", getattr(tool, "tool_input_guardrails", None) or ())
+        _name_guardrails("after", getattr(tool, "tool_output_guardrails", None) or ())
         if not getattr(invoker, "is_journaled", False):
             tool.on_invoke_tool = _journaled_invoker(tool, invoker)
     return tool

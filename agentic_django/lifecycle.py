@@ -47,7 +47,8 @@ class Failure:
         """What the run's row says of it."""
         detail = "".join(traceback.format_exception(self.error)) if self.error else ""
         text = str(sentence(self.code))
-        return {"error_code": self.code, "error": text, "error_detail": detail.replace("\0", "")}
+        stored = detail.encode("utf-8", "backslashreplace").decode().replace("\0", "")
+        return {"error_code": self.code, "error": text, "error_detail": stored}
 
     @property
     def verb(self) -> str:
@@ -104,7 +105,8 @@ def _leave(run: AgentRun) -> None:
     """Write what an incomplete run leaves behind, and let the next one start."""
     recorded = StepCheckpoint.objects.using(database()).filter(run=run)
     runs.bill(run, journal.total_usage(recorded))
-    sessions.leave(run, turns.items_of(run))
+    if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
+        sessions.leave(run, turns.items_of(run))
     runs.send_next(run)
 
 
@@ -225,10 +227,10 @@ def most_attempts(run: AgentRun) -> int:
     """Return how many attempts in a row may come to nothing, for this run."""
     setting = settings.MAX_ATTEMPTS
     by_agent = {"*": setting} if isinstance(setting, int) else setting
-    own: int = (
-        run.metadata.get("max_attempts") or by_agent.get(run.agent_key) or by_agent.get("*", 4)
-    )
-    return own
+    own = run.metadata.get("max_attempts") if isinstance(run.metadata, dict) else None
+    if isinstance(own, int) and own > 0:
+        return own
+    return by_agent.get(run.agent_key) or by_agent.get("*", 4)
 
 
 def backoff(failures: int) -> float:

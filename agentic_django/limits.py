@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -180,6 +181,14 @@ def run_options(config: Mapping[str, Any]) -> dict[str, Any]:
         return validated(RunOptions, options).model_dump(exclude_unset=True)
     except BadInput as error:
         raise BadInput(errors={f"config.{name}": e for name, e in error.errors.items()}) from None
+
+
+def host_options() -> set[str]:
+    """Return the names of all options that a host may set: the runner's and its RunConfig's."""
+    from agents import RunConfig  # noqa: PLC0415 - see SDK_MAX_TURNS
+
+    runner = {"max_turns", "run_config", "hooks", "error_handlers"}
+    return runner | {field.name for field in fields(RunConfig)}
 
 
 def client_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from agentic_django import serialization
 from agentic_django.conf import settings
+from agentic_django.exceptions import BadInput
 from agentic_django.fields import JSONTextField, OwnerKey, new_id
 from agentic_django.querysets import RunScope, Scope
 from agentic_django.shown import Shown
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVE",
     "FINISHED",
+    "HOST_FIELDS",
     "SESSION_KEY",
     "AgentEvent",
     "AgentRun",
@@ -39,8 +42,14 @@ __all__ = [
     "database",
 ]
 
+_KEY_RULE = "Use 1 to 255 ASCII letters, digits, '-' and '_'."
+
 SESSION_KEY = r"[A-Za-z0-9_-]{1,255}"
 """What a session's key looks like; also used by the URLs."""
+
+
+HOST_FIELDS = ("metadata", "context", "config", "priority")
+"""What ``run.save()`` writes of a run that is there already."""
 
 
 def database() -> str:
@@ -110,6 +119,12 @@ class AgentSession(Owned):
 
     def __str__(self) -> str:
         return self.title or self.session_key
+
+    def fill(self) -> None:
+        """Check the key, and set the owner's name."""
+        if not re.fullmatch(SESSION_KEY, self.session_key):
+            raise BadInput(errors={"session_key": _KEY_RULE})
+        super().fill()
 
     def get_message_history(self, *, include_failed_runs: bool = False) -> list[dict[str, Any]]:
         """Return the conversation as messages in the chat format, oldest first.
@@ -271,7 +286,13 @@ class AgentRun(Shown, Owned):
         return {k: value for k, value in super().__getstate__().items() if k != "writing"}
 
     def save(self, **kwargs: Any) -> None:
-        """Save the row; a new one takes the next place in its conversation."""
+        """Save the row; a new one takes the next place in its conversation.
+
+        Of a row that is there only ``HOST_FIELDS`` are written, unless ``update_fields`` names
+        others: an attempt, or a person, may have moved it since it was read.
+        """
+        if not self._state.adding and kwargs.get("update_fields") is None:
+            kwargs["update_fields"] = HOST_FIELDS
         if not self._state.adding or self.session is None or self.position:
             return super().save(**kwargs)
         with transaction.atomic(using=database()):

@@ -56,8 +56,11 @@ class RunScope(Scope["AgentRun"]):
 
     def due(self) -> Self:
         """Pending runs whose time has come and whose conversation is free."""
-        free = ~models.Exists(self._earlier())
-        return self.pending().filter(free, is_inline=False, available_at__lte=Now())
+        return self.next_in_line().filter(is_inline=False, available_at__lte=Now())
+
+    def next_in_line(self) -> Self:
+        """Pending runs whose conversation is free."""
+        return self.pending().filter(~models.Exists(self._earlier()))
 
     def lost(self) -> Self:
         """Running runs whose lease has ended: their holder is gone."""
@@ -77,7 +80,10 @@ class RunScope(Scope["AgentRun"]):
         return self.order_by("-priority", "available_at", "created_at")
 
     def with_place(self) -> Self:
-        """Annotate ``place``: how many pending runs stand before this one (pending runs only)."""
+        """Annotate ``place``: how many pending runs stand before this one (pending runs only).
+
+        And ``seen_at``: the database's clock, by which a run's times are told.
+        """
         before = self._all().filter(
             status=Status.PENDING, created_at__lt=models.OuterRef("created_at")
         )
@@ -86,7 +92,7 @@ class RunScope(Scope["AgentRun"]):
             models.When(status=Status.PENDING, then=models.Subquery(count)),
             output_field=models.IntegerField(),
         )
-        return self.annotate(place=place)
+        return self.annotate(place=place, seen_at=Now())
 
     def with_steps(self) -> Self:
         """Annotate what was said and called so far, for ``run.steps`` and ``run.texts``.

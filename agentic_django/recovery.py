@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 
 from django.db import Error, connections, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.tasks import task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
@@ -73,12 +75,21 @@ def lost(*, force: bool = False) -> list[AgentRun]:
 def _reclaim_lost(mode: str, swept: Swept, *, force: bool) -> None:
     for run in lost(force=force):
         guard = Q(attempt=run.attempt) if force else Q(attempt=run.attempt, lease_ends_at__lt=Now())
-        try:
+        with _apart(run), suppress(Conflict):
             done = lifecycle.reclaim(run, mode, guard)
-        except Conflict:
-            continue
-        swept.requeued += done == "requeue"
-        swept.failed += done == "fail"
+            swept.requeued += done == "requeue"
+            swept.failed += done == "fail"
+
+
+@contextmanager
+def _apart(run: AgentRun) -> Iterator[None]:
+    """Let a run that cannot be recovered not keep others from it."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - a host's value in the row, or the queue's answer
+        logger.warning("Run %s cannot be recovered now: %r", run.pk, error)
 
 
 def unsent() -> list[AgentRun]:
@@ -86,28 +97,53 @@ def unsent() -> list[AgentRun]:
     patience = Now() - timedelta(seconds=pause())
     old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
     due = runs.rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
-    return [run for run in due.order_by("enqueued_at")[:_BATCH] if not _is_queued(run)]
+    first = F("enqueued_at").asc(nulls_first=True)
+    return [run for run in due.order_by(first)[:_BATCH] if _is_missing(run)]
+
+
+def _is_missing(run: AgentRun) -> bool:
+    with _apart(run):
+        return not _is_queued(run)
+    return False
 
 
 def _is_queued(run: AgentRun) -> bool:
-    """Whether the queue still has the run's task; if it cannot say, a minute's trust."""
+    """Whether the queue still has the run's task; if it cannot say, a minute's trust.
+
+    A task that runs, while its run is pending, was taken by a worker that has yet to claim the
+    run, or that died before it could: it is given a lease's time.
+    """
     backend = task_backends[settings.TASK_BACKEND]
     if not run.task_id or run.enqueued_at is None:
         return False
     if not backend.supports_get_result:
-        return runs.rows().filter(pk=run.pk, enqueued_at__gt=Now() - timedelta(minutes=1)).exists()
+        return _was_sent_within(run, 60)
     try:
-        return not backend.get_result(run.task_id).is_finished
+        task = backend.get_result(run.task_id)
     except _GONE:
         return False
+    if task.status == "RUNNING":
+        return _was_sent_within(run, settings.LEASE_SECONDS)
+    return not task.is_finished
+
+
+def _was_sent_within(run: AgentRun, seconds: float) -> bool:
+    since = Now() - timedelta(seconds=seconds)
+    return runs.rows().filter(pk=run.pk, enqueued_at__gt=since).exists()
 
 
 def _send_unsent(swept: Swept) -> None:
     for run in unsent():
-        with transaction.atomic(using=database()):
-            if runs.take_up(run):
-                runs.send(run)
-                swept.sent += 1
+        with _apart(run):
+            swept.sent += _send_again(run)
+
+
+def _send_again(run: AgentRun) -> bool:
+    with transaction.atomic(using=database()):
+        if not runs.take_up(run):
+            return False
+        runs.send(run)
+    return True
 
 
 def sweep_after_attempt() -> None:

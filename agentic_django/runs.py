@@ -109,7 +109,7 @@ def _candidates(run_id: str) -> Iterator[AgentRun]:
 
 def claim_inline(run: AgentRun) -> bool:
     """Take a run that its host performs in this process; False if its conversation is busy."""
-    return _take(run, rows().pending().filter(is_inline=True))
+    return _take(run, rows().next_in_line().filter(is_inline=True))
 
 
 def _take(run: AgentRun, due: RunScope | None = None) -> bool:
@@ -182,10 +182,11 @@ def bill(run: AgentRun, usage: dict[str, int]) -> None:
 
 def take_up(run: AgentRun) -> bool:
     """Note that a run which the queue has lost is sent again; False if another was faster."""
-    # Not "equal": SQLite compares texts, and writes fewer digits than it is asked for.
-    same = rows().pending().filter(pk=run.pk, enqueued_at__lte=run.enqueued_at)
+    same = rows().pending().filter(pk=run.pk)
     if run.enqueued_at is None:
-        same = rows().pending().filter(pk=run.pk, enqueued_at__isnull=True)
+        same = same.filter(enqueued_at__isnull=True)
+    else:  # Not "equal": SQLite compares texts, and writes fewer digits than it is asked for.
+        same = same.filter(enqueued_at__lte=run.enqueued_at)
     return bool(same.unlocked().update(enqueued_at=Now()))
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 import agents
@@ -18,8 +18,17 @@ from agentic_django import events, generation, inline, runs, sdk, threads
 from agentic_django.events import Event, EventType
 from agentic_django.generation import Answer, Message
 from agentic_django.journal import STATE_KEY, Journal, Result
+from agentic_django.journaled import at_most_once
 from agentic_django.models import AgentRun, AgentSession, StepCheckpoint
-from agentic_django.scope import CurrentStep, Scope, current_scope, making, within
+from agentic_django.scope import (
+    CurrentStep,
+    Scope,
+    current_scope,
+    current_step,
+    making,
+    outer_step,
+    within,
+)
 from agentic_django.serialization import to_jsonable
 from agentic_django.sessions import RunHistory
 from agentic_django.tools import Tool, ToolRegistry
@@ -33,6 +42,8 @@ __all__ = [
     "Runtime",
     "Tool",
     "ToolRegistry",
+    "at_most_once",
+    "current_step",
 ]
 
 
@@ -40,8 +51,9 @@ __all__ = [
 class RunResult:
     """What a run came to.
 
-    ``final_output`` is anything that JSON can hold; ``final_messages`` (``role``, ``content``)
-    join the conversation, behind the run's input, which is not repeated among them.
+    ``final_output`` is anything that JSON can hold; ``final_messages``, in the chat format or
+    as the SDK's items, join the conversation behind the run's input. If they repeat that, what
+    stands behind it counts; without them, an output that is text is the agent's message.
     """
 
     final_output: Any = None
@@ -58,7 +70,7 @@ class RunContext:
         self.state: dict[str, Any] = copy.deepcopy(self._kept() or {})
         """A dict of your own; ``checkpoint()`` keeps it."""
         self.result: Any = None
-        """The final output of a run that is opened inline; set it before the block ends."""
+        """What a run that is opened inline comes to: its output, or a RunResult."""
 
     @classmethod
     @asynccontextmanager
@@ -78,21 +90,40 @@ class RunContext:
         like any other, but no queue and no sweep ever starts it. It completes with the block,
         with ``result`` as its output; an exception fails it, and the same ``run_id`` resumes
         it then. Raises Conflict if the run to be resumed is held elsewhere or has completed,
-        and StepCancelledError if the run was cancelled meanwhile.
+        or if its conversation is busy, and StepCancelledError if the run was cancelled, or
+        taken over, meanwhile. Synchronous steps and tools run on the host's own thread.
         """
-        first = {"params": params, "metadata": metadata, "input_messages": input_messages}
+        given = input_messages if isinstance(input_messages, str) else list(input_messages)
+        first = {"params": params, "metadata": metadata, "input_messages": given}
         run = await threads.call(inline.claim, run_id, user, conversation_id, first)
         context = cls(run, await inline.load(run))
         async with inline.holding(context):
             with context.recording():
                 yield context
+            result = context.result
+            outcome = result if isinstance(result, RunResult) else RunResult(result)
+            await context.leave(outcome)
+            context.result = outcome.final_output
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the calls that the SDK makes within this block."""
         sdk.install()
-        with within(Scope(self.journal)):
+        with within(Scope(self.journal, is_by_hand=True)):
             yield
+
+    async def leave(self, result: RunResult) -> None:
+        """Put the input and what was said behind it into the conversation.
+
+        If ``history`` was the session of an SDK run, both are there already.
+        """
+        given = generation.items_of(self.input_messages, system=True)
+        said = _behind(given, generation.items_of(result.final_messages, system=True))
+        if not self.history.added:
+            if not said and isinstance(result.final_output, str):
+                said = [{"role": "assistant", "content": result.final_output}]
+            said = [*given, *said]
+        await self.history.add_items(said)
 
     # Who and what
 
@@ -180,10 +211,12 @@ class RunContext:
     async def step(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what was recorded under a name, or call a function and record what it returns.
 
-        Names are unique within the run ("embed:42"). A synchronous function runs on the run's
-        thread. Raises NotSerializable, with nothing recorded, for a result that is not JSON.
+        Names ("embed:42") are unique within the step or tool call that this is called in, or
+        else within the run. A synchronous function runs on the run's thread. Raises
+        NotSerializable, with nothing recorded, for a result that is not JSON.
         """
-        key = f"step:{name}"
+        outer = outer_step()
+        key = f"step:{outer.key}:{name}" if outer else f"step:{name}"
         row = self.journal.find(key)
         if row is not None:
             return row.result
@@ -198,9 +231,9 @@ class RunContext:
     def inside(self, name: str, key: str) -> Iterator[None]:
         """Keep what is called within a step apart from what other steps call."""
         outer = current_scope()
-        path = f"{outer.path if outer else ''}//{name}"
+        path = f"{outer.path if outer else ''}//{key}"
         step = CurrentStep(self.run_id, key, name)
-        with within(Scope(self.journal, path)), making(step):
+        with within(Scope(self.journal, path, is_by_hand=True)), making(step):
             yield
 
     # Models and agents
@@ -230,6 +263,15 @@ def given_messages(payload: Any) -> list[Any]:
     return [{"role": "user", "content": payload}] if isinstance(payload, str) else list(payload)
 
 
+def _behind(given: list[Any], items: list[Any]) -> list[Any]:
+    """Return what stands behind the last place at which items repeat what was given."""
+    n = len(given)
+    for start in range(len(items) - n, -1, -1):
+        if n and items[start : start + n] == given:
+            return items[start + n :]
+    return items
+
+
 async def perform(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a host's function: an asynchronous one here, another on the run's thread."""
     if inspect.iscoroutinefunction(fn):
@@ -238,8 +280,9 @@ async def perform(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
+@runtime_checkable
 class Runtime(Protocol):
-    """What drives one kind of registered work."""
+    """What drives one kind of registered work; a factory may return one of a host's own."""
 
     async def perform(self, context: RunContext) -> RunResult:
         """Do the work of a run; raise what went wrong."""

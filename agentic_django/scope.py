@@ -17,6 +17,7 @@ from agentic_django.journal import Journal
 __all__ = [
     "CurrentStep",
     "Scope",
+    "calling",
     "current_scope",
     "current_step",
     "making",
@@ -146,6 +147,16 @@ def within(scope: Scope) -> Iterator[None]:
         yield
     finally:
         _scope.reset(token)
+
+
+@contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Name what calls agents within this block: they are told apart by it."""
+    token = _call_id.set(name)
+    try:
+        yield
+    finally:
+        _call_id.reset(token)
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def submit_pipeline_run(
     )
     with transaction.atomic(using=database()):
         if session_key is not None:
-            run.session, is_fresh = _session(run, session_key, submitted.AGENT_KEY)
+            run.session, is_fresh = _session(run, session_key, "")
             run.position = run.session.run_count if is_fresh else run.session.reserve_position()
         run.save(using=database(), force_insert=True)
         _dispatch(run)
@@ -232,7 +232,7 @@ def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:
 
     Raises Conflict if the run has ended already. The row is read again.
     """
-    lifecycle.cancel(run, _name(by))
+    lifecycle.cancel(run, _name(by, run))
     return run
 
 
@@ -240,13 +240,18 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     """Queue a failed, timed out or cancelled run again; ``by`` is the user who wants that.
 
     It continues behind what it did already; with ``start_again`` it does everything anew.
-    Raises Conflict if the run is in another state, or if its conversation went on since. The
-    row is read again.
+    Raises Conflict if the run is in another state, if its conversation went on since, or if
+    the host's own code performs it. The row is read again.
     """
-    lifecycle.retry(run, fresh=start_again, by=_name(by))
+    if run.is_inline:
+        raise Conflict("Resume this run where it was performed, with RunContext.open(run_id).")
+    lifecycle.retry(run, fresh=start_again, by=_name(by, run))
     transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
     return run
 
 
-def _name(user: Any) -> str:
-    return "" if user is None else str(user)
+def _name(user: Any, run: AgentRun) -> str:
+    """Return who acted, as the run's owner may read it: others are not named."""
+    if user is None:
+        return ""
+    return str(user) if user.pk == run.owner_id else "staff"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Subquery
 from django.db.models.functions import Now
 
 from agentic_django import signals, threads
@@ -98,7 +98,12 @@ class RunHistory:
         return items if limit is None else items[len(items) - min(max(limit, 0), len(items)) :]
 
     def _read(self) -> list[Any]:
-        return [] if self.run.session is None else read(self.run.session)
+        if self.run.session is None:
+            return []
+        if self.run.attempt == 1:
+            return read(self.run.session)
+        began = AgentRun.objects.using(database()).filter(pk=self.run.pk).values("started_at")
+        return read(self.run.session, created_at__lte=Subquery(began))
 
     async def add_items(self, items: list[Any]) -> None:
         """Keep items for the end of the run; raises NotSerializable for what cannot be stored."""

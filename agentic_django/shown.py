@@ -33,6 +33,11 @@ class Shown:
         place = getattr(self, "place", None) or 0
         return f"{self.status}-{self.attempt}-{self.event_count}-{place}-{self._tens()}"
 
+    @property
+    def now(self) -> datetime:
+        """When the row was read, by the database's clock where it was asked for."""
+        return getattr(self, "seen_at", None) or timezone.now()
+
     def _tens(self) -> str:
         """Return for how many tens of seconds it has run, and whether its lease has ended.
 
@@ -40,7 +45,7 @@ class Shown:
         """
         if self.status != Status.RUNNING or self.started_at is None:
             return ""
-        now = timezone.now()
+        now = self.now
         late = self.lease_ends_at is not None and self.lease_ends_at < now
         return f"{(now - self.started_at) // timedelta(seconds=10)}{'late' * late}"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from django.db.models import QuerySet
+
 from agentic_django.conf import settings
 from agentic_django.models import AgentRun, RunSlot, database
+from agentic_django.states import Status
 
 __all__ = ["release", "take"]
 
@@ -15,21 +18,30 @@ def take(run: AgentRun) -> bool:
     lets one insert it, and the other looks for the next.
     """
     limit = settings.CONCURRENCY_LIMIT
-    return limit is None or any(_insert(run, number) for number in _free(limit))
+    if limit is None:
+        return True
+    # A row may be left from before the limit was lifted for a while.
+    _held().exclude(run__status=Status.RUNNING).delete()
+    _held().filter(run=run).delete()
+    return any(_insert(run, number) for number in _free(limit))
 
 
 def release(run: AgentRun) -> None:
     """Give a run's place back, in the transaction that ends its attempt."""
     if settings.CONCURRENCY_LIMIT is not None:
-        RunSlot.objects.using(database()).filter(run=run).delete()
+        _held().filter(run=run).delete()
+
+
+def _held() -> QuerySet[RunSlot]:
+    return RunSlot.objects.using(database())
 
 
 def _free(limit: int) -> list[int]:
-    taken = set(RunSlot.objects.using(database()).values_list("number", flat=True))
+    taken = set(_held().values_list("number", flat=True))
     return [number for number in range(1, limit + 1) if number not in taken]
 
 
 def _insert(run: AgentRun, number: int) -> bool:
-    slots = RunSlot.objects.using(database())
+    slots = _held()
     slots.bulk_create([RunSlot(run=run, number=number)], ignore_conflicts=True)
     return slots.filter(run=run, number=number).exists()

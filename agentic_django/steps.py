@@ -171,6 +171,8 @@ class StepExecutor:
         checkpoint_key: str = CHECKPOINT_KEY,
         cancel_check_interval: float = 0.5,
     ) -> None:
+        if "/" in checkpoint_key:
+            raise BadSetting(f"The checkpoint key {checkpoint_key!r} must not have a slash.")
         self.ctx = ctx
         self.checkpoint_key = checkpoint_key
         self.cancel_check_interval = cancel_check_interval
@@ -180,6 +182,7 @@ class StepExecutor:
         self._done: set[str] = set()
         self._shown = 0
         self._version = ""
+        self._is_again = False
         self._replaced: dict[str, StepCheckpoint] = {}
 
     async def run(
@@ -205,7 +208,7 @@ class StepExecutor:
         if resume:
             self._refuse_changes([_group(part) for part in steps], recorded)
         else:
-            self._replaced, recorded = recorded, {}
+            self._is_again, self._replaced, recorded = self.ctx.run.attempt > 1, recorded, {}
         if self.ctx.run.attempt > 1:
             self._shown = await threads.call(_shown_before, self.ctx.run, self._names)
         for part in steps:
@@ -292,7 +295,7 @@ class StepExecutor:
 
     async def _attempt(self, step: Step, attempt: int, state: dict[str, Any]) -> dict[str, Any]:
         limit, key = asyncio.timeout(step.timeout), self._key(step.name)
-        if step.name in self._replaced:  # What the step itself calls is to be done again, too.
+        if self._is_again:  # Then what the step itself calls is done again, too.
             key = f"{key}@{self.ctx.run.attempt}"
         try:
             async with limit:
@@ -335,7 +338,7 @@ class StepExecutor:
             await self.ctx.write(
                 [self._told(EventType.STEP_FAILED, step, error=text, attempts=attempt)]
             )
-            if isinstance(error, StepTimeoutError):
+            if isinstance(error, StepTimeoutError) and error.step == step.name:
                 raise error
             raise StepExecutionError(step.name, attempt) from error
         delay = step.retry_delay * 2 ** (attempt - 1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
-from django.utils.module_loading import import_string
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from agentic_django.conf import settings
@@ -16,8 +16,8 @@ from agentic_django.steps import Pipeline, Step
 
 __all__ = ["AGENT_KEY", "pipeline", "validated"]
 
-AGENT_KEY = "pipeline"
-"""The agent key of runs whose steps are in their metadata."""
+AGENT_KEY = ".pipeline"
+"""The agent key of runs whose steps are in their metadata; no host's own begins with a dot."""
 
 METADATA_KEY = "steps"
 
@@ -41,9 +41,13 @@ class Definition(BaseModel):
         _check_allowed(self.module)
         options = self.model_dump(exclude={"module", "function"})
         try:
-            return Step(fn=import_string(f"{self.module}.{self.function}"), **options)
-        except ImportError as error:
+            # Not by the whole path: the function's part must not name a module within.
+            fn = getattr(import_module(self.module), self.function)
+        except (ImportError, AttributeError) as error:
             raise BadSetting(f"Step {self.name!r}: {error}.") from error
+        if not callable(fn):
+            raise BadSetting(f"Step {self.name!r}: {self.module}.{self.function} is no function.")
+        return Step(fn=fn, **options)
 
 
 _DEFINITIONS: TypeAdapter[list[Definition]] = TypeAdapter(list[Definition])

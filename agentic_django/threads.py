@@ -94,14 +94,14 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.present: asyncio.AbstractEventLoop | None = None
         self.pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="agentic-aside")
 
     def loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None:
-                self._loop = self._start()
-            return self._loop
+            if self.present is None:
+                self.present = self._start()
+            return self.present
 
     def _start(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
@@ -151,6 +151,11 @@ async def _in_lane[T](work: Callable[[], Coroutine[Any, Any, T]], lane: Lane) ->
         return await work()
 
 
+def is_own(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is the process's long-lived loop, and not one that a host runs."""
+    return loop is _process.present
+
+
 def in_run() -> bool:
     """Whether this thread is carrying a run now."""
     return getattr(_here, "running", False)
@@ -198,4 +203,5 @@ def _with_own_connection[T](work: Callable[[], T]) -> T:
 
 def cancel_task(task: asyncio.Task[Any]) -> None:
     """Cancel a task from any thread, whichever loop it is of."""
-    task.get_loop().call_soon_threadsafe(task.cancel)
+    with suppress(RuntimeError):  # Its loop is closed, and the task with it.
+        task.get_loop().call_soon_threadsafe(task.cancel)

@@ -111,9 +111,7 @@ class ToolRegistry:
         scope = current_scope()
         if call_id is None:
             call_id = scope.call_id(name, text) if scope else name
-        context = _ByHand(
-            context=None, tool_name=name, tool_call_id=call_id, tool_arguments=text
-        )
+        context = _ByHand(context=None, tool_name=name, tool_call_id=call_id, tool_arguments=text)
         tool = self._tools[name].function_tool
         value = await invoke_function_tool(function_tool=tool, context=context, arguments=text)
         return to_jsonable(value, f"result of {name!r}")

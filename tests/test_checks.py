@@ -75,6 +75,12 @@ BAD_VALUES = [
     ("CLIENT_RUN_OPTIONS", "max_turns", "Sequence"),
     ("CONTEXT_FACTORY", 3, "callable"),
     ("CLASSIFY_ERROR", 3, "callable"),
+    ("DEFAULT_MODEL", 5, "valid string"),
+    ("STEP_MODULES", "reports.steps", "Sequence"),
+    ("STEP_MODULES", [5], "valid string"),
+    ("EVENT_VISIBILITY", {"message": "everybody"}, "message: "),
+    ("EVENT_VISIBILITY", ["message"], "dictionary"),
+    ("SHOW_DEBUG_EVENTS", "no", "boolean"),
     ("ENABLE_EVENTS", "false", "boolean"),
     ("ENABLE_EVENTS", 0, "boolean"),
     ("RATE_LIMIT", "20", "a rate is written like '20/m'"),
@@ -121,6 +127,9 @@ GOOD_VALUES = [
     ("AGENT_ACCESS", lambda request, key: True),
     ("CONTEXT_FACTORY", "tests.test_checks.agents_once"),
     ("QUEUES", {}),
+    ("DEFAULT_MODEL", "litellm/anthropic/any"),
+    ("STEP_MODULES", ["tests.agents"]),
+    ("EVENT_VISIBILITY", {"message": "internal", "import.row": "user"}),
     ("RATE_LIMIT", None),
     ("RATE_LIMIT", "1/d"),
     ("CLEANUP_POLICY", {"runs_days": 30, "runs_statuses": ["failed"]}),
@@ -238,6 +247,12 @@ def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: st
     error = found()["agentic_django.E005"]
     assert error.msg.startswith(f"{PREFIX}{name}: ")
     assert path in error.msg
+
+
+@pytest.mark.parametrize("module", ["nowhere.steps", "tests.agents.echo", "", ".agents"])
+def test_a_module_of_steps_that_is_not_there_is_an_error(settings: Any, module: str) -> None:
+    settings.AGENTIC_DJANGO_STEP_MODULES = ["tests.agents", module]
+    assert repr(module) in found()["agentic_django.E012"].msg
 
 
 # Queues
@@ -370,3 +385,10 @@ def test_the_documentation_lists_each_check_with_its_level() -> None:
     told = re.findall(r"^\| `(agentic_django\.[EW]\d{3})` \|", page, re.MULTILINE)
     assert told == sorted(told)
     assert set(told) == made
+
+
+def test_a_misspelt_run_option_is_an_error_that_suggests_the_right_one(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_DEFAULT_RUN_OPTIONS = {"max_turn": 3, "model": "x"}
+    error = found()["agentic_django.E013"]
+    assert "'max_turn'" in error.msg
+    assert "max_turns" in str(error.hint)

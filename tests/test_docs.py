@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -25,15 +26,18 @@ from agentic_django import (
     limits,
     querysets,
     runs,
+    runtime,
     services,
     sessions,
     signals,
+    steps,
     urls,
 )
 from agentic_django.conf import PREFIX, Settings
 from agentic_django.exceptions import SENTENCES
 from agentic_django.models import ACTIVE, FINISHED, AgentRun
 from agentic_django.services import cancel_agent_run, submit_agent_run
+from agentic_django.steps import ExecutionState
 from agentic_django.templatetags import agentic_django_tags
 from agentic_django.views import bodies, problems
 from tests.markdown import Block, anchors, blocks, links
@@ -313,6 +317,47 @@ def test_every_exception_is_told() -> None:
     assert first_names(section("reference/services.md", "## Errors")) == made
 
 
+# Runtimes and steps
+
+
+def told_without_calls(page: str, heading: str) -> set[str]:
+    """Return the names in the first column, without arguments and ``await``."""
+    told = first_names(section(page, heading))
+    return {name.removeprefix("await ").partition("(")[0] for name in told}
+
+
+def test_every_part_of_a_context_is_told() -> None:
+    machinery = {"journal", "open", "recording", "leave", "write", "inside"}
+    own = re.findall(r"self\.(\w+)(?:: [^=]+)? = ", inspect.getsource(runtime.RunContext.__init__))
+    made = {name for name in (*own, *vars(runtime.RunContext)) if not name.startswith("_")}
+    assert told_without_calls("reference/runtime.md", "## `RunContext`") == made - machinery
+
+
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [("runtime.md", runtime.RunResult), ("steps.md", steps.Step), ("steps.md", ExecutionState)],
+)
+def test_every_field_is_told_in_order(page: str, kind: Any) -> None:
+    table = section(f"reference/{page}", f"## `{kind.__name__}`")
+    assert first_names(table) == [field.name for field in dataclasses.fields(kind)]
+
+
+def test_every_argument_of_an_executor_is_told() -> None:
+    made = [
+        *inspect.signature(steps.StepExecutor).parameters,
+        *inspect.signature(steps.StepExecutor.run).parameters,
+    ]
+    made.remove("self")
+    assert first_names(section("reference/steps.md", "## `StepExecutor`")) == made
+
+
+@pytest.mark.parametrize(("page", "module"), [("runtime.md", runtime), ("steps.md", steps)])
+def test_every_name_to_be_imported_is_told(page: str, module: Any) -> None:
+    prose = re.sub(r"^```.*?^```$", "", text(f"reference/{page}"), flags=re.MULTILINE | re.DOTALL)
+    words = {word for name in names(prose) for word in re.findall(r"\w+", name)}
+    assert set(module.__all__) - words == set()
+
+
 # HTTP
 
 
@@ -324,8 +369,7 @@ def test_every_address_is_told_by_its_name() -> None:
 
 
 def _readable(pattern: str) -> str:
-    plain = re.sub(r"<uuid:pk>", "<uuid>", pattern.strip("^$"))
-    return re.sub(r"\(\?P<session_key>.*?\)", "<key>", plain)
+    return pattern.replace("<str:pk>", "<uuid>").replace("<str:session_key>", "<key>")
 
 
 def test_every_problem_is_told_with_its_status() -> None:

@@ -216,10 +216,19 @@ def test_what_nested_agents_said_is_not_left(scripted: Any, make: Make) -> None:
     assert left[2]["output"] == "You said: Hello inside"
 
 
-def test_a_pending_run_leaves_what_the_person_said(make: Make) -> None:
+def test_a_run_that_began_leaves_what_the_person_said(scripted: Any, make: Make) -> None:
+    scripted("default", AWAY)
     run = make([{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}])
+    assert attempt(run).status == "pending"
     cancel_agent_run(run)
     assert [item["content"] for item in items(run)] == ["One", "Two"]
+
+
+def test_a_run_that_never_began_leaves_nothing(make: Make) -> None:
+    """What stands before it has yet to end, and would come behind it in the history."""
+    run = make()
+    cancel_agent_run(run)
+    assert items(run) == []
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled", "timed_out"])

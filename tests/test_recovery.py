@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from django.tasks import task_backends
 from django.utils import timezone
 from django_rq import get_queue
+from django_tasks_rq import Job
 from rq import SimpleWorker
 
 from agentic_django import recovery, runs
@@ -163,7 +164,8 @@ def test_an_enqueue_that_was_lost_is_made_up_for(
 
 def test_a_delivery_that_came_to_nothing_is_made_again(user: User, rq: None) -> None:
     run = submit(user)
-    SimpleWorker([get_queue()], connection=get_queue().connection).work(burst=True)
+    queue = get_queue(job_class=Job)
+    SimpleWorker([queue], connection=queue.connection, job_class=Job).work(burst=True)
     run.refresh_from_db()
     assert run.status == "completed"
     again = AgentRun.objects.filter(pk=run.pk)  # As if that delivery had found it not yet due.
@@ -200,7 +202,7 @@ def test_a_queue_that_is_away_does_not_end_the_looking(
         broken.setattr(type(task_backends["default"]), "get_result", get_result)
         recovery.watch()
         wait_until(lambda: len(asked) > 2, timeout=10)
-        assert "Sweep failed" in caplog.text
+        assert "cannot be recovered now" in caplog.text
     cancel_agent_run(run)
     wait_until(lambda: recovery._sweeper._thread is None, timeout=10)
 

@@ -23,6 +23,7 @@ from agentic_django.conversation import messages
 from agentic_django.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
 from agentic_django.templatetags import agentic_django_tags
+from tests.rows import write
 from tests.statements import at_most
 
 Status = AgentRun.Status
@@ -80,7 +81,7 @@ def become(run: AgentRun, status: str, **fields: Any) -> AgentRun:
     run.started_at, run.finished_at = now - timedelta(seconds=12), now
     for name, value in fields.items():
         setattr(run, name, value)
-    run.save()
+    write(run)
     return run
 
 
@@ -120,7 +121,7 @@ def test_fragment_of_a_loaded_run_costs_no_statement(run: AgentRun, status: str)
 
 def test_fragment_of_any_run_needs_nothing_prepared(run: AgentRun) -> None:
     call_tool(run, "find_order", {"number": 1042}, "delivered")
-    run.save()
+    write(run)
     html = render_to_string(FRAGMENT, {"run": AgentRun.objects.get(pk=run.pk)})
     assert "find_order" in html
 
@@ -394,7 +395,7 @@ def test_running_run_becomes_its_answer_and_what_is_open_stays_open(
     page.locator("summary").click()
     expect(page.get_by_text("Nothing yet")).to_be_visible()
     call_tool(run, "find_order", {"number": 1042}, "delivered")
-    run.save()
+    write(run)
     expect(page.get_by_text("delivered")).to_be_visible()
     expect(page.locator("summary")).to_be_focused()
     become(run, "completed", final_output="It is **here**.")

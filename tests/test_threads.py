@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
 from agentic_django import threads
+from tests.processes import Project, wait_until
 
 
 async def _what_follows(failing: bool) -> set[int]:
@@ -47,3 +51,120 @@ def test_a_thread_knows_whether_it_carries_a_run() -> None:
     assert not threads.in_run()
     assert threads.run_here(work)
     assert not threads.in_run()
+
+
+# What a thread or the loop may meet
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["sync", "async"])
+def test_the_loop_outlives_what_ends_a_program(where: str, kind: type[BaseException]) -> None:
+    def leave() -> None:
+        raise kind
+
+    async def work() -> None:
+        if where == "sync":
+            await asyncio.to_thread(leave)
+        await asyncio.create_task(asyncio.sleep(0))
+        leave()
+
+    with pytest.raises(kind):
+        threads.run_here(work)
+    assert threads.run_here(answer) == 42
+
+
+async def answer() -> int:
+    return 42
+
+
+def test_work_is_cancelled_if_its_thread_is_interrupted() -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    with (
+        patch.object(threads.Lane, "serve", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        threads.run_here(work)
+    wait_until(lambda: ended == ["cancelled"])
+    assert not threads.in_run()
+
+
+def test_all_runs_of_a_process_share_one_loop() -> None:
+    async def work() -> int:
+        return id(asyncio.get_running_loop())
+
+    with ThreadPoolExecutor(10) as pool:
+        loops = set(pool.map(lambda _: threads.run_here(work), range(50)))
+    assert len(loops) == 1
+
+
+def test_a_run_within_a_run_is_carried_by_the_same_thread() -> None:
+    async def inner() -> int:
+        return await threads.call(threading.get_ident)
+
+    async def outer() -> tuple[int, int]:
+        return await threads.call(threading.get_ident), await threads.call(
+            lambda: threads.run_here(inner)
+        )
+
+    assert threads.run_here(outer) == (threading.get_ident(), threading.get_ident())
+
+
+def test_work_is_done_beside_a_thread_that_is_occupied() -> None:
+    release = threading.Event()
+
+    async def work() -> tuple[int, int]:
+        blocking = asyncio.create_task(asyncio.to_thread(release.wait, 20))
+        queued = asyncio.create_task(asyncio.to_thread(threading.get_ident))
+        await asyncio.sleep(0.05)
+        beside = await threads.aside(threading.get_ident)
+        release.set()
+        await blocking
+        return beside, await queued
+
+    beside, queued = threads.run_here(work)
+    assert queued == threading.get_ident()
+    assert beside != queued
+
+
+def test_a_cancelled_call_that_has_not_begun_is_not_made() -> None:
+    release = threading.Event()
+    made: list[int] = []
+
+    async def work() -> None:
+        blocking = asyncio.create_task(asyncio.to_thread(release.wait, 20))
+        queued = asyncio.create_task(asyncio.to_thread(made.append, 1))
+        await asyncio.sleep(0.05)
+        queued.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        await blocking
+
+    threads.run_here(work)
+    assert made == []
+
+
+FORK = """
+import os
+from agentic_django import threads
+
+async def answer():
+    return await threads.call(os.getpid)
+
+assert threads.run_here(answer) == os.getpid()
+child = os.fork()
+if not child:
+    os._exit(0 if threads.run_here(answer) == os.getpid() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_has_a_loop_of_its_own(sqlite_project: Project) -> None:
+    assert sqlite_project.python(FORK).strip() == "0"

@@ -40,6 +40,8 @@ def _runtime_of(work: Any, key: str) -> Runtime:
             return Steps(work)
         case AgentRuntime():
             return Function(work.run)
+        case Runtime():
+            return work
     if inspect.iscoroutinefunction(work):
         return Function(work)
     raise BadSetting(

@@ -18,17 +18,11 @@ class Function:
 
     async def perform(self, context: RunContext) -> RunResult:
         """Call the function; what it adds to the conversation stands behind the input."""
-        with context.recording():
-            returned = await self.run(context)
-        context.journal.check()
+        try:
+            with context.recording():
+                returned = await self.run(context)
+        finally:
+            context.journal.check()
         result = returned if isinstance(returned, RunResult) else RunResult(returned)
-        await context.history.add_items([*context.input_messages, *_said(result)])
+        await context.leave(result)
         return result
-
-
-def _said(result: RunResult) -> list[Any]:
-    if result.final_messages:
-        return list(result.final_messages)
-    if isinstance(result.final_output, str):
-        return [{"role": "assistant", "content": result.final_output}]
-    return []

@@ -80,7 +80,7 @@ def agent_poll_seconds() -> str:
 @register.simple_tag
 def agent_can_retry(run: AgentRun) -> bool:
     """Return whether a person may try the run again: it ended badly, and nothing came after it."""
-    if not run.is_finished or run.status == AgentRun.Status.COMPLETED:
+    if not run.is_finished or run.status == AgentRun.Status.COMPLETED or run.is_inline:
         return False
     return run.session is None or run.position >= run.session.run_count
 

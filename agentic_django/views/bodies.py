@@ -157,7 +157,7 @@ def parse_form(request: HttpRequest) -> None:
         _check_bytes(len(request.body))
     try:
         request.POST  # noqa: B018 - parsing is its effect
-    except LookupError as error:  # A charset that is no encoding of text.
+    except (LookupError, UnicodeError) as error:  # A charset that is no encoding of text.
         raise BadInput(_("The form's charset is unknown.")) from error
 
 

@@ -7,11 +7,11 @@ from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.utils.translation import gettext as _
 
-from agentic_django import events, limits, services
+from agentic_django import events, limits, services, submitted
 from agentic_django.conf import settings
 from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.querysets import RunScope
@@ -30,7 +30,7 @@ def create(request: Request) -> HttpResponse:
     """Start a run."""
     run = _submit(request, bodies.body(request, RunRequest))
     if format_of(request) is Format.JSON:
-        return api.created(_find(request, run.pk))
+        return api.created(_find(request, str(run.pk)))
     return _moved(request, run)
 
 
@@ -62,23 +62,23 @@ def _agent_key(request: Request, asked: RunRequest) -> str:
 
 
 @endpoint("GET", "HEAD")
-def detail(request: Request, pk: UUID) -> HttpResponse:
+def detail(request: Request, pk: str) -> HttpResponse:
     """Show a run."""
     return _shown(request, _find(request, pk))
 
 
 @endpoint("GET", "HEAD")
-def fragment(request: Request, pk: UUID) -> HttpResponse:
+def fragment(request: Request, pk: str) -> HttpResponse:
     """Show a run's fragment, if it is not the version that the caller has."""
     return fragments.poll(request, _find(request, pk))
 
 
 @endpoint("GET", "HEAD")
-def event_list(request: Request, pk: UUID) -> HttpResponse:
+def event_list(request: Request, pk: str) -> HttpResponse:
     """List a run's events behind a sequence number."""
     asked = bodies.query(request, bodies.EventsQuery)
     levels = _levels(request, asked.visibility)
-    run = get_object_or_404(_runs(request), pk=pk)
+    run = get_object_or_404(_runs(request), pk=run_id(pk))
     limit = min(asked.limit, MAX_EVENTS)
     return api.events(run, events.after(run, asked.after, limit=limit, levels=levels), asked.after)
 
@@ -91,20 +91,23 @@ def _levels(request: Request, visibility: str) -> tuple[str, ...]:
 
 
 @endpoint("POST")
-def cancel(request: Request, pk: UUID) -> HttpResponse:
+def cancel(request: Request, pk: str) -> HttpResponse:
     """Stop a run."""
     bodies.body(request, bodies.CancelRequest)
-    run = get_object_or_404(_runs(request), pk=pk)
+    run = get_object_or_404(_runs(request), pk=run_id(pk))
     return _moved(request, services.cancel_agent_run(run, by=request.user))
 
 
 @endpoint("POST")
-def retry(request: Request, pk: UUID) -> HttpResponse:
+def retry(request: Request, pk: str) -> HttpResponse:
     """Queue a run again."""
     asked = bodies.body(request, bodies.RetryRequest)
-    run = get_object_or_404(_runs(request), pk=pk)
-    check_agent(request, run.agent_key)
-    run = services.retry_agent_run(run, start_again=asked.start_again, by=request.user)
+    run = get_object_or_404(_runs(request), pk=run_id(pk))
+    if run.agent_key != submitted.AGENT_KEY:  # Who may see such a run may try it again.
+        check_agent(request, run.agent_key)
+    with transaction.atomic(using=database()):
+        limits.take(request.viewer)
+        run = services.retry_agent_run(run, start_again=asked.start_again, by=request.user)
     return _moved(request, run)
 
 
@@ -113,8 +116,16 @@ def _runs(request: Request) -> RunScope:
     return own.select_related("session")
 
 
-def _find(request: Request, pk: UUID) -> AgentRun:
-    return get_object_or_404(_runs(request).with_place().with_steps(), pk=pk)
+def run_id(pk: str) -> UUID:
+    """Return what stands for a run in an address; raises Http404 for what can be no run."""
+    try:
+        return UUID(pk)
+    except ValueError:
+        raise Http404 from None
+
+
+def _find(request: Request, pk: str) -> AgentRun:
+    return get_object_or_404(_runs(request).with_place().with_steps(), pk=run_id(pk))
 
 
 def _moved(request: Request, run: AgentRun) -> HttpResponse:
@@ -123,7 +134,7 @@ def _moved(request: Request, run: AgentRun) -> HttpResponse:
         response = redirect("agents:run-detail", pk=run.pk)
         response.status_code = 303
         return response
-    return _shown(request, _find(request, run.pk))
+    return _shown(request, _find(request, str(run.pk)))
 
 
 def _shown(request: Request, run: AgentRun) -> HttpResponse:

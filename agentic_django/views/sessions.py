@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from django.http import HttpResponse
+import re
+
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404
 
 from agentic_django import sessions
-from agentic_django.models import AgentSession, database
+from agentic_django.models import SESSION_KEY, AgentSession, database
 from agentic_django.views import api, bodies, fragments, pages
 from agentic_django.views.access import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of
@@ -33,5 +35,7 @@ def item_list(request: Request, session_key: str) -> HttpResponse:
 
 
 def _find(request: Request, session_key: str) -> AgentSession:
+    if not re.fullmatch(SESSION_KEY, session_key):
+        raise Http404
     own = AgentSession.objects.using(database()).visible_to(request.viewer)
     return get_object_or_404(own, session_key=session_key)

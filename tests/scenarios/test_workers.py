@@ -1,0 +1,234 @@
+"""Stock RQ workers on PostgreSQL and Valkey: whatever dies, every run ends, helped by nobody.
+
+A run may take, after what went wrong, its lease, a sweep and 20 s. Another process dispatches the
+runs and stays, as a web process does.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import Error, close_old_connections
+
+from agentic_django import tasks
+from agentic_django.models import ACTIVE, AgentRun
+from agentic_django.services import cancel_agent_run
+from tests import servers
+from tests.processes import Process, Project, wait_until
+from tests.scenarios import chaos, effects
+from tests.scenarios.conftest import project
+from tests.scenarios.record import Record, record_of
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
+
+LEASE = 3.0
+ALLOWED = LEASE + LEASE / 3 + 20
+
+
+@contextmanager
+def working(project: Project, workers: int, *submitter: str) -> Iterator[list[Process]]:
+    """Start so many workers, and what dispatches; yields the workers."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(project.rq_worker()) for _ in range(workers)]
+        if submitter:
+            stack.enter_context(dispatching(project, *submitter))
+        yield started
+
+
+@contextmanager
+def dispatching(project: Project, *arguments: str) -> Iterator[Process]:
+    """Start what dispatches runs and stays; yields once it has dispatched all."""
+    process = project.process(
+        "-m",
+        "tests.scenarios.submitter",
+        *arguments,
+        ready=lambda process: "dispatched" in process.output(),
+    )
+    with process:
+        yield process
+
+
+def statuses() -> Counter[str]:
+    """Count the runs by their status; nothing, while the database is away."""
+    try:
+        return Counter(AgentRun.objects.values_list("status", flat=True))
+    except Error:
+        close_old_connections()
+        return Counter()
+
+
+def all_end(count: int, *, seconds: float = ALLOWED) -> None:
+    """Wait until so many runs have completed, and nothing else is left."""
+    what = lambda: f"{count} completed runs: {statuses()}"  # noqa: E731
+    wait_until(lambda: statuses() == {"completed": count}, timeout=seconds, what=what)
+
+
+def check_all(attempts: int | None = None) -> list[Record]:
+    """Check that all runs came out alike, whatever happened to them, and nothing was repeated."""
+    records = [record_of(run) for run in AgentRun.objects.order_by("attempt", "created_at")]
+    for found in records:
+        assert found.problems == []
+        assert found.differences(records[0]) == []
+    if attempts is not None:
+        assert set(AgentRun.objects.values_list("attempt", flat=True)) == {attempts}
+    return records
+
+
+def running() -> AgentRun | None:
+    return AgentRun.objects.filter(status="running").first()
+
+
+# Killed
+
+
+def test_chaos_changes_nothing(in_scenario: Project) -> None:
+    in_scenario.extra["AGENTIC_TEST_ATTEMPTS"] = "20"
+    result = chaos.wreak(in_scenario, seconds=35, seed=7)
+    assert result.is_good, "\n".join(result.lines())
+    assert result.runs > 8, "\n".join(result.lines())
+    assert result.kills.total() > 8, "\n".join(result.lines())
+
+
+def test_a_worker_that_is_asked_to_end_finishes_its_run(in_scenario: Project) -> None:
+    with working(in_scenario, 1, "steady", "1") as [worker]:
+        wait_until(running)
+        assert worker.stop(timeout=30) == 0
+        all_end(1, seconds=1)
+    check_all(attempts=1)
+
+
+def test_the_same_task_delivered_twice_is_executed_once(in_scenario: Project) -> None:
+    user = User.objects.create_user("ada")
+    made = [
+        AgentRun.objects.create(owner=user, agent_key="steady", input_payload="Begin.")
+        for _ in range(4)
+    ]
+    for run in made * 3:
+        tasks.send(str(run.pk), run.agent_key)
+    with working(in_scenario, 2):
+        all_end(4, seconds=60)
+    check_all(attempts=1)
+
+
+def test_an_enqueue_that_is_lost_behind_its_commit_is_made_up_for(in_scenario: Project) -> None:
+    dying = in_scenario.process("-m", "tests.scenarios.submitter", "plain", "1", "--die")
+    with dying:
+        assert dying.popen is not None
+        assert dying.popen.wait(30) == 9
+    assert statuses() == {"pending": 1}
+    with working(in_scenario, 1, "plain", "1"):
+        all_end(2)
+    check_all(attempts=1)
+
+
+# Cancelled
+
+
+@pytest.mark.parametrize("agent", ["waiting", "blocking"])
+def test_a_run_is_cancelled_from_another_process(in_scenario: Project, agent: str) -> None:
+    with working(in_scenario, 1, agent, "1") as [worker]:
+        run = AgentRun.objects.get()
+        effects.wait_for(str(run.pk), ":tool:", timeout=30)
+        began = time.monotonic()
+        cancel_agent_run(run)
+        before = record_of(run)
+        wait_until(lambda: not worker.children(), timeout=10)
+        if agent == "waiting":
+            assert time.monotonic() - began < 2.5
+    after = record_of(run)
+    assert after == before
+    assert after.status == "cancelled"
+    assert after.ends == ["run.cancelled"]
+    assert after.usage["requests"] == 1
+    assert [kind for kind in after.journal if '"tool"' in kind] == []
+
+
+# The servers
+
+
+def test_a_queue_that_is_emptied_loses_no_run(in_scenario: Project, valkey: servers.Valkey) -> None:
+    with dispatching(in_scenario, "plain", "50"):
+        valkey.flush()
+        with working(in_scenario, 2):
+            all_end(50, seconds=ALLOWED + 40)  # Fifty processes are forked for them.
+    check_all(attempts=1)
+
+
+def test_a_queue_that_is_restarted_loses_no_run(
+    own_valkey: servers.Valkey, tmp_path: Path, enter: Callable[[Project], None]
+) -> None:
+    with servers.new_database() as url:
+        here = project(url, own_valkey.port, tmp_path)
+        enter(here)
+        with working(here, 2, "steady", "8"):
+            wait_until(running)
+            own_valkey.kill()
+            time.sleep(2)
+            own_valkey.start()
+            all_end(8, seconds=ALLOWED + 10)
+        check_all()
+
+
+@pytest.mark.parametrize("how", ["stop", "crash"])
+def test_a_database_that_is_restarted_under_load_loses_no_run(
+    postgres: servers.Postgres,
+    valkey: servers.Valkey,
+    tmp_path: Path,
+    enter: Callable[[Project], None],
+    how: str,
+) -> None:
+    with servers.new_database(postgres.url()) as url:
+        here = project(url, valkey.port, tmp_path)
+        enter(here)
+        with working(here, 2, "steady", "8"):
+            wait_until(lambda: statuses()["running"] == 2)
+            time.sleep(0.7)
+            getattr(postgres, how)()
+            time.sleep(1)
+            postgres.start()
+            all_end(8, seconds=ALLOWED + 10)
+        records = check_all()
+        assert len(records) == 8
+
+
+@pytest.fixture
+def enter(
+    django_db_blocker: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Project], None]]:
+    """Put this process on a project: its ORM, its queue, its file of effects."""
+    with ExitStack() as stack:
+
+        def enter(project: Project) -> None:
+            monkeypatch.setenv(effects.FILE, project.extra[effects.FILE])
+            stack.enter_context(django_db_blocker.unblock())
+            stack.enter_context(project.in_process())
+
+        yield enter
+
+
+# Paused
+
+
+def test_a_paused_worker_that_goes_on_changes_nothing(in_scenario: Project) -> None:
+    with working(in_scenario, 2, "blocking", "1") as workers:
+        run = AgentRun.objects.get()
+        effects.wait_for(str(run.pk), ":tool:", timeout=30)
+        [busy] = [worker for worker in workers if worker.children()]
+        busy.signal_all(signal.SIGSTOP)
+        all_end(1)
+        taken = record_of(run)
+        busy.signal_all(signal.SIGCONT)
+        wait_until(lambda: not busy.children(), timeout=20)
+        assert record_of(run) == taken
+        assert run.attempt == 2
+        assert not AgentRun.objects.filter(status__in=ACTIVE).exists()
+    executed = Counter(effect.attempt for effect in effects.read() if ":tool:" in effect.key)
+    assert executed == {1: 1, 2: 1}

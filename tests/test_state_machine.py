@@ -1,0 +1,217 @@
+"""Whatever verbs come in whatever order, from whomever, a run's row and its events agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models.functions import Now
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from agentic_django import events, journal, lifecycle, recovery, runs
+from agentic_django.events import EventType
+from agentic_django.exceptions import Conflict, RunMoved
+from agentic_django.journal import Result
+from agentic_django.lifecycle import Failure
+from agentic_django.models import ACTIVE, FINISHED, AgentRun, AgentSession
+
+STATUS_AFTER: dict[str | None, str] = {
+    None: "pending",
+    **{str(step.event): str(step.target) for step in runs.TRANSITIONS.values()},
+}
+"""In which state a run is, by the last event of its own life."""
+
+pick = st.integers(min_value=0, max_value=100)
+
+
+class Runs(RuleBasedStateMachine):
+    """Two conversations, runs without one, workers that hold runs or think so, and people."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example = transaction.atomic()
+        self.example.__enter__()
+        user = User.objects.create_user(uuid4().hex)
+        sessions = [AgentSession(owner=user, session_key=uuid4().hex) for _ in range(2)]
+        for session in sessions:
+            session.save()
+        self.sessions: list[AgentSession | None] = [*sessions, None]
+        self.runs: list[AgentRun] = []
+        self.held: list[AgentRun] = []
+        self.attempts: Counter[Any] = Counter()
+        self.keys = 0
+
+    def teardown(self) -> None:
+        """Forget the example."""
+        transaction.set_rollback(True)
+        self.example.__exit__(None, None, None)
+
+    # What happens
+
+    @rule(n=pick, priority=st.integers(min_value=0, max_value=1))
+    def submit(self, n: int, priority: int) -> None:
+        session = self.sessions[n % len(self.sessions)]
+        run = AgentRun.objects.create(
+            session=session, agent_key="echo", input_payload="Hello", priority=priority
+        )
+        self.runs.append(run)
+
+    @rule(n=pick)
+    def claim(self, n: int) -> None:
+        if not self.runs:
+            return
+        due = set(AgentRun.objects.due().values_list("pk", flat=True))
+        run = runs.claim(str(self.runs[n % len(self.runs)].pk))
+        assert (run is None) == (not due)
+        if run is not None:
+            assert run.pk in due
+            self.held.append(run)
+
+    def worker(self, n: int, verb: Any, *args: Any) -> None:
+        """Let a worker do something; it is refused exactly if it has lost its run."""
+        if not self.held:
+            return
+        run = self.held[n % len(self.held)]
+        row = AgentRun.objects.get(pk=run.pk)
+        holds = row.status == "running" and row.attempt == run.attempt
+        try:
+            with transaction.atomic():
+                verb(run, *args)
+        except RunMoved:
+            assert not holds
+            after = AgentRun.objects.get(pk=run.pk)
+            assert vars(after).keys() == vars(row).keys()
+            assert (after.status, after.attempt, after.event_count) == (
+                row.status,
+                row.attempt,
+                row.event_count,
+            )
+        else:
+            assert holds
+
+    @rule(n=pick, told=st.integers(min_value=0, max_value=3))
+    def record(self, n: int, told: int) -> None:
+        self.keys += 1
+        usage = {"requests": 1, "total_tokens": 5}
+        value = {"output": [{"role": "assistant", "content": "Hm."}]}
+        key = f"/-.echo#1:model:{self.keys}"
+        result = Result(key, "model", "echo", value, 0.1, usage)
+        self.worker(n, journal.record, result, [events.draft("message", text="Hm.")] * told)
+
+    @rule(n=pick)
+    def complete(self, n: int) -> None:
+        items = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm."}]
+        self.worker(n, lifecycle.complete, "Hm.", items, {"requests": 1})
+
+    @rule(n=pick, code=st.sampled_from(["internal", "timed_out"]))
+    def fail(self, n: int, code: str) -> None:
+        self.worker(n, lifecycle.fail, Failure(code))
+
+    @rule(n=pick, after=st.sampled_from([0.0, 30.0]))
+    def try_later(self, n: int, after: float) -> None:
+        self.worker(n, lifecycle.try_later, Failure("provider_busy"), after)
+
+    @rule(n=pick)
+    def hand_back(self, n: int) -> None:
+        self.worker(n, lifecycle.hand_back)
+
+    @rule(n=pick)
+    def suspend(self, n: int) -> None:
+        self.worker(n, runs.finish, "suspend", [events.draft(EventType.RUN_WAITING, reason="?")])
+
+    @rule(n=pick, force=st.booleans())
+    def lose(self, n: int, force: bool) -> None:
+        if not force and self.held:
+            run = self.held[n % len(self.held)]
+            held = AgentRun.objects.filter(pk=run.pk, status="running")
+            held.update(lease_ends_at=Now() - timedelta(seconds=1))
+        lost = AgentRun.objects.running() if force else AgentRun.objects.lost()
+        count = lost.count()
+        swept = recovery.sweep(force=force)
+        assert swept.requeued + swept.failed == count
+
+    def person(self, n: int, verb: Any, sources: Any) -> None:
+        """Let a person do something; it is refused if the run is not in a state for it."""
+        if not self.runs:
+            return
+        run = AgentRun.objects.get(pk=self.runs[n % len(self.runs)].pk)
+        before = run.status
+        with suppress(Conflict), transaction.atomic():
+            verb(run)
+            assert before in sources
+
+    @rule(n=pick)
+    def cancel(self, n: int) -> None:
+        self.person(n, lifecycle.cancel, ACTIVE)
+
+    @rule(n=pick, fresh=st.booleans())
+    def retry(self, n: int, fresh: bool) -> None:
+        self.person(n, lambda run: lifecycle.retry(run, fresh=fresh), FINISHED)
+
+    @rule(n=pick)
+    def resume(self, n: int) -> None:
+        told = [events.draft(EventType.RUN_RETRYING, attempt=1, reason="decided")]
+        self.person(n, lambda run: runs.move(run, "resume", told), ("waiting",))
+
+    @rule()
+    def wait(self) -> None:
+        """Let back-offs pass."""
+        AgentRun.objects.filter(status="pending").update(available_at=Now())
+
+    # What is true then
+
+    @invariant()
+    def rows_and_events_agree(self) -> None:
+        for run in AgentRun.objects.prefetch_related("events"):
+            told = sorted(run.events.all(), key=lambda event: event.sequence)
+            assert [event.sequence for event in told] == list(range(1, run.event_count + 1))
+            own = [event.event_type for event in told if event.event_type.startswith("run.")]
+            assert STATUS_AFTER[own[-1] if own else None] == run.status
+            assert own.count("run.started") == run.attempt
+            assert own.count("run.completed") <= 1
+
+    @invariant()
+    def attempts_only_grow(self) -> None:
+        for pk, attempt in AgentRun.objects.values_list("pk", "attempt"):
+            assert attempt >= self.attempts[pk]
+            self.attempts[pk] = attempt
+
+    @invariant()
+    def what_belongs_to_a_state_is_there_and_no_more(self) -> None:
+        for run in AgentRun.objects.prefetch_related("items"):
+            assert (run.lease_ends_at is not None) == (run.status == "running")
+            assert (run.finished_at is not None) == run.is_finished
+            assert bool(run.error_code) == (run.status in ("failed", "timed_out"))
+            left = bool(run.items.all())
+            began = run.session_id is not None and run.attempt > 0
+            assert left == (run.is_finished and began)
+
+    @invariant()
+    def conversations_have_one_order(self) -> None:
+        held = AgentRun.objects.filter(status__in=("running", "waiting"), session__isnull=False)
+        for run in held:
+            earlier = AgentRun.objects.filter(session=run.session_id, position__lt=run.position)
+            assert not earlier.filter(status__in=ACTIVE).exists()
+        assert max(Counter(held.values_list("session", flat=True)).values(), default=0) <= 1
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_rows_and_events_agree_whatever_happens() -> None:
+    run_state_machine_as_test(
+        Runs,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
