@@ -34,7 +34,7 @@ class Shown:
         return f"{self.status}-{self.attempt}-{self.event_count}-{place}-{self._tens()}"
 
     @property
-    def now(self) -> datetime:
+    def read_at(self) -> datetime:
         """When the row was read, by the database's clock where it was asked for."""
         return getattr(self, "seen_at", None) or timezone.now()
 
@@ -45,7 +45,7 @@ class Shown:
         """
         if self.status != Status.RUNNING or self.started_at is None:
             return ""
-        now = self.now
+        now = self.read_at
         late = self.lease_ends_at is not None and self.lease_ends_at < now
         return f"{(now - self.started_at) // timedelta(seconds=10)}{'late' * late}"
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections
 
 __all__ = ["aside", "call", "cancel_task", "in_run", "reconnect", "run_here"]
@@ -142,6 +142,9 @@ def run_here[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise
     finally:
         _here.running = not outermost
+        # What was called back here told asgiref that this thread belongs to our loop; what the
+        # host runs here next through ``async_to_sync`` is to have a loop of its own again.
+        vars(SyncToAsync.threadlocal).pop("main_event_loop", None)
     return future.result()
 
 

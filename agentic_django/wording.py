@@ -66,7 +66,7 @@ def elapsed(run: AgentRun) -> float | None:
     """Return for how many seconds a run has been running; None if it is not."""
     if run.status != Status.RUNNING or run.started_at is None:
         return None
-    return max((run.now - run.started_at).total_seconds(), 0.0)
+    return max((run.read_at - run.started_at).total_seconds(), 0.0)
 
 
 def is_late(run: AgentRun) -> bool:
@@ -74,7 +74,7 @@ def is_late(run: AgentRun) -> bool:
     if run.status == Status.PENDING:
         return run.failures > 0
     ends = run.lease_ends_at
-    return run.status == Status.RUNNING and isinstance(ends, datetime) and ends < run.now
+    return run.status == Status.RUNNING and isinstance(ends, datetime) and ends < run.read_at
 
 
 def activity(run: AgentRun) -> str:

@@ -52,6 +52,18 @@ def _is_loopback(host: str | bytes | None) -> bool:
 sys.addaudithook(_refuse_network)
 
 
+SERVERS = {"project", "in_project", "sqlite_project", "postgres", "valkey", "own_valkey"}
+"""Fixtures with servers or processes of their own: the tests' own database is nothing to them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts servers as slow, so that it runs once and not for each database."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 # The session: what its processes share
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
@@ -168,3 +169,15 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_forked_process_has_a_loop_of_its_own(sqlite_project: Project) -> None:
     assert sqlite_project.python(FORK).strip() == "0"
+
+
+def test_what_a_host_does_on_the_thread_after_a_run_has_a_loop_of_its_own() -> None:
+    async def loop_of() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def work() -> asyncio.AbstractEventLoop:
+        await sync_to_async(threading.get_ident)()
+        return asyncio.get_running_loop()
+
+    ours = threads.run_here(work)
+    assert async_to_sync(loop_of)() is not ours
