@@ -255,7 +255,7 @@ def test_fragment_works_in_another_language_with_its_own_numbers(
 @pytest.mark.parametrize("status", Status.values)
 def test_text_from_anywhere_cannot_become_markup(run: AgentRun, status: str) -> None:
     call_tool(run, EVIL, {EVIL: EVIL}, EVIL)
-    fields = {"final_output": EVIL, "activity": EVIL, "error": EVIL, "error_code": EVIL}
+    fields = {"final_output": EVIL, "activity": EVIL, "error": EVIL, "error_code": EVIL[:64]}
     html = shown(become(run, status, input_payload=EVIL, agent_key=EVIL[:100], **fields))
     for tag, attributes in Elements(html).found:
         assert tag not in ("script", "img", "style", "iframe")
