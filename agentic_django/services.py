@@ -252,6 +252,6 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
 
 def _name(user: Any, run: AgentRun) -> str:
     """Return who acted, as the run's owner may read it: others are not named."""
-    if user is None:
-        return ""
+    if user is None or isinstance(user, str):
+        return user or ""
     return str(user) if user.pk == run.owner_id else "staff"
