@@ -17,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from agentic_django import services
+from agentic_django import services, wording
 from agentic_django.events import EventType
 from agentic_django.exceptions import AgenticError
 from agentic_django.models import (
@@ -28,6 +28,7 @@ from agentic_django.models import (
     AgentSessionItem,
     StepCheckpoint,
 )
+from agentic_django.steps import ExecutionState
 
 if TYPE_CHECKING:  # Only the type checker's view of these classes takes parameters.
     _Admin = admin.ModelAdmin[Any]
@@ -161,7 +162,7 @@ class CheckpointRows(Rows):
         "name",
         "attempt",
         "finished_at",
-        "duration_seconds",
+        "took",
         "error",
         "shown_result",
     )
@@ -173,6 +174,11 @@ class CheckpointRows(Rows):
         rows = super().get_queryset(request)
         beside = StepCheckpoint.objects.filter(run=OuterRef("run")).order_by("-pk").values("pk")
         return rows.filter(pk__in=Subquery(beside[:_SHOWN_ROWS]))
+
+    @admin.display(description=_("duration"))
+    def took(self, row: StepCheckpoint) -> str:
+        """Return how long the call took, with its unit."""
+        return wording.duration(row.duration_seconds)
 
 
 class Record(ReadOnly, _Admin):
@@ -205,6 +211,28 @@ class Record(ReadOnly, _Admin):
         return ()
 
 
+class OwnerFilter(admin.SimpleListFilter):
+    """Whose rows: those who own the newest, and whoever is chosen by the link of another row."""
+
+    title = _("owner")
+    parameter_name = "owner"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
+        """Return some owners by name."""
+        newest = model_admin.model.objects.exclude(owner=None).order_by(*model_admin.ordering)
+        keys = set(newest.values_list("owner", flat=True)[:_SHOWN_ROWS])
+        chosen = request.GET.get(self.parameter_name, "")
+        owners = get_user_model()._default_manager.filter(pk__in=keys)
+        names = sorted((str(owner), str(owner.pk)) for owner in owners)
+        known = [(key, name) for name, key in names]
+        return known if not chosen or chosen in dict(known) else [*known, (chosen, chosen)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Return the rows of the chosen owner."""
+        key = self.value()
+        return queryset.filter(principal=f"user:{key}") if key else queryset
+
+
 @admin.register(AgentSession)
 class SessionAdmin(Record):
     """Conversations."""
@@ -218,7 +246,7 @@ class SessionAdmin(Record):
         "item_count",
         "updated_at",
     )
-    list_filter = ("agent_key", "created_at", "archived_at")
+    list_filter = ("agent_key", OwnerFilter, "created_at", "archived_at")
     list_select_related = ("owner",)
     ordering = ("-updated_at",)
     readonly_fields = (
@@ -268,7 +296,7 @@ class RunAdmin(Record):
         "finished_at",
         "error_code",
     )
-    list_filter = ("status", "agent_key", "created_at")
+    list_filter = ("status", "agent_key", OwnerFilter, "created_at")
     list_select_related = ("owner", "session")
     ordering = ("-created_at",)
     inlines = (EventRows, CheckpointRows)
@@ -306,6 +334,7 @@ class RunAdmin(Record):
                     "task_id",
                     "priority",
                     "position",
+                    "shown_state",
                     "events_link",
                 )
             },
@@ -376,6 +405,14 @@ class RunAdmin(Record):
     def children_link(self, run: AgentRun) -> str:
         """Link to the runs that this one started."""
         return _list_link(AgentRun, str(_("Show")), parent__id__exact=run.pk)
+
+    @admin.display(description=_("state of its steps"))
+    def shown_state(self, run: AgentRun) -> str:
+        """Return what the steps of a pipeline keep between them, and which are done."""
+        state = ExecutionState.for_run(run)
+        if not state.completed_steps:
+            return "-"
+        return _pretty({"completed_steps": state.completed_steps, "state": state.custom_state})
 
     @admin.display(description=_("events"))
     def events_link(self, run: AgentRun) -> str:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.models import QuerySet
-from django.utils.translation import gettext as _
 
+from agentic_django.answers import (
+    Output,
+    cell,
+    cut,
+    is_of_steps,
+    is_record,
+    joined,
+    output,
+    parsed,
+    readable,
+    shortened,
+)
 from agentic_django.markup import markdown, printable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
+from agentic_django.wording import in_words
 
 __all__ = [
     "Message",
@@ -31,8 +41,6 @@ __all__ = [
 
 MAX_TURNS = 100
 MAX_ITEMS = 500
-MAX_SHOWN = 20_000
-"""So many characters of a tool's arguments and output are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +62,9 @@ class ToolCall:
             if isinstance(value, bool) or value in (None, "", [], {}):
                 continue
             if isinstance(value, int | float):
-                return _cut(f"{name} {value}".replace("_", " ").strip())
+                return cut(f"{name} {value}".replace("_", " ").strip())
             if isinstance(value, str):
-                return _cut(readable(value))
+                return cut(readable(value))
         return ""
 
     @property
@@ -64,15 +72,15 @@ class ToolCall:
         """All arguments, to be read; a line for each where they are plain."""
         if self.arguments in (None, "", {}):
             return ""
-        if not _is_record(self.arguments):
-            return _shortened(readable(self.arguments))
-        lines = [f"{name}: {_cell(value)}" for name, value in self.arguments.items()]
-        return _shortened(printable("\n".join(lines)))
+        if not is_record(self.arguments):
+            return shortened(readable(self.arguments))
+        lines = [f"{name}: {cell(value)}" for name, value in self.arguments.items()]
+        return shortened(printable("\n".join(lines)))
 
     @property
     def answered(self) -> str:
         """What came back, to be read."""
-        return _shortened(readable(self.output))
+        return shortened(readable(self.output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +90,6 @@ class Message:
     kind: str
     text: str = ""
     call: ToolCall | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """An answer as it is shown; ``kind`` is text, facts, table, list, json or none."""
-
-    kind: str
-    text: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +155,16 @@ def said(run: AgentRun) -> list[Output]:
     """Return what the agent said on the way to its answer, which is shown in its own place."""
     texts = run.texts
     if run.status == AgentRun.Status.COMPLETED and texts:
-        is_answer = run.final_output in (texts[-1], _parsed(texts[-1]))
-        texts = texts[:-1] if is_answer else texts
+        if is_of_steps(run):
+            texts = [text for text in texts if text not in run.final_output.values()]
+        elif run.final_output in (texts[-1], parsed(texts[-1])):
+            texts = texts[:-1]
     return [Output("text", printable(text)) for text in texts if text.strip()]
 
 
 def agent_name(run: AgentRun) -> str:
     """Return what to call the agent: its key in words."""
-    words = re.sub(r"[-_.]+", " ", run.agent_key).strip()
-    return words[:1].upper() + words[1:]
+    return in_words(run.agent_key)
 
 
 # Items
@@ -210,7 +209,7 @@ def _message(item: dict[str, Any]) -> Message | None:
     if kind == "message":
         return _spoken(str(item.get("role")), item.get("content"))
     if kind == "reasoning":
-        text = _joined(item.get("summary"))
+        text = joined(item.get("summary"))
         return Message("reasoning", text) if text else None
     if kind.endswith("_call"):
         return Message("tool", call=_call_of_item(kind, item))
@@ -220,7 +219,7 @@ def _message(item: dict[str, Any]) -> Message | None:
 def _spoken(role: str, content: Any) -> Message | None:
     if role not in ("user", "assistant"):
         return None
-    text = _joined(content)
+    text = joined(content)
     if role == "assistant" and _is_refusal(content):
         return Message("refusal", text)
     return Message(role, text) if text else None
@@ -237,126 +236,7 @@ def _call_of_item(kind: str, item: dict[str, Any]) -> ToolCall:
     return ToolCall(
         call_id=str(item.get("call_id") or item.get("id") or ""),
         name=printable(str(item.get("name") or kind.removesuffix("_call"))),
-        arguments=_parsed(given),
+        arguments=parsed(given),
         output=item.get("output"),
         is_answered=hosted,
     )
-
-
-def _parsed(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    try:
-        return json.loads(given)
-    except (ValueError, RecursionError):
-        return given
-
-
-# Text
-
-
-def readable(value: Any) -> str:
-    """Return any JSON value as text for a person: text as it is, the rest indented."""
-    if isinstance(value, str):
-        structured = _parsed(value) if value[:1] in "{[" else value
-        return printable(value) if isinstance(structured, str) else readable(structured)
-    if isinstance(value, dict | list) and (text := _joined(value)):
-        return text
-    return _indented(value)
-
-
-def _indented(value: Any) -> str:
-    try:
-        indent = 2 if _is_shallow(value) else None
-        return printable(json.dumps(value, ensure_ascii=False, indent=indent))
-    except RecursionError:
-        return _("[Nested too deeply to be shown]")
-
-
-def _is_shallow(value: Any, levels: int = 20) -> bool:
-    """Whether a value has few levels: the indentation of many would outgrow the value itself."""
-    children = value.values() if isinstance(value, dict) else value
-    if isinstance(children, str) or not isinstance(children, Iterable):
-        return True
-    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)
-
-
-def _joined(content: Any) -> str:
-    """Return the text of content parts; pictures and files are named, not shown."""
-    if isinstance(content, str):
-        return printable(content)
-    parts = content if isinstance(content, list) else [content]
-    texts = [_part(part) for part in parts]
-    return printable("\n\n".join(filter(None, texts))) if all(t is not None for t in texts) else ""
-
-
-def _part(part: Any) -> str | None:
-    """Return the text of one content part; None for what is not one."""
-    match part:
-        case {"type": "input_text" | "output_text" | "text" | "summary_text", "text": str(text)}:
-            return text
-        case {"type": "refusal", "refusal": str(text)}:
-            return text
-        case {"type": "input_image" | "image"}:
-            return _("[Picture]")
-        case {"type": "input_file" | "file"}:
-            return _("[File] %(name)s") % {"name": part.get("filename") or ""}
-        case {"type": "input_audio" | "audio"}:
-            return _("[Recording]")
-    return None
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-
-
-def _cut(text: str, length: int = 80) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
-
-
-# Answers
-
-
-def output(run: AgentRun) -> Output:
-    """Return a run's answer in the shape in which it reads best."""
-    value = run.final_output
-    match value:
-        case None:
-            return Output("none")
-        case str():
-            return Output("text", printable(value))
-        case dict() if value and all(map(_is_scalar, value.values())):
-            return Output("facts", rows=[(_label(k), _cell(v)) for k, v in value.items()])
-        case list() if value and all(map(_is_record, value)):
-            return _table(value)
-        case list() if value and all(map(_is_scalar, value)):
-            return Output("list", rows=[(_cell(v),) for v in value])
-    return Output("json", _indented(value))
-
-
-def _table(records: list[dict[str, Any]]) -> Output:
-    names = list(dict.fromkeys(name for record in records for name in record))
-    rows = [[_cell(record.get(name)) for name in names] for record in records]
-    return Output("table", columns=[_label(name) for name in names], rows=rows)
-
-
-def _is_scalar(value: Any) -> bool:
-    return not isinstance(value, dict | list)
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(map(_is_scalar, value.values()))
-
-
-def _label(name: str) -> str:
-    words = printable(name).replace("_", " ").strip()
-    return words[:1].upper() + words[1:]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return _("yes") if value else _("no")
-    return printable(str(value))

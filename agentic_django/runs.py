@@ -219,9 +219,9 @@ def finish(run: AgentRun, verb: str, drafts: Sequence[Event] = (), **changes: An
 
 
 def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, Any]) -> None:
-    changes["event_count"] = run.event_count + len(drafts)
     held = rows().filter(pk=run.pk, status=Status.RUNNING, attempt=run.attempt)
     with together(run):
+        changes["event_count"] = run.event_count + len(drafts)
         if not held.update(**changes, updated_at=Now()):
             raise RunMoved(run, verb)
         _mirror(run, changes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,13 +13,15 @@ from django.utils.formats import number_format
 from django.utils.text import Truncator
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, npgettext_lazy, pgettext
+from django.utils.translation import gettext_lazy, ngettext, npgettext_lazy, pgettext
 
 from agentic_django.exceptions import SENTENCES, sentence
 from agentic_django.markup import printable
 from agentic_django.models import AgentRun
 
 __all__ = [
+    "Progress",
+    "Stage",
     "activity",
     "advice",
     "ago",
@@ -24,9 +29,12 @@ __all__ = [
     "elapsed",
     "event",
     "event_summary",
+    "in_words",
     "is_late",
+    "progress",
     "reason",
     "since",
+    "stages",
     "took",
 ]
 
@@ -85,6 +93,109 @@ def activity(run: AgentRun) -> str:
     if open_calls:
         return _("Using %(tool)s…") % {"tool": open_calls[-1].get("tool", "")}
     return _("Working…")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step as it is shown; ``state`` is its dot's: done, busy, waiting, failed or none."""
+
+    label: str
+    state: str
+    words: str
+    seconds: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come."""
+
+    percent: int
+    words: str
+
+
+def stages(run: AgentRun) -> list[Stage]:
+    """Return the steps of a pipeline so far."""
+    return [_stage(run, told) for told in run.stages]
+
+
+def _stage(run: AgentRun, told: dict[str, Any]) -> Stage:
+    label = _stage_label(told)
+    match told["state"]:
+        case "completed":
+            return Stage(label, "done", _("done"), told.get("duration_seconds"))
+        case "skipped":
+            return Stage(label, "done", _("reused"), told.get("duration_seconds"))
+        case "failed":
+            return Stage(label, "failed", _failed(told), error=_error(told))
+    if run.is_finished:
+        return Stage(label, "none", _("stopped"))
+    if run.status != Status.RUNNING or is_late(run):
+        return Stage(label, "waiting", _("interrupted"))
+    if told["state"] == "retrying":
+        return Stage(
+            label,
+            "waiting",
+            _("trying again, %(n)d of %(most)d") % _tries(told),
+            None,
+            _error(told),
+        )
+    if _tries(told)["n"] > 1:
+        return Stage(label, "busy", _("under way, attempt %(n)d of %(most)d") % _tries(told))
+    return Stage(label, "busy", _("under way"))
+
+
+def _tries(told: dict[str, Any]) -> dict[str, int]:
+    return {"n": told.get("attempt") or 1, "most": told.get("max_attempts") or 1}
+
+
+def _failed(told: dict[str, Any]) -> str:
+    tries = told.get("attempts") or 1
+    if tries == 1:
+        return _("failed")
+    return ngettext("failed after %d attempt", "failed after %d attempts", tries) % tries
+
+
+def _error(told: dict[str, Any]) -> str:
+    return Truncator(printable(str(told.get("error") or ""))).chars(500)
+
+
+def _stage_label(told: dict[str, Any]) -> str:
+    return printable(str(told.get("description") or in_words(str(told["step_name"]))))
+
+
+def in_words(name: str) -> str:
+    """Return a name of code as a person would write it."""
+    words = re.sub(r"[-_.]+", " ", name).strip()
+    return words[:1].upper() + words[1:]
+
+
+def progress(run: AgentRun) -> Progress | None:
+    """Return how far a run has come; None if nothing was said of that."""
+    told, known = run.progress or {}, run.stages
+    if not told and not known:
+        return None
+    said = printable(str(told.get("description") or ""))
+    # What is done is said of each step; a text of the host's own tells more than their number.
+    of_steps = [stage.get(name) for stage in known for name in ("description", "step_name")]
+    is_own = said and told.get("description") not in of_steps
+    return Progress(_percent(told), said if is_own else _steps_done(known))
+
+
+def _percent(told: dict[str, Any]) -> int:
+    try:
+        return min(max(int(float(told.get("progress_percent", 0))), 0), 100)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _steps_done(known: Sequence[dict[str, Any]]) -> str:
+    done = sum(stage["state"] in ("completed", "skipped") for stage in known)
+    total = max([len(known), *(stage.get("total_steps") or 0 for stage in known)])
+    if not total:
+        return ""
+    told = ngettext("%(done)d of %(total)d step done", "%(done)d of %(total)d steps done", total)
+    return told % {"done": done, "total": total}
 
 
 def reason(run: AgentRun) -> str:

@@ -106,8 +106,9 @@ def state(*, reset: bool) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Delete the demo's databases."""
-    shutil.rmtree(STATE / "postgres", ignore_errors=True)
+    """Delete the demo's databases, and what was uploaded."""
+    for directory in ("postgres", "media"):
+        shutil.rmtree(STATE / directory, ignore_errors=True)
     for file in STATE.glob("shop.sqlite3*"):
         file.unlink()
 

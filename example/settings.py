@@ -19,6 +19,7 @@ SECRET_KEY = os.environ.get("DEMO_SECRET_KEY", "for the demo only; every site ma
 ALLOWED_HOSTS = os.environ.get("DEMO_HOSTS", "localhost,127.0.0.1,[::1]").split(",")
 USE_TZ = True
 STATIC_URL = "static/"
+MEDIA_ROOT = STATE / "media"  # What people upload; no address leads there.
 ROOT_URLCONF = "example.urls"
 ASGI_APPLICATION = "example.asgi.application"
 WSGI_APPLICATION = "example.wsgi.application"
@@ -36,6 +37,7 @@ INSTALLED_APPS = [
     "django_htmx",
     "agentic_django",
     "example.shop",
+    "example.reports",
 ]
 
 MIDDLEWARE = [
@@ -94,7 +96,10 @@ TASK_BACKENDS = {
 }
 TASKS = {"default": {"BACKEND": TASK_BACKENDS[os.environ.get("DEMO_TASKS", "threads")]}}
 
-AGENTIC_DJANGO_AGENT_REGISTRY = "example.shop.agents.agents"
+AGENTIC_DJANGO_AGENT_REGISTRY = [
+    "example.shop.agents.agents",
+    "example.reports.pipeline.agents",
+]
 AGENTIC_DJANGO_DEFAULT_AGENT_KEY = "support"
 AGENTIC_DJANGO_CONTEXT_FACTORY = "example.shop.agents.desk"
 AGENTIC_DJANGO_BASE_TEMPLATE = "shop/base.html"

@@ -89,6 +89,7 @@ INSTALLED_APPS = [
     "django_tasks_db",
     "agentic_django",
     "example.shop",
+    "example.reports",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

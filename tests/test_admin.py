@@ -242,6 +242,33 @@ def test_runs_are_filtered(
     assert admin_client.get(url("agentrun", **query)).context["cl"].result_count == count
 
 
+def test_runs_are_filtered_by_owner(
+    admin_client: Client, full_run: AgentRun, user: User, other_user: User
+) -> None:
+    theirs = make_run(other_user)
+    make_run(None)
+    listed = admin_client.get(url("agentrun"))
+    for owner in (user, other_user):
+        assert f"?owner={owner.pk}" in listed.text
+    for owner, run in ((user, full_run), (other_user, theirs)):
+        found = admin_client.get(url("agentrun", owner=owner.pk)).context["cl"].result_list
+        assert list(found) == [run]
+    assert admin_client.get(url("agentrun", owner="x")).context["cl"].result_count == 0
+
+
+def test_a_pipelines_page_shows_its_steps_and_what_they_keep(
+    admin_client: Client, user: User
+) -> None:
+    run = make_run(user)
+    kept = {"result": {"rows": 4000}, "state": {"delimiter": ";"}}
+    recorded = {"kind": "step", "name": "parse", "result": kept, "duration_seconds": 2.14}
+    make_checkpoint(run, "_step_executor_state/parse", **recorded)
+    page = admin_client.get(url("agentrun", "change", run.pk)).text
+    for text in ("State of its steps", "parse", "2.1 s", "&quot;rows&quot;: 4000"):
+        assert text in page
+    assert page.count("&quot;delimiter&quot;: &quot;;&quot;") == 2
+
+
 def test_events_are_filtered_by_type(admin_client: Client, full_run: AgentRun) -> None:
     make_events(full_run, 1, event_type="tool.called")
     listed = admin_client.get(url("agentevent", event_type="tool.called"))

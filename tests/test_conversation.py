@@ -10,7 +10,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils.translation import override
 
-from agentic_django import conversation, sessions
+from agentic_django import answers, conversation, sessions
 from agentic_django.conversation import Message, ToolCall
 from agentic_django.events import EventType
 from agentic_django.markup import markdown
@@ -266,14 +266,16 @@ def test_deeply_nested_value_does_not_outgrow_itself() -> None:
 
 def test_card_shows_the_start_of_a_very_long_output() -> None:
     shown = ToolCall("c", "tool", output="x" * 50_000, is_answered=True).answered
-    assert shown == "x" * conversation.MAX_SHOWN + "…"
+    assert shown == "x" * answers.MAX_SHOWN + "…"
 
 
 # Runs
 
 
 def a_run(**fields: Any) -> AgentRun:
-    return AgentRun(agent_key="support", **fields)
+    run = AgentRun(agent_key="support", **fields)
+    run.step_events = ""
+    return run
 
 
 @pytest.mark.parametrize(

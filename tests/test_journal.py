@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import IntegrityError, OperationalError
+from django.db import IntegrityError, OperationalError, connections
 
 from agentic_django import events, journal, runs, threads
 from agentic_django.exceptions import RunMoved
@@ -168,3 +169,19 @@ def test_a_run_that_was_written_to_can_be_copied_and_pickled(held: AgentRun) -> 
     for again in (pickle.loads(pickle.dumps(held)), copy.deepcopy(held)):
         assert again == held
         assert again.event_count == held.event_count
+
+
+@pytest.mark.django_db(transaction=True)
+def test_writes_from_two_threads_number_their_events_without_gaps(held: AgentRun) -> None:
+    """As when an event is written while a result is recorded beside a synchronous tool."""
+
+    def write(n: int) -> None:
+        if n % 2:
+            runs.advance(held, told(2))
+        else:
+            journal.record(held, result(f"{n}"), told())
+        connections.close_all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(20)))
+    assert numbered(held) == ["run.started", *["message"] * 30]

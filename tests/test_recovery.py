@@ -18,6 +18,7 @@ from django.utils import timezone
 from django_rq import get_queue
 from django_tasks_rq import Job
 from rq import SimpleWorker
+from rq.job import JobStatus
 
 from agentic_django import recovery, runs
 from agentic_django.models import AgentRun, SweepMark
@@ -174,6 +175,18 @@ def test_a_delivery_that_came_to_nothing_is_made_again(user: User, rq: None) -> 
     assert recovery.sweep().sent == 1
     assert attempt(run).status == "completed"
     assert recovery.sweep().sent == 0
+
+
+def test_a_delivery_that_died_before_its_claim_is_made_again(user: User, rq: None) -> None:
+    run = submit(user)
+    queue = get_queue(job_class=Job)
+    [job] = queue.jobs
+    job.set_status(JobStatus.STARTED)
+    queue.remove(job)
+    assert recovery.sweep().sent == 0  # It may be just about to claim the run.
+    time.sleep(0.5)
+    assert recovery.sweep().sent == 1
+    assert queued() == [str(run.pk)]
 
 
 def test_a_run_that_its_conversation_holds_back_is_not_sent(user: User, rq: None) -> None:

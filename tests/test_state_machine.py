@@ -209,7 +209,7 @@ def test_rows_and_events_agree_whatever_happens() -> None:
     run_state_machine_as_test(
         Runs,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

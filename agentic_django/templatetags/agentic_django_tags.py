@@ -33,10 +33,12 @@ register.filter("agent_is_late", wording.is_late)
 register.filter("agent_markdown", conversation.markdown)
 register.filter("agent_name", conversation.agent_name)
 register.filter("agent_output", conversation.output)
+register.filter("agent_progress", wording.progress)
 register.filter("agent_reason", wording.reason)
 register.filter("agent_readable", conversation.readable)
 register.filter("agent_since", wording.since)
 register.filter("agent_said", conversation.said)
+register.filter("agent_stages", wording.stages)
 register.filter("agent_tool_calls", conversation.tool_calls)
 register.filter("agent_took", wording.took)
 
@@ -89,6 +91,12 @@ def agent_can_retry(run: AgentRun) -> bool:
 def agent_number(value: Any) -> str:
     """Return a number with its thousands grouped as the reader's language does."""
     return "" if value is None else number_format(value, use_l10n=True, force_grouping=True)
+
+
+@register.filter
+def agent_output_template(run: AgentRun) -> tuple[str, ...]:
+    """Return the templates for a run's answer: the host's own for this agent goes before ours."""
+    return f"agentic_django/output/{run.agent_key}.html", f"{PARTIALS}/output.html"
 
 
 @register.filter

@@ -103,7 +103,7 @@ def retry(request: Request, pk: str) -> HttpResponse:
     """Queue a run again."""
     asked = bodies.body(request, bodies.RetryRequest)
     run = get_object_or_404(_runs(request), pk=run_id(pk))
-    if run.agent_key != submitted.AGENT_KEY:  # Who may see such a run may try it again.
+    if not run.is_inline and run.agent_key != submitted.AGENT_KEY:  # Else it is no agent's.
         check_agent(request, run.agent_key)
     with transaction.atomic(using=database()):
         limits.take(request.viewer)

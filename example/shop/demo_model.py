@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -47,7 +47,7 @@ from openai.types.responses import (
 from openai.types.responses.response_prompt_param import ResponsePromptParam
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from example.shop.demo_replies import Call, Result, Turn, reply
+from example.shop.demo_replies import Call, Reply, Result, Turn, reply
 
 type Input = str | list[TResponseInputItem]
 
@@ -58,8 +58,9 @@ THINKING = 15
 class DemoModel(Model):
     """Answers by rules, and at the speed of a real model where ``pause`` (seconds) says so."""
 
-    def __init__(self, *, pause: float = 0.0) -> None:
+    def __init__(self, *, pause: float = 0.0, answer: Callable[[Turn], Reply] = reply) -> None:
         self.pause = pause
+        self.answer = answer
 
     async def get_response(
         self,
@@ -77,7 +78,7 @@ class DemoModel(Model):
     ) -> ModelResponse:
         """Answer in one piece."""
         await asyncio.sleep(self.pause * THINKING)
-        output = _output(input)
+        output = _output(self.answer(_turn(input)))
         spent = _tokens(system_instructions, input), _tokens(_plain(output))
         usage = Usage(
             requests=1, input_tokens=spent[0], output_tokens=spent[1], total_tokens=sum(spent)
@@ -99,7 +100,7 @@ class DemoModel(Model):
         prompt: ResponsePromptParam | None,
     ) -> AsyncIterator[TResponseStreamEvent]:
         """Answer in the events of a real stream, a few words at a time."""
-        output = _output(input)
+        output = _output(self.answer(_turn(input)))
         response = _response(output, _tokens(system_instructions, input), _tokens(_plain(output)))
         for event in _events(response):
             if isinstance(event, ResponseInProgressEvent):
@@ -109,8 +110,7 @@ class DemoModel(Model):
             yield event
 
 
-def _output(input: Input) -> list[TResponseOutputItem]:
-    answer = reply(_turn(input))
+def _output(answer: Reply) -> list[TResponseOutputItem]:
     if isinstance(answer, str):
         return [_message(answer)]
     return [_function_call(call) for call in answer]

@@ -34,7 +34,8 @@ def note_model_call() -> None:
     """Tell that a model is asked."""
     scope = current_scope()
     if scope is not None:  # Nothing is told outside of a run.
-        _note(str(scope.journal.run.pk), scope.model_key(), scope.journal.run.attempt)
+        key = next(reversed(scope.asked)) if scope.is_by_hand else scope.model_key()
+        _note(str(scope.journal.run.pk), key, scope.journal.run.attempt)
 
 
 def note_tool_call() -> None:

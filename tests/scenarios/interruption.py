@@ -37,6 +37,7 @@ from django.test import override_settings  # noqa: E402
 
 from agentic_django import executor, lifecycle, recovery, sessions  # noqa: E402
 from agentic_django.models import AgentRun, AgentSession, SweepMark  # noqa: E402
+from tests.scenarios import effects  # noqa: E402
 from tests.scenarios.agents import CRASHED  # noqa: E402
 from tests.scenarios.record import Record, record_of  # noqa: E402
 
@@ -74,9 +75,9 @@ class Commits:
     def around(self, commit: Callable[[], Any]) -> Any:
         """Commit; act before or after it if it is the chosen one.
 
-        The heart's thread commits whenever it is time, and is not counted.
+        The heart commits whenever it is time, and is not counted.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread().name == "agentic-heart":
             return commit()
         self.count += 1
         chosen = self.count == self.at
@@ -176,6 +177,7 @@ class Report:
     scenario: str
     commits: int
     interruptions: int = 0
+    refused: int = 0
     problems: list[str] = field(default_factory=list)
 
     def compare(self, where: str, run: AgentRun, expected: Record) -> None:
@@ -210,6 +212,27 @@ def kill_always(scenario: str) -> Report:
         time.sleep(LEASE)
         recovery.sweep()
     report.compare("killed after each second commit", run, expected)
+    return report
+
+
+def kill_paying(scenario: str) -> Report:
+    """Kill an attempt at each commit, of a run with a call that must not be repeated."""
+    count, expected = count_commits(scenario)
+    report = Report(scenario, count)
+    for at, before in _places(count):
+        run = new_run(scenario)
+        end_of(attempt(run, Commits(at, before, die)))
+        time.sleep(LEASE)
+        finish(run)
+        report.interruptions += 1
+        found, where = record_of(run), f"killed {'before' if before else 'after'} commit {at}"
+        calls = [effect for effect in effects.read(str(run.pk)) if ":tool:" in effect.key]
+        if len(calls) > 1:
+            report.problems.append(f"{where}: called {len(calls)} times")
+        if found.error == "unresolved_intent":
+            report.refused += 1
+        else:
+            report.problems += [f"{where}: {text}" for text in found.differences(expected)]
     return report
 
 
@@ -262,13 +285,18 @@ def warm() -> None:
 
 def main(how: str, *scenarios: str) -> None:
     """Interrupt scenarios and print what came of it."""
-    interrupt = {"kill": kill_everywhere, "always": kill_always, "pause": pause_everywhere}[how]
+    ways = {
+        "kill": kill_everywhere,
+        "always": kill_always,
+        "once": kill_paying,
+        "pause": pause_everywhere,
+    }
     tasks = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
     lifecycle.backoff = lambda failures: 0.0
     options = {"AGENTIC_DJANGO_LEASE_SECONDS": LEASE, "AGENTIC_DJANGO_MAX_ATTEMPTS": 6}
     warm()
     with override_settings(TASKS=tasks, **options):
-        reports = [vars(interrupt(scenario)) for scenario in scenarios or CRASHED]
+        reports = [vars(ways[how](scenario)) for scenario in scenarios or CRASHED]
     Path(os.environ["AGENTIC_TEST_REPORTS"]).write_text(json.dumps(reports))
 
 

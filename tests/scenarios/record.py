@@ -13,7 +13,12 @@ from tests.scenarios import effects
 
 __all__ = ["Record", "record_of"]
 
-_UNEQUAL = {EventType.RUN_STARTED, EventType.RUN_RETRYING}
+_UNEQUAL = {
+    EventType.RUN_STARTED,
+    EventType.RUN_RETRYING,
+    EventType.STEP_STARTED,
+    EventType.STEP_SKIPPED,
+}
 """Events of which an interrupted run has more."""
 
 _CHANGING = ("duration_seconds", "delay_seconds")

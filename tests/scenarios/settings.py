@@ -8,7 +8,11 @@ import os
 
 from tests.settings import *  # noqa: F403
 
-AGENTIC_DJANGO_AGENT_REGISTRY = ["tests.agents.agents", "tests.scenarios.agents.agents"]  # type: ignore[assignment]
+AGENTIC_DJANGO_AGENT_REGISTRY = [  # type: ignore[assignment]
+    "tests.agents.agents",
+    "tests.scenarios.agents.agents",
+    "tests.scenarios.works.works",
+]
 AGENTIC_DJANGO_LEASE_SECONDS = float(os.environ.get("AGENTIC_TEST_LEASE", "3"))
 AGENTIC_DJANGO_MAX_ATTEMPTS = int(os.environ.get("AGENTIC_TEST_ATTEMPTS", "4"))
 AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 120.0

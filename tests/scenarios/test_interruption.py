@@ -48,3 +48,13 @@ def test_a_process_that_is_paused_past_its_lease_changes_nothing_when_it_goes_on
     interrupt: Interrupt,
 ) -> None:
     check(interrupt("pause", "parallel", "nested"))
+
+
+def test_a_call_that_must_not_be_repeated_is_not_whenever_its_process_dies(
+    interrupt: Interrupt,
+) -> None:
+    reports = interrupt("once", "paying")
+    check(reports)
+    # Behind the commit of the intent, up to before that of the result: whether the call was made
+    # cannot be known.
+    assert reports[0]["refused"] == 2

@@ -86,33 +86,39 @@ def running() -> AgentRun | None:
     return AgentRun.objects.filter(status="running").first()
 
 
+def sent(*keys: str, times: int = 1) -> list[AgentRun]:
+    """Return runs of these agents, which are in the queue (so many times)."""
+    user = User.objects.create_user("ada")
+    made = [
+        AgentRun.objects.create(owner=user, agent_key=key, input_payload="Begin.") for key in keys
+    ]
+    for run in made * times:
+        tasks.send(str(run.pk), run.agent_key)
+    return made
+
+
 # Killed
 
 
 def test_chaos_changes_nothing(in_scenario: Project) -> None:
     in_scenario.extra["AGENTIC_TEST_ATTEMPTS"] = "20"
-    result = chaos.wreak(in_scenario, seconds=35, seed=7)
+    result = chaos.wreak(in_scenario, seconds=30, seed=7)
     assert result.is_good, "\n".join(result.lines())
-    assert result.runs > 8, "\n".join(result.lines())
-    assert result.kills.total() > 8, "\n".join(result.lines())
+    assert result.runs > 5, "\n".join(result.lines())
+    assert result.kills.total() > 5, "\n".join(result.lines())
 
 
 def test_a_worker_that_is_asked_to_end_finishes_its_run(in_scenario: Project) -> None:
-    with working(in_scenario, 1, "steady", "1") as [worker]:
-        wait_until(running)
+    [run] = sent("steady")
+    with working(in_scenario, 1) as [worker]:
+        effects.wait_for(str(run.pk), ":tool:")
         assert worker.stop(timeout=30) == 0
         all_end(1, seconds=1)
     check_all(attempts=1)
 
 
 def test_the_same_task_delivered_twice_is_executed_once(in_scenario: Project) -> None:
-    user = User.objects.create_user("ada")
-    made = [
-        AgentRun.objects.create(owner=user, agent_key="steady", input_payload="Begin.")
-        for _ in range(4)
-    ]
-    for run in made * 3:
-        tasks.send(str(run.pk), run.agent_key)
+    sent(*["steady"] * 4, times=3)
     with working(in_scenario, 2):
         all_end(4, seconds=60)
     check_all(attempts=1)
@@ -132,17 +138,19 @@ def test_an_enqueue_that_is_lost_behind_its_commit_is_made_up_for(in_scenario: P
 # Cancelled
 
 
-@pytest.mark.parametrize("agent", ["waiting", "blocking"])
-def test_a_run_is_cancelled_from_another_process(in_scenario: Project, agent: str) -> None:
-    with working(in_scenario, 1, agent, "1") as [worker]:
-        run = AgentRun.objects.get()
-        effects.wait_for(str(run.pk), ":tool:", timeout=30)
-        began = time.monotonic()
-        cancel_agent_run(run)
-        before = record_of(run)
-        wait_until(lambda: not worker.children(), timeout=10)
-        if agent == "waiting":
-            assert time.monotonic() - began < 2.5
+def test_runs_are_cancelled_from_another_process(in_scenario: Project) -> None:
+    waiting, blocking = sent("waiting", "blocking")
+    with working(in_scenario, 1) as [worker]:
+        check_cancelled(waiting, worker, seconds=2.5)
+        check_cancelled(blocking, worker, seconds=20)  # It is abandoned, but cannot be stopped.
+
+
+def check_cancelled(run: AgentRun, worker: Process, *, seconds: float) -> None:
+    """Cancel a run in the midst of its tool; its process ends, and changes nothing."""
+    pid = effects.wait_for(str(run.pk), ":tool:", timeout=30).pid
+    cancel_agent_run(run)
+    before = record_of(run)
+    wait_until(lambda: pid not in [job.pid for job in worker.children()], timeout=seconds)
     after = record_of(run)
     assert after == before
     assert after.status == "cancelled"
