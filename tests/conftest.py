@@ -24,6 +24,7 @@ from tests.attempts import finish
 from tests.browser import browser, open_page, page, problems, screenshot  # noqa: F401
 from tests.openai_server import OpenAIServer
 from tests.processes import Project
+from tests.replaying import Replays, replaying
 from tests.settings import TASK_BACKENDS, database, rq_queues
 
 # No test asks a real model, whatever the developer's shell holds.
@@ -52,16 +53,29 @@ def _is_loopback(host: str | bytes | None) -> bool:
 sys.addaudithook(_refuse_network)
 
 
+REPLAY = bool(os.environ.get("AGENTIC_TEST_REPLAY"))
+"""Whether every attempt is replayed after each thing it records: see ``tests.replaying``."""
+
 SERVERS = {"project", "in_project", "sqlite_project", "postgres", "valkey", "own_valkey"}
 """Fixtures with servers or processes of their own: the tests' own database is nothing to them."""
 
 
+RUNS = {"carry", "no_queue", "openai_server", "register", "scripted"}
+"""Fixtures with which agents run in the tests' own process."""
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts servers as slow, so that it runs once and not for each database."""
+    left_out = []
     for item in items:
-        if SERVERS & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if SERVERS & fixtures:
             item.add_marker(pytest.mark.slow)
+        if REPLAY and (item.get_closest_marker("not_replayed") or not RUNS & fixtures):
+            left_out.append(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 # The session: what its processes share
@@ -83,6 +97,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shared = Path(os.environ.pop(servers.DIRECTORY))
     servers.stop_shared_postgres(shared)
     shutil.rmtree(shared, ignore_errors=True)
+
+
+@pytest.fixture(autouse=REPLAY)
+def replays() -> Iterator[Replays]:
+    """Replay every attempt after each thing it records."""
+    with replaying() as replays:
+        yield replays
 
 
 @pytest.fixture(autouse=True)

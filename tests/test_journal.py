@@ -98,6 +98,7 @@ def test_an_intent_becomes_its_result(held: AgentRun) -> None:
     assert StepCheckpoint.objects.count() == 1
 
 
+@pytest.mark.not_replayed
 def test_a_first_attempt_reads_nothing(
     held: AgentRun, django_assert_num_queries: Callable[..., Any]
 ) -> None:

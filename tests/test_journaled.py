@@ -307,6 +307,7 @@ class _AgentHooks(agents.AgentHooks[Any]):
         self.seen.append(response)
 
 
+@pytest.mark.not_replayed
 def test_a_replay_streams_one_event_and_no_pieces(
     openai_server: OpenAIServer, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +367,7 @@ def test_a_response_is_recorded_before_its_last_event_is_seen(
     assert order == ["recorded", "seen"]
 
 
+@pytest.mark.not_replayed
 def test_changed_instructions_use_the_recorded_answer_and_say_so(
     scripted: Any, carry: Carry
 ) -> None:
@@ -636,6 +638,7 @@ def test_tools_of_an_mcp_server_are_journaled(scripted: Any, carry: Carry) -> No
     assert recorded(run)[1] == ("tool", "double")
 
 
+@pytest.mark.not_replayed
 def test_arguments_are_still_typed_where_an_approval_is_decided(
     scripted: Any, carry: Carry
 ) -> None:
@@ -899,6 +902,7 @@ def host_runner() -> Iterator[type[HostRunner]]:
     set_default_agent_runner(before)
 
 
+@pytest.mark.not_replayed
 def test_a_hosts_own_default_runner_is_kept(
     scripted: Any, carry: Carry, host_runner: type[HostRunner]
 ) -> None:

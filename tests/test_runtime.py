@@ -553,6 +553,7 @@ def test_a_runner_that_a_function_calls_itself_is_journaled(
     assert run.usage["total_tokens"] == 30
 
 
+@pytest.mark.not_replayed  # Left out at another place, the same question gets the same answer.
 def test_agents_keep_to_what_they_were_asked_when_earlier_ones_are_left_out(
     register: Register, carry: Carry
 ) -> None:

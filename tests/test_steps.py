@@ -498,6 +498,7 @@ async def ctx_call(fn: Callable[..., Any], *args: Any) -> Any:
 # Resuming
 
 
+@pytest.mark.not_replayed
 def test_a_resumed_run_does_no_recorded_step_again(resumed: Carry, calls: Calls) -> None:
     pipeline = Pipeline([does(calls, "a"), does(calls, "b", ValueError("no"), 2), does(calls, "c")])
     run = resumed(pipeline)
@@ -530,6 +531,7 @@ def test_a_resumed_run_begins_with_the_state_behind_what_is_recorded(resumed: Ca
     assert ExecutionState.for_run(run).custom_state == {"cursor": 10}
 
 
+@pytest.mark.not_replayed
 def test_start_again_does_everything_anew(register: Register, carry: Carry, calls: Calls) -> None:
     register(Pipeline([does(calls, "a"), does(calls, "b", ValueError("no"), 2)]))
     run = carry("work")
@@ -539,6 +541,7 @@ def test_start_again_does_everything_anew(register: Register, carry: Carry, call
     assert told(run, "skipped") == []
 
 
+@pytest.mark.not_replayed
 def test_a_step_without_checkpoint_is_done_again_on_resume(resumed: Carry, calls: Calls) -> None:
     steps = [
         does(calls, "log_in", checkpoint=False),
@@ -553,6 +556,7 @@ def test_a_step_without_checkpoint_is_done_again_on_resume(resumed: Carry, calls
     assert ExecutionState.for_run(run).completed_steps == ["fetch", "save"]
 
 
+@pytest.mark.not_replayed
 @pytest.mark.parametrize("checkpoint", [True, False])
 @pytest.mark.parametrize("failing", range(1, 5))
 def test_progress_reaches_100_and_never_goes_back(
@@ -892,6 +896,7 @@ def test_initial_state_is_copied(register: Register, carry: Carry, calls: Calls)
     assert ExecutionState.for_run(run, "key").custom_state == {"seen": ["before", "a"]}
 
 
+@pytest.mark.not_replayed
 def test_without_resume_everything_is_done_again(
     register: Register, carry: Carry, calls: Calls
 ) -> None:

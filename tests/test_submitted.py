@@ -79,6 +79,7 @@ def test_a_step_may_have_what_any_step_has(user: User) -> None:
     assert not run.checkpoints.exists()
 
 
+@pytest.mark.not_replayed
 def test_a_failed_one_goes_on_from_its_journal(user: User) -> None:
     run = finish(submit(user, step("fetch"), step("flaky"), params={"count": 1}))
     assert run.status == "failed"
