@@ -2,9 +2,13 @@
 
 ``AGENTIC_TEST_LEASE``     seconds; 3 by default
 ``AGENTIC_TEST_ATTEMPTS``  the maximum of attempts in a row that come to nothing
+``AGENTIC_TEST_CLOCK``     seconds by which this process's clock is ahead of the database's
 """
 
 import os
+from datetime import UTC, datetime, timedelta
+
+import time_machine
 
 from tests.settings import *  # noqa: F403
 
@@ -16,3 +20,6 @@ AGENTIC_DJANGO_AGENT_REGISTRY = [  # type: ignore[assignment]
 AGENTIC_DJANGO_LEASE_SECONDS = float(os.environ.get("AGENTIC_TEST_LEASE", "3"))
 AGENTIC_DJANGO_MAX_ATTEMPTS = int(os.environ.get("AGENTIC_TEST_ATTEMPTS", "4"))
 AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 120.0
+
+if ahead := float(os.environ.get("AGENTIC_TEST_CLOCK", "0")):
+    time_machine.travel(datetime.now(UTC) + timedelta(seconds=ahead), tick=True).start()

@@ -135,6 +135,22 @@ def test_an_enqueue_that_is_lost_behind_its_commit_is_made_up_for(in_scenario: P
     check_all(attempts=1)
 
 
+def test_clocks_ten_minutes_off_change_nothing(in_scenario: Project) -> None:
+    ahead, behind = {"AGENTIC_TEST_CLOCK": "600"}, {"AGENTIC_TEST_CLOCK": "-600"}
+    with ExitStack() as stack:  # Each worker sweeps behind each of its runs.
+        first, _ = (stack.enter_context(in_scenario.rq_worker(**by)) for by in (ahead, behind))
+        stack.enter_context(dispatching(in_scenario, "blocking", "5"))
+        wait_until(lambda: statuses()["running"] == 2, timeout=30)
+        for job in first.children():
+            job.kill()
+        all_end(5, seconds=ALLOWED + 40)
+    check_all()
+    runs = AgentRun.objects.all()
+    assert Counter(run.attempt for run in runs) == {1: 4, 2: 1}
+    took = [(run.finished_at - run.started_at).total_seconds() for run in runs]
+    assert 0 < min(took) <= max(took) < 120  # By one clock, whoever wrote them.
+
+
 # Cancelled
 
 
