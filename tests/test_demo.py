@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pytest
 from playwright.sync_api import Locator, Page
 
 from agentic_django.models import AgentEvent, AgentRun, StepCheckpoint
+from example.reports.models import Row
 from example.shop.models import Order, Refund
 from tests.processes import Process, Project, free_port, wait_until
 
@@ -306,3 +308,65 @@ def test_an_answer_comes_once_though_its_workers_are_killed(demo: Demo, log_in: 
     assert retried.payload["reason"] == "lost"
     assert statuses(page)[-1] == "completed"
     assert "died; starting it again" in demo.process.output()
+
+
+def report_on(page: Page, file: dict[str, Any] | None = None) -> Locator:
+    """Have a report made on a file, or on the sample; returns where it appears."""
+    page.get_by_role("link", name="Reports").click()
+    if file is None:
+        page.get_by_role("button", name="Report on the sample").click()
+    else:
+        page.set_input_files("input[type=file]", file)
+        page.get_by_role("button", name="Make a report").click()
+    return page.locator(".agentic-run")
+
+
+def steps_of(run: AgentRun) -> list[tuple[str, int]]:
+    """Return the recorded steps of a run in order, with the attempt that made each."""
+    steps = StepCheckpoint.objects.filter(run=run, kind="step").order_by("pk")
+    return list(steps.values_list("name", "attempt"))
+
+
+STEPS = ["parse", "validate", "aggregate", "chart", "summarise"]
+
+
+@pytest.mark.parametrize("demo", ["threads"], indirect=True)
+def test_a_file_becomes_a_report_while_one_watches(demo: Demo, log_in: LogIn) -> None:
+    page = log_in()
+    rows = "\n".join(f"2026-03-{day:02},North,Whisk,2,8.50" for day in range(1, 31))
+    sheet = f"date,region,product,quantity,price\n{rows}\n"
+    file = {"name": "march.csv", "mimeType": "text/csv", "buffer": sheet.encode()}
+    report = report_on(page, file)
+    bar = report.get_by_role("progressbar")
+    bar.wait_for()
+    report.get_by_text("Writing the summary").first.wait_for()
+    assert 0 <= int(bar.get_attribute("value") or -1) <= 80
+    wait_for(report, "completed")
+    assert not bar.count()
+    assert "510.00" in report.locator(".agentic-figures").inner_text()
+    assert report.get_by_role("img", name="Revenue by month").is_visible()
+    assert [name for name, _ in steps_of(run_of(report))] == STEPS
+
+
+@pytest.mark.parametrize("demo", ["production"], indirect=True)
+def test_a_report_goes_on_in_another_worker_and_repeats_no_step(demo: Demo, log_in: LogIn) -> None:
+    report = report_on(log_in())
+    run = run_of(report)
+    wait_until(lambda: ("chart", 1) in steps_of(run), timeout=40)
+    for worker in demo.workers():
+        worker.send_signal(signal.SIGKILL)
+    run.refresh_from_db()
+    assert run.status == "running"
+    wait_for(report, "completed", seconds=60)
+    run.refresh_from_db()
+    assert run.attempt == 2
+    assert steps_of(run) == [*((name, 1) for name in STEPS[:-1]), (STEPS[-1], 2)]
+    told = list(run.events.order_by("sequence").values_list("event_type", "payload"))
+    of_steps = Counter((kind, payload["step_name"]) for kind, payload in told if "step" in kind)
+    assert [of_steps["step.started", name] for name in STEPS] == [1, 1, 1, 1, 2]
+    assert [of_steps["step.completed", name] for name in STEPS] == [1, 1, 1, 1, 1]
+    assert [of_steps["step.skipped", name] for name in STEPS] == [1, 1, 1, 1, 0]
+    shown = [payload["progress_percent"] for kind, payload in told if kind == "progress.update"]
+    assert shown == [20, 40, 60, 80, 100]
+    assert Row.objects.filter(report__run=run).count() == run.final_output["parse"]["rows"] == 4000
+    assert "3,992 of 4,000" in report.locator(".agentic-figures").inner_text()
