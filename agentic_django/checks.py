@@ -11,6 +11,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core import checks
 from django.core.checks import CheckMessage, register
+from django.db import router
 from django.tasks import task_backends
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
@@ -18,6 +19,7 @@ from django.template.loader import get_template
 from agentic_django import limits, registry
 from agentic_django.conf import PREFIX, Settings, load, settings
 from agentic_django.exceptions import BadSetting
+from agentic_django.models import AgentRun
 
 TAG = "agentic_django"
 """Run these checks alone with ``manage.py check --tag agentic_django``."""
@@ -217,7 +219,7 @@ def _seconds(timeout: Any) -> float:
 
 @register(TAG)
 def check_database(**_: Any) -> Iterator[CheckMessage]:
-    """E008, E009, W005: the database that holds the app's rows."""
+    """E008, E009, E014, W005: the database that holds the app's rows."""
     if not django_settings.USE_TZ:
         hint = "Set USE_TZ = True: leases and time limits are compared with the database's clock."
         yield _error(8, "USE_TZ is False.", hint)
@@ -228,13 +230,26 @@ def check_database(**_: Any) -> Iterator[CheckMessage]:
         known = ", ".join(map(repr, django_settings.DATABASES))
         hint = f"Set it to one of {known}."
         yield _error(9, f"{PREFIX}DATABASE is {alias!r}, which DATABASES does not have.", hint)
-    elif _is_deferred_sqlite(django_settings.DATABASES[alias]):
+        return
+    yield from _rows_elsewhere(alias)
+    if _is_deferred_sqlite(django_settings.DATABASES[alias]):
         message = f"The SQLite database {alias!r} begins its transactions without the write lock."
         hint = (
             f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'transaction_mode': 'IMMEDIATE'}}; otherwise "
             "two writers at once may fail with 'database is locked' without waiting."
         )
         yield _warning(5, message, hint)
+
+
+def _rows_elsewhere(alias: str) -> Iterator[CheckMessage]:
+    """Tell if what Django reads and writes of itself, in the admin say, is another database."""
+    for other in {router.db_for_read(AgentRun), router.db_for_write(AgentRun)} - {alias}:
+        message = f"{PREFIX}DATABASE is {alias!r}, and Django looks for the rows in {other!r}."
+        hint = (
+            "Name a router in DATABASE_ROUTERS that returns this alias for the app label "
+            "'agentic_django', in db_for_read and db_for_write."
+        )
+        yield _error(14, message, hint)
 
 
 def _is_deferred_sqlite(database: dict[str, Any]) -> bool:

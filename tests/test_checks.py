@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.conf import settings as django_settings
 from django.core import checks
+from django.db import router
 
 from agentic_django import checks as our_checks
 from agentic_django import registry
@@ -330,6 +331,29 @@ def test_a_database_that_is_not_there_is_an_error(settings: Any) -> None:
     error = found()["agentic_django.E009"]
     assert "'agents'" in error.msg
     assert "'default'" in (error.hint or "")
+
+
+class Router:
+    """Sends the app's models to a database of their own."""
+
+    def db_for_read(self, model: Any, **_: Any) -> str:
+        return "agents"
+
+    db_for_write = db_for_read
+
+
+def test_a_database_to_which_no_router_leads_is_an_error(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        django_settings.DATABASES, "agents", {"ENGINE": "django.db.backends.postgresql"}
+    )
+    settings.AGENTIC_DJANGO_DATABASE = "agents"
+    error = found()["agentic_django.E014"]
+    assert "in 'default'" in error.msg
+    assert "DATABASE_ROUTERS" in (error.hint or "")
+    monkeypatch.setattr(router, "routers", [Router()])
+    assert found() == {}
 
 
 @pytest.mark.parametrize("mode", [None, "DEFERRED", "deferred"])
