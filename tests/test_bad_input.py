@@ -398,6 +398,7 @@ def test_events_by_a_wrong_parameter(client: Client, run: AgentRun, query: str) 
     assert client.get(f"/agents/runs/{run.pk}/events/?{query}").status_code == 400
 
 
+@pytest.mark.django_db(transaction=True)  # A poll looks after lost runs, in a thread.
 @pytest.mark.parametrize("version", ["", "%00", "x" * 5000, "a&v=b"])
 def test_poll_by_any_version_is_answered(client: Client, run: AgentRun, version: str) -> None:
     assert client.get(f"/agents/runs/{run.pk}/fragment/?v={version}").status_code == 200

@@ -102,10 +102,10 @@ def sent(*keys: str, times: int = 1) -> list[AgentRun]:
 
 def test_chaos_changes_nothing(in_scenario: Project) -> None:
     in_scenario.extra["AGENTIC_TEST_ATTEMPTS"] = "20"
-    result = chaos.wreak(in_scenario, seconds=30, seed=7)
+    result = chaos.wreak(in_scenario, seconds=20, seed=7)
     assert result.is_good, "\n".join(result.lines())
-    assert result.runs > 5, "\n".join(result.lines())
-    assert result.kills.total() > 5, "\n".join(result.lines())
+    assert result.runs > 3, "\n".join(result.lines())
+    assert result.kills.total() > 3, "\n".join(result.lines())
 
 
 def test_a_worker_that_is_asked_to_end_finishes_its_run(in_scenario: Project) -> None:
