@@ -7,14 +7,18 @@ the database's clock.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
+from agentic_django import lifecycle
 from agentic_django.conf import CleanupPolicy
+from agentic_django.exceptions import Conflict
 from agentic_django.models import (
     ACTIVE,
     FINISHED,
@@ -26,7 +30,7 @@ from agentic_django.models import (
     database,
 )
 
-__all__ = ["Deleted", "delete_old"]
+__all__ = ["Deleted", "delete_old", "delete_session"]
 
 _RATE_WINDOW_DAYS = 2  # Twice the longest period of a rate limit.
 
@@ -51,6 +55,21 @@ def delete_old(policy: CleanupPolicy, *, dry_run: bool = False) -> Deleted:
         return Deleted(**{kind: rows.count() for kind, rows in _old(policy).items()})
     size = policy.batch_size
     return Deleted(**{kind: _delete(rows, size) for kind, rows in _old(policy).items()})
+
+
+def delete_session(session: AgentSession, *, by: str = "") -> None:
+    """Delete a conversation with its items and runs; what is under way there is stopped first.
+
+    ``by`` is the name of the person who wants that.
+    """
+    with transaction.atomic(using=database()):
+        runs = AgentRun.objects.using(database()).filter(session=session, status__in=ACTIVE)
+        # Workers lock a run first and its conversation then, and so do we; the last goes first,
+        # so that none starts in between.
+        for run in list(runs.select_for_update().order_by("-position")):
+            with suppress(Conflict):  # It has just ended by itself.
+                lifecycle.cancel(run, by)
+        AgentSession.objects.using(database()).filter(pk=session.pk).delete()
 
 
 def _old(policy: CleanupPolicy) -> dict[str, QuerySet[Any]]:

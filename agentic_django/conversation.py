@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from django.db.models import QuerySet
 
+from agentic_django import wording
 from agentic_django.answers import (
     Output,
     cell,
@@ -22,19 +24,24 @@ from agentic_django.answers import (
 )
 from agentic_django.markup import markdown, printable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
+from agentic_django.querysets import used
 from agentic_django.wording import in_words
 
 __all__ = [
     "Message",
     "Output",
+    "Piece",
     "ToolCall",
     "Turns",
     "agent_name",
     "asked",
+    "by_day",
     "markdown",
     "messages",
     "output",
+    "pieces",
     "readable",
+    "tokens",
     "tool_calls",
     "turns",
 ]
@@ -93,6 +100,15 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """What an agent did on the way to its answer; ``kind`` is text, tool, reasoning or handoff."""
+
+    kind: str
+    text: str = ""
+    call: ToolCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Turns:
     """A conversation: what came before any run that is still known, then a turn for each run."""
 
@@ -112,6 +128,18 @@ def turns(session: AgentSession) -> Turns:
         run.session = session
     is_cut = len(kept) > MAX_TURNS
     return Turns([] if is_cut else _before_runs(session), shown, is_cut)
+
+
+def by_day(sessions: Sequence[AgentSession]) -> list[tuple[str, list[AgentSession]]]:
+    """Return conversations in their order, under the days on which they were last used."""
+    days = groupby(sessions, key=lambda session: wording.day(session.updated_at))
+    return [(day, list(found)) for day, found in days]
+
+
+def tokens(session: AgentSession) -> int:
+    """Return how many tokens the runs of a conversation used so far."""
+    runs = AgentRun.objects.using(database()).filter(session=session)
+    return round(runs.aggregate(n=used("total_tokens"))["n"] or 0)
 
 
 def _runs_of(session: AgentSession) -> QuerySet[AgentRun]:
@@ -160,6 +188,47 @@ def said(run: AgentRun) -> list[Output]:
         elif run.final_output in (texts[-1], parsed(texts[-1])):
             texts = texts[:-1]
     return [Output("text", printable(text)) for text in texts if text.strip()]
+
+
+def pieces(run: AgentRun) -> list[Piece]:
+    """Return what the agent said, thought, called and handed over, in the order of the events.
+
+    Its answer, and what came to nothing but an empty text, is not among them.
+    """
+    calls = {call.call_id: call for call in tool_calls(run)}
+    texts = [output.text for output in said(run)]
+    made = [_piece(kind, payload, calls, texts) for kind, payload in run.told]
+    return _without_repeated_agents([piece for piece in made if piece])
+
+
+def _without_repeated_agents(found: list[Piece]) -> list[Piece]:
+    """Leave out that the first agent began, and that one took over from itself."""
+    kept: list[Piece] = []
+    agent = next((piece.text for piece in found if piece.kind == "handoff"), "")
+    for piece in found:
+        if piece.kind != "handoff":
+            kept.append(piece)
+        elif piece.text != agent:
+            kept.append(piece)
+            agent = piece.text
+    return kept
+
+
+def _piece(
+    kind: str, payload: dict[str, Any], calls: dict[str, ToolCall], texts: list[str]
+) -> Piece | None:
+    """Return what an event shows; a call is shown where it was first told of."""
+    match kind:
+        case "message" if texts and printable(payload["text"]) == texts[0]:
+            return Piece("text", texts.pop(0))
+        case "reasoning" if text := printable(str(payload.get("summary") or "")).strip():
+            return Piece("reasoning", text)
+        case "agent.updated":
+            return Piece("handoff", in_words(printable(str(payload.get("agent", "")))))
+        case "tool.called" | "tool.output":
+            call = calls.pop(str(payload.get("call_id", "")), None)
+            return Piece("tool", call=call) if call else None
+    return None
 
 
 def agent_name(run: AgentRun) -> str:

@@ -18,7 +18,7 @@ from agentic_django import serialization
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput
 from agentic_django.fields import JSONTextField, OwnerKey, new_id
-from agentic_django.querysets import RunScope, Scope
+from agentic_django.querysets import RunScope, SessionScope
 from agentic_django.shown import Shown
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 from agentic_django.viewer import principal_of
@@ -101,7 +101,7 @@ class AgentSession(Owned):
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
 
-    objects = Scope["AgentSession"].as_manager()
+    objects = SessionScope.as_manager()
 
     class Meta:
         verbose_name = _("session")
@@ -146,10 +146,14 @@ class AgentSession(Owned):
         AgentSession.objects.using(database()).filter(pk=self.pk).update(updated_at=Now())
 
     def reserve_position(self) -> int:
-        """Raise the counter of runs and return the place of the next one, from 1."""
+        """Raise the counter of runs and return the place of the next one, from 1.
+
+        A conversation that goes on is archived no longer.
+        """
         self.run_count = F("run_count") + 1
         self.updated_at = Now()
-        self.save(update_fields=["run_count", "updated_at"])
+        self.archived_at = None
+        self.save(update_fields=["run_count", "updated_at", "archived_at"])
         return self.run_count
 
 

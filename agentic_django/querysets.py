@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from django.db import connections, models
+from django.db.models.fields.json import KT
 from django.db.models.functions import Cast, Concat, Now
 
+from agentic_django import serialization
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 
 if TYPE_CHECKING:
-    from agentic_django.models import AgentRun
+    from agentic_django.models import AgentRun, AgentSession  # noqa: F401 - named in a string
     from agentic_django.viewer import Viewer
 
-__all__ = ["STEP_EVENTS", "RunScope", "Scope"]
+__all__ = ["SHOWN", "RunScope", "Scope", "SessionScope", "used"]
 
 STEP_EVENTS = (
     "message",
@@ -26,7 +28,15 @@ STEP_EVENTS = (
     "step.skipped",
     "progress.update",
 )
-"""The events from which a run's fragment is made."""
+"""The events from which a run's fragment is made, where a user may see them."""
+
+THOUGHTS = ("reasoning", "agent.updated")
+"""What a fragment shows folded or in passing, though as an event it is for debugging."""
+
+SHOWN = models.Q(event_type__in=STEP_EVENTS, visibility=Visibility.USER) | models.Q(
+    event_type__in=THOUGHTS, visibility__in=(Visibility.USER, Visibility.DEBUG)
+)
+"""Which events a fragment shows."""
 
 
 class Scope[M: models.Model](models.QuerySet[M]):
@@ -37,6 +47,38 @@ class Scope[M: models.Model](models.QuerySet[M]):
         if not viewer.principal:
             return self.none()
         return self.filter(principal=viewer.principal, tenant=viewer.tenant)
+
+
+def used(name: str) -> models.Sum:
+    """Return the sum of one figure of the runs' usage, for ``aggregate`` and ``annotate``."""
+    return models.Sum(Cast(KT(f"usage__{name}"), models.FloatField()))
+
+
+class SessionScope(Scope["AgentSession"]):
+    """Which conversations."""
+
+    def archived(self) -> Self:
+        """Conversations that were put aside."""
+        return self.filter(archived_at__isnull=False)
+
+    def current(self) -> Self:
+        """Conversations that were not put aside."""
+        return self.filter(archived_at__isnull=True)
+
+    def matching(self, text: str) -> Self:
+        """Conversations whose title, or something that the person said there, holds a text."""
+        stored = serialization.dumps(text)[1:-1]
+        runs: Any = self.model._meta.get_field("runs").related_model
+        given = Cast("input_payload", models.TextField())
+        said = runs._base_manager.filter(session=models.OuterRef("pk")).annotate(given=given)
+        found = models.Exists(said.filter(given__icontains=stored))
+        return self.filter(models.Q(title__icontains=text) | found)
+
+    def with_last_status(self) -> Self:
+        """Annotate ``last_status``: where the last run of the conversation stands."""
+        runs: Any = self.model._meta.get_field("runs").related_model
+        last = runs._base_manager.filter(session=models.OuterRef("pk")).order_by("-position")
+        return self.annotate(last_status=models.Subquery(last.values("status")[:1]))
 
 
 class RunScope(Scope["AgentRun"]):
@@ -115,11 +157,7 @@ class RunScope(Scope["AgentRun"]):
 
     def _step_events(self) -> models.QuerySet[Any]:
         event: Any = self.model._meta.get_field("events").related_model
-        return event._base_manager.filter(  # type: ignore[no-any-return]
-            run=models.OuterRef("pk"),
-            visibility=Visibility.USER,
-            event_type__in=STEP_EVENTS,
-        )
+        return event._base_manager.filter(SHOWN, run=models.OuterRef("pk"))  # type: ignore[no-any-return]
 
     def _earlier(self) -> models.QuerySet[AgentRun]:
         """Return, for an outer run, the unfinished runs before it in its conversation."""

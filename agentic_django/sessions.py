@@ -31,7 +31,17 @@ from agentic_django.viewer import principal_of
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
-__all__ = ["ItemStore", "RunHistory", "append", "forget", "get_session", "leave", "read"]
+__all__ = [
+    "ItemStore",
+    "RunHistory",
+    "append",
+    "archive",
+    "forget",
+    "get_session",
+    "leave",
+    "read",
+    "rename",
+]
 
 
 def read(session: AgentSession, limit: int | None = None, **only: Any) -> list[Any]:
@@ -74,6 +84,22 @@ def leave(run: AgentRun, items: Sequence[Any]) -> None:
 def forget(run: AgentRun) -> None:
     """Delete what a run had left in its conversation, because it is tried again."""
     AgentSessionItem.objects.using(database()).filter(run=run).delete()
+
+
+def rename(session: AgentSession, title: str) -> None:
+    """Give a conversation another title, of at most 255 characters."""
+    _change(session, title=title)
+
+
+def archive(session: AgentSession, *, archived: bool = True) -> None:
+    """Put a conversation aside, or back among the others; it can be gone on with either way."""
+    _change(session, archived_at=Now() if archived else None)
+
+
+def _change(session: AgentSession, **columns: Any) -> None:
+    """Write columns that a person decides on; that a conversation was used stays as it was."""
+    AgentSession.objects.using(database()).filter(pk=session.pk).update(**columns)
+    session.refresh_from_db(fields=columns)
 
 
 class RunHistory:

@@ -9,8 +9,8 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from agentic_django import serialization
-from agentic_django.querysets import STEP_EVENTS
-from agentic_django.states import Status, Visibility
+from agentic_django.querysets import SHOWN
+from agentic_django.states import Status
 
 __all__ = ["Shown"]
 
@@ -79,13 +79,18 @@ class Shown:
         said = [payload for kind, payload in self._seen if kind == "progress.update"]
         return said[-1] if said else None
 
+    @property
+    def told(self) -> list[tuple[str, dict[str, Any]]]:
+        """The types and payloads of the events from which a fragment is made, in order."""
+        return self._seen
+
     @cached_property
     def _seen(self) -> list[tuple[str, dict[str, Any]]]:
         """The types and payloads of the events that a fragment shows, in order."""
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
             return [(kind, payload) for _, kind, payload in sorted(numbered, key=lambda e: e[0])]
-        shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
+        shown = self.events.filter(SHOWN)
         return list(shown.order_by("sequence").values_list("event_type", "payload"))
 
 

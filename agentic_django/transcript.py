@@ -185,8 +185,9 @@ def _item_drafts(item: Any, agent: str, nested: bool, transfers: set[str]) -> li
             seen = Visibility.DEBUG if nested else None
             return [events.draft(EventType.MESSAGE, seen, text=_text(content), agent=agent)]
         case {"type": "reasoning"}:
+            seen = Visibility.INTERNAL if nested else None
             summary = "\n\n".join(part["text"] for part in item.get("summary") or [])
-            return [events.draft(EventType.REASONING, summary=summary, agent=agent)]
+            return [events.draft(EventType.REASONING, seen, summary=summary, agent=agent)]
         case {"type": "function_call", "name": name} if name not in transfers:
             return [_called(item, name, item["arguments"], agent)]
         case {"type": "custom_tool_call", "name": name}:

@@ -10,12 +10,17 @@ app_name = "agents"
 # in the caller's format.
 
 urlpatterns = [
+    path("", sessions.new, name="session-new"),
     path("runs/", runs.create, name="run-create"),
     path("runs/<str:pk>/", runs.detail, name="run-detail"),
     path("runs/<str:pk>/fragment/", runs.fragment, name="run-fragment"),
     path("runs/<str:pk>/events/", runs.event_list, name="run-events"),
     path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
+    path("sessions/", sessions.index, name="session-list"),
     path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
+    path("sessions/<str:session_key>/rename/", sessions.rename, name="session-rename"),
+    path("sessions/<str:session_key>/archive/", sessions.archive, name="session-archive"),
+    path("sessions/<str:session_key>/delete/", sessions.delete, name="session-delete"),
     path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
 ]

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from django.utils import timezone
-from django.utils.formats import number_format
+from django.utils.formats import date_format, number_format
 from django.utils.text import Truncator
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
@@ -25,6 +25,7 @@ __all__ = [
     "activity",
     "advice",
     "ago",
+    "day",
     "duration",
     "elapsed",
     "event",
@@ -33,6 +34,7 @@ __all__ = [
     "is_late",
     "progress",
     "reason",
+    "short",
     "since",
     "stages",
     "took",
@@ -298,6 +300,29 @@ def ago(moment: datetime) -> str:
     if (timezone.now() - moment).total_seconds() < 60:
         return _("just now")
     return _("%(time)s ago") % {"time": timesince(moment, time_strings=_AGO, depth=1)}
+
+
+def short(moment: datetime) -> str:
+    """Return when something was, as a list has room for: ``now``, ``2 m``, ``18:20``, a date."""
+    seconds = (timezone.now() - moment).total_seconds()
+    if seconds < 60:
+        return pgettext("when", "now")
+    if seconds < 3600:
+        return pgettext("duration", "%(minutes)s m") % {"minutes": int(seconds // 60)}
+    local = timezone.localtime(moment)
+    if (timezone.localdate() - local.date()).days < 2:
+        return date_format(local, "TIME_FORMAT")
+    return date_format(local, "SHORT_DATE_FORMAT")
+
+
+def day(moment: datetime) -> str:
+    """Return the heading under which a list has what was used then."""
+    days = (timezone.localdate() - timezone.localtime(moment).date()).days
+    if days < 1:
+        return _("Today")
+    if days == 1:
+        return _("Yesterday")
+    return _("Last 7 days") if days < 7 else _("Earlier")
 
 
 def since(moment: datetime, start: datetime) -> str:

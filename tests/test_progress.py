@@ -91,7 +91,7 @@ def test_bar_says_how_many_steps_are_done(run: AgentRun) -> None:
     name = f"run-{run.pk}-progress"
     assert f'<label for="{name}">1 of 3 steps done</label>' in html
     assert f'<progress id="{name}" max="100" value="33"></progress>' in html
-    assert '<span role="status"> Tidying up </span>' in html
+    assert '<span class="agentic-state-words"> Tidying up </span>' in html
 
 
 def test_a_text_of_the_hosts_own_stands_over_the_bar(run: AgentRun) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from django import template
@@ -9,6 +12,8 @@ from django.templatetags.static import static
 from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from django_htmx.jinja import htmx_script
 
 from agentic_django import conversation, events, wording
@@ -29,13 +34,16 @@ register.filter("agent_duration", wording.duration)
 register.filter("agent_elapsed", wording.elapsed)
 register.filter("agent_event_summary", wording.event_summary)
 register.filter("agent_event_words", wording.event)
+register.filter("agent_in_words", wording.in_words)
 register.filter("agent_is_late", wording.is_late)
 register.filter("agent_markdown", conversation.markdown)
 register.filter("agent_name", conversation.agent_name)
 register.filter("agent_output", conversation.output)
+register.filter("agent_pieces", conversation.pieces)
 register.filter("agent_progress", wording.progress)
 register.filter("agent_reason", wording.reason)
 register.filter("agent_readable", conversation.readable)
+register.filter("agent_short", wording.short)
 register.filter("agent_since", wording.since)
 register.filter("agent_said", conversation.said)
 register.filter("agent_stages", wording.stages)
@@ -52,9 +60,28 @@ def agent_run_fragment(context: template.Context, run: AgentRun) -> dict[str, An
 @register.inclusion_tag(f"{PARTIALS}/conversation.html", takes_context=True)
 def agent_conversation(context: template.Context, session: AgentSession | str) -> dict[str, Any]:
     """Show a conversation; the key of one that does not exist yet gives an empty one."""
+    return _log(session)
+
+
+def _log(session: AgentSession | str) -> dict[str, Any]:
     if isinstance(session, AgentSession):
         return {"session_key": session.session_key, "turns": conversation.turns(session)}
     return {"session_key": session, "turns": conversation.Turns([], [])}
+
+
+@register.inclusion_tag(f"{PARTIALS}/chat.html", takes_context=True)
+def agent_chat(
+    context: template.Context,
+    session: AgentSession | str,
+    agent_key: str = "",
+    agents: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Show a conversation and the form that writes to it: ``{% agent_chat session %}``.
+
+    ``agents`` are the keys of the agents to choose from.
+    """
+    offered = {"agents": agents, "show": "conversation"}
+    return {**_log(session), **_composer(session, agent_key), **offered}
 
 
 @register.inclusion_tag(f"{PARTIALS}/composer.html", takes_context=True)
@@ -62,9 +89,21 @@ def agent_composer(
     context: template.Context, session: AgentSession | str, agent_key: str = ""
 ) -> dict[str, Any]:
     """Show the form that writes to a conversation, or to one that its first message makes."""
+    return _composer(session, agent_key)
+
+
+def _composer(session: AgentSession | str, agent_key: str) -> dict[str, Any]:
     key = session.session_key if isinstance(session, AgentSession) else session
     known = session.agent_key if isinstance(session, AgentSession) else ""
     return {"session_key": key, "agent_key": agent_key or known}
+
+
+@register.simple_tag
+def agent_session_facts(session: AgentSession) -> str:
+    """Return in a line whose conversation it is and what it used: ``Support · 2,318 tokens``."""
+    used = conversation.tokens(session)
+    words = ngettext("%(n)s token", "%(n)s tokens", used) % {"n": agent_number(used)}
+    return " · ".join(filter(None, [wording.in_words(session.agent_key), words if used else ""]))
 
 
 @register.simple_tag
@@ -100,6 +139,21 @@ def agent_output_template(run: AgentRun) -> tuple[str, ...]:
 
 
 @register.filter
+def agent_tool_template(call: conversation.ToolCall) -> tuple[str, ...]:
+    """Return the templates for a tool call: the host's own for this tool goes before ours."""
+    default = f"{PARTIALS}/tool_calls/_default.html"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", call.name):
+        return (default,)
+    return f"{PARTIALS}/tool_calls/{call.name}.html", default
+
+
+@register.filter
+def agent_status_words(status: str) -> str:
+    """Return where a run stands, in a word."""
+    return str(AgentRun.Status(status).label)
+
+
+@register.filter
 def agent_status_template(run: AgentRun) -> str:
     """Return the template that says in words where a run stands."""
     return f"{PARTIALS}/status/{run.status}.html"
@@ -113,8 +167,10 @@ def agentic_django_assets(context: template.Context) -> SafeString:
     """
     nonce = context.get("csp_nonce")
     return format_html(
-        '<meta name="htmx-config" content="{}">\n<link rel="stylesheet" href="{}">\n{}\n{}',
+        '<meta name="htmx-config" content="{}">\n<meta name="agentic-words" content="{}">\n'
+        '<link rel="stylesheet" href="{}">\n{}\n{}',
         HTMX_CONFIG,
+        json.dumps({"copy": _("Copy"), "copied": _("Copied")}),
         static("agentic_django/agentic_django.css"),
         htmx_script(nonce=nonce),
         _script(static("agentic_django/agentic_django.js"), nonce),

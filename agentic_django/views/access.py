@@ -22,7 +22,7 @@ from agentic_django.views import bodies, problems
 from agentic_django.views.negotiation import Format, Request, format_of, sealed
 from agentic_django.views.problems import Problem, Refused
 
-__all__ = ["check_agent", "endpoint"]
+__all__ = ["agents", "check_agent", "endpoint"]
 
 type View[**P] = Callable[Concatenate[Request, P], HttpResponse]
 
@@ -107,12 +107,17 @@ def _check_csrf(request: HttpRequest) -> None:
 
 def check_agent(request: HttpRequest, agent_key: str) -> None:
     """Raise UnknownAgent, or NotAllowed if ``AGENTIC_DJANGO_AGENT_ACCESS`` says no."""
-    known = registry.keys()
-    if agent_key not in known:  # The names of agents that are not theirs are not theirs either.
-        theirs = [key for key in known if _may_use(request, key)]
-        raise UnknownAgent(registry.suggestion(agent_key, theirs))
+    if agent_key not in registry.keys():  # noqa: SIM118 - a function of ours
+        # The names of agents that are not theirs are not theirs either.
+        raise UnknownAgent(registry.suggestion(agent_key, agents(request)))
     if not _may_use(request, agent_key):
         raise NotAllowed
+
+
+def agents(request: HttpRequest) -> list[str]:
+    """Return the keys of the agents that this person may use, the default one first."""
+    theirs = [key for key in registry.keys() if _may_use(request, key)]  # noqa: SIM118
+    return sorted(theirs, key=lambda key: (key != settings.DEFAULT_AGENT_KEY, key))
 
 
 def _may_use(request: HttpRequest, agent_key: str) -> bool:

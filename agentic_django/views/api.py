@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.http import JsonResponse
 from django.urls import reverse
@@ -11,7 +11,10 @@ from django.urls import reverse
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
 from agentic_django.views.negotiation import Request
 
-__all__ = ["events", "items", "run", "session"]
+if TYPE_CHECKING:
+    from agentic_django.views.pages import Listed
+
+__all__ = ["events", "items", "run", "session", "sessions"]
 
 
 def run(request: Request, run: AgentRun) -> JsonResponse:
@@ -73,9 +76,19 @@ def _event(event: AgentEvent) -> dict[str, Any]:
 
 def session(request: Request, session: AgentSession) -> JsonResponse:
     """Answer with a conversation."""
-    names = ("session_key", "title", "agent_key", "created_at", "updated_at")
+    return JsonResponse(_session(session))
+
+
+def _session(session: AgentSession) -> dict[str, Any]:
+    names = ("session_key", "title", "agent_key", "created_at", "updated_at", "archived_at")
     document = {name: getattr(session, name) for name in names}
-    return JsonResponse({**document, "urls": _session_urls(session, "self")})
+    return {**document, "urls": _session_urls(session, "self")}
+
+
+def sessions(listed: Listed) -> JsonResponse:
+    """Answer with a page of the list of conversations."""
+    rows = [_session(row) | {"last_status": row.last_status} for row in listed.sessions]  # type: ignore[attr-defined]
+    return JsonResponse({"sessions": rows, "next": listed.next or None})
 
 
 def items(request: Request, session: AgentSession, items: Sequence[Any]) -> JsonResponse:

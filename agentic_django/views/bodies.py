@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -19,11 +19,16 @@ from agentic_django.services import OnBusy
 from agentic_django.views.problems import Problem, Refused
 
 __all__ = [
+    "ArchiveRequest",
     "CancelRequest",
+    "DeleteRequest",
     "EventsQuery",
     "ItemsQuery",
+    "NewQuery",
+    "RenameRequest",
     "RetryRequest",
     "RunRequest",
+    "SessionsQuery",
     "body",
     "check_length",
     "parse_form",
@@ -53,6 +58,7 @@ class RunRequest(_Body):
     config: dict[str, Any] = {}
     context: dict[str, Any] = {}
     on_busy: OnBusy = "enqueue"
+    show: Literal["run", "conversation"] = "run"
 
 
 class CancelRequest(_Body):
@@ -63,6 +69,37 @@ class RetryRequest(_Body):
     """``POST runs/<uuid>/retry/``."""
 
     start_again: bool = False
+
+
+class RenameRequest(_Body):
+    """``POST sessions/<slug>/rename/``."""
+
+    title: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
+
+
+class ArchiveRequest(_Body):
+    """``POST sessions/<slug>/archive/``."""
+
+    archived: bool = True
+
+
+class DeleteRequest(_Body):
+    """``POST sessions/<slug>/delete/``: nothing to say."""
+
+
+class NewQuery(BaseModel):
+    """``GET`` of the page for a new conversation."""
+
+    agent: str = ""
+
+
+class SessionsQuery(BaseModel):
+    """``GET sessions/``; ``current`` is the key of the one that is looked at."""
+
+    q: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)] = ""
+    archived: bool = False
+    page: Annotated[int, Ge(1), Le(10_000)] = 1
+    current: str = ""
 
 
 class EventsQuery(BaseModel):

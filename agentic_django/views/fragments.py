@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.http import HttpResponse
 from django.shortcuts import render
@@ -12,7 +12,10 @@ from agentic_django import conversation, recovery
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.views.negotiation import Format, Request, format_of
 
-__all__ = ["messages", "poll", "shown"]
+if TYPE_CHECKING:
+    from agentic_django.views.pages import Listed
+
+__all__ = ["messages", "poll", "sessions", "shown"]
 
 STOP_POLLING = 286
 """The status that tells htmx 2 to stop asking; in htmx 4 the missing trigger does."""
@@ -40,3 +43,8 @@ def messages(request: Request, session: AgentSession, items: Sequence[Any]) -> H
     """Answer with the messages that items of a conversation amount to."""
     context = {"session": session, "messages": conversation.messages(items)}
     return render(request, "agentic_django/partials/messages.html", context)
+
+
+def sessions(request: Request, listed: Listed) -> HttpResponse:
+    """Answer with a page of the list of conversations."""
+    return render(request, "agentic_django/partials/session_list.html", {"listed": listed})

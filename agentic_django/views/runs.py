@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.http import Http404, HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.http import Http404, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from agentic_django import events, limits, services, submitted
@@ -28,9 +30,15 @@ MAX_EVENTS = 1000
 @endpoint("POST")
 def create(request: Request) -> HttpResponse:
     """Start a run."""
-    run = _submit(request, bodies.body(request, RunRequest))
-    if format_of(request) is Format.JSON:
-        return api.created(_find(request, str(run.pk)))
+    asked = bodies.body(request, RunRequest)
+    run = _submit(request, asked)
+    match format_of(request):
+        case Format.JSON:
+            return api.created(_find(request, str(run.pk)))
+        case Format.PAGE if asked.show == "conversation" and run.session is not None:
+            return _seen(
+                "agents:session-detail", run.session.session_key, f"run-container-{run.pk}"
+            )
     return _moved(request, run)
 
 
@@ -131,10 +139,14 @@ def _find(request: Request, pk: str) -> AgentRun:
 def _moved(request: Request, run: AgentRun) -> HttpResponse:
     """Show a run that this request changed: as it is now, for it may have gone on since."""
     if format_of(request) is Format.PAGE:
-        response = redirect("agents:run-detail", pk=run.pk)
-        response.status_code = 303
-        return response
+        return _seen("agents:run-detail", run.pk)
     return _shown(request, _find(request, str(run.pk)))
+
+
+def _seen(name: str, key: Any, place: str = "") -> HttpResponse:
+    """Send a browser to a page that shows what was done, or to a place on it."""
+    address = reverse(name, args=[key], fragment=place or None)
+    return HttpResponseRedirect(address, status=303)
 
 
 def _shown(request: Request, run: AgentRun) -> HttpResponse:

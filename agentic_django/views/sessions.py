@@ -1,28 +1,87 @@
-"""Find a conversation, show it."""
+"""Find a conversation, act on it, show it."""
 
 from __future__ import annotations
 
 import re
+from uuid import uuid4
 
-from django.http import Http404, HttpResponse
+from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
+from django.urls import reverse
 
-from agentic_django import sessions
+from agentic_django import cleanup, limits, sessions
 from agentic_django.models import SESSION_KEY, AgentSession, database
-from agentic_django.views import api, bodies, fragments, pages
+from agentic_django.querysets import SessionScope
+from agentic_django.views import access, api, bodies, fragments, pages
 from agentic_django.views.access import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of
 
-__all__ = ["detail", "item_list"]
+__all__ = ["archive", "delete", "detail", "index", "item_list", "new", "rename"]
 
 MAX_ITEMS = 500
 
 
 @endpoint("GET", "HEAD")
+def new(request: Request) -> HttpResponse:
+    """Show the page on which a conversation begins; its first message makes it."""
+    chosen = bodies.query(request, bodies.NewQuery).agent
+    if chosen:
+        access.check_agent(request, chosen)
+    return pages.new_session(request, _sessions(request), uuid4().hex, chosen)
+
+
+@endpoint("GET", "HEAD")
+def index(request: Request) -> HttpResponse:
+    """List conversations, the last used first."""
+    asked = bodies.query(request, bodies.SessionsQuery)
+    limits.check_data(asked.q, "q")
+    listed = pages.listed(_sessions(request), asked)
+    match format_of(request):
+        case Format.JSON:
+            return api.sessions(listed)
+        case Format.FRAGMENT:
+            return fragments.sessions(request, listed)
+    return pages.sessions(request, listed)
+
+
+@endpoint("GET", "HEAD")
 def detail(request: Request, session_key: str) -> HttpResponse:
     """Show a conversation."""
-    show = api.session if format_of(request) is Format.JSON else pages.session
-    return show(request, _find(request, session_key))
+    session = _find(request, session_key)
+    if format_of(request) is Format.JSON:
+        return api.session(request, session)
+    return pages.session(request, _sessions(request), session)
+
+
+@endpoint("POST")
+def rename(request: Request, session_key: str) -> HttpResponse:
+    """Give a conversation another title."""
+    asked = bodies.body(request, bodies.RenameRequest)
+    session = _find(request, session_key)
+    sessions.rename(session, asked.title)
+    return _changed(request, session)
+
+
+@endpoint("POST")
+def archive(request: Request, session_key: str) -> HttpResponse:
+    """Put a conversation aside, or back."""
+    asked = bodies.body(request, bodies.ArchiveRequest)
+    session = _find(request, session_key)
+    sessions.archive(session, archived=asked.archived)
+    return _changed(request, session)
+
+
+@endpoint("GET", "HEAD", "POST")
+def delete(request: Request, session_key: str) -> HttpResponse:
+    """Ask whether a conversation shall be deleted; or delete it."""
+    session = _find(request, session_key)
+    if request.method != "POST":
+        return pages.session_delete(request, session)
+    bodies.body(request, bodies.DeleteRequest)
+    cleanup.delete_session(session, by=str(request.user))
+    if format_of(request) is Format.JSON:
+        return HttpResponse(status=204)
+    return _seen_at(request, reverse("agents:session-list"))
 
 
 @endpoint("GET", "HEAD")
@@ -34,8 +93,24 @@ def item_list(request: Request, session_key: str) -> HttpResponse:
     return show(request, session, sessions.read(session, limit))
 
 
+def _changed(request: Request, session: AgentSession) -> HttpResponse:
+    if format_of(request) is Format.JSON:
+        return api.session(request, session)
+    return _seen_at(request, reverse("agents:session-detail", args=[session.session_key]))
+
+
+def _seen_at(request: Request, address: str) -> HttpResponse:
+    """Send a browser, or HTMX, to a page that shows what was changed."""
+    if format_of(request) is Format.FRAGMENT:
+        return HttpResponse(status=204, headers={"HX-Redirect": address})
+    return HttpResponseRedirect(address, status=303)
+
+
+def _sessions(request: Request) -> SessionScope:
+    return AgentSession.objects.using(database()).visible_to(request.viewer)
+
+
 def _find(request: Request, session_key: str) -> AgentSession:
     if not re.fullmatch(SESSION_KEY, session_key):
         raise Http404
-    own = AgentSession.objects.using(database()).visible_to(request.viewer)
-    return get_object_or_404(own, session_key=session_key)
+    return get_object_or_404(_sessions(request), session_key=session_key)

@@ -44,6 +44,105 @@
     }
   };
 
+  // One line says politely where the last run that moved stands; nothing else is announced.
+
+  const statusLine = () => {
+    let line = document.querySelector("[data-agentic-status]");
+    if (!line && document.querySelector(".agentic-run")) {
+      line = document.createElement("p");
+      line.className = "agentic-hidden";
+      line.dataset.agenticStatus = "";
+      line.setAttribute("role", "status");
+      document.querySelector(".agentic-run").closest("main, body").append(line);
+    }
+    return line;
+  };
+
+  const say = (run) => {
+    const words = run.querySelector(".agentic-state-words")?.textContent.trim() ?? "";
+    const line = statusLine();
+    if (line && line.textContent !== words) line.textContent = words;
+  };
+
+  // Stop stands beside Send too, and stops what is under way.
+
+  const ACTIVE = ["pending", "running", "waiting"].map((s) => `[data-status="${s}"]`).join(", ");
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-agentic-stop]");
+    const runs = button?.closest(".agentic-chat")?.querySelectorAll(`.agentic-run:is(${ACTIVE})`);
+    if (runs?.length) document.getElementById(`${runs[0].id.replace("run-container", "run")}-stop`)?.click();
+  });
+
+  // An answer, or a piece of code, is copied as text.
+
+  const words = () => JSON.parse(document.querySelector('meta[name="agentic-words"]').content);
+
+  const copy = async (button, source) => {
+    await navigator.clipboard.writeText(source.innerText.trim());
+    const label = button.textContent;
+    button.textContent = words().copied;
+    setTimeout(() => (button.textContent = label), 2000);
+  };
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("[data-agentic-copy]");
+    if (!button) return;
+    const place = button.dataset.agenticCopy;
+    copy(button, place ? document.querySelector(place) : button.parentElement.querySelector("pre"));
+  });
+
+  const equip = (element) => {
+    for (const code of element.querySelectorAll("pre.agentic-code")) {
+      if (code.parentElement.matches(".agentic-copied")) continue;
+      const frame = document.createElement("div");
+      const button = document.createElement("button");
+      frame.className = "agentic-copied";
+      Object.assign(button, { type: "button", className: "agentic-copy", textContent: words().copy });
+      button.dataset.agenticCopy = "";
+      code.replaceWith(frame);
+      frame.append(code, button);
+    }
+  };
+
+  // What is written and not sent yet survives a reload; it stays within this tab.
+
+  const draftOf = (composer) => `agentic-draft ${composer.elements.session_key?.value ?? ""}`;
+
+  const keep = (composer) => {
+    const text = composer.elements.input.value;
+    if (text) sessionStorage.setItem(draftOf(composer), text);
+    else sessionStorage.removeItem(draftOf(composer));
+  };
+
+  const recall = () => {
+    for (const composer of document.querySelectorAll(".agentic-composer")) {
+      const { input } = composer.elements;
+      input.value ||= sessionStorage.getItem(draftOf(composer)) ?? "";
+    }
+  };
+
+  document.addEventListener("input", (event) => {
+    const composer = event.target.closest?.(".agentic-composer");
+    if (composer) keep(composer);
+  });
+
+  document.addEventListener("reset", (event) => {
+    if (event.target.matches?.(".agentic-composer")) {
+      sessionStorage.removeItem(draftOf(event.target));
+    }
+  });
+
+  // A conversation that its first message has made has an address from then on.
+
+  const settle = (composer) => {
+    composer.querySelector(".agentic-agents")?.remove();
+    const { agenticAddress } = composer.dataset;
+    if (composer.closest(".agentic-app") && agenticAddress && agenticAddress !== location.pathname) {
+      history.replaceState(history.state, "", agenticAddress);
+    }
+  };
+
   // Ctrl+Enter sends; what was sent is cleared, and its turn comes into view.
 
   document.addEventListener("keydown", (event) => {
@@ -64,7 +163,10 @@
     if (!slot) return;
     if (status >= 200 && status < 400) {
       slot.replaceChildren();
-      if (element.matches(".agentic-composer")) element.reset();
+      if (element.matches(".agentic-composer")) {
+        element.reset();
+        settle(element);
+      }
     } else if (!(status >= 400 && status < 500)) {
       slot.textContent = slot.dataset.agenticUnsent;
     }
@@ -104,6 +206,7 @@
   // What stands around the fragment on a run's page follows it.
 
   const refresh = async () => {
+    if (!document.querySelector("[data-agentic-part]")) return;
     const headers = { Accept: "text/html" };
     const response = await fetch(location.href, { headers }).catch(() => null);
     if (!response?.ok) return;
@@ -134,8 +237,10 @@
 
   const arrived = (run) => {
     restore(run);
+    equip(run);
     tick();
-    if (run.closest(".agentic-run-page")) refresh();
+    say(run);
+    if (run.closest(".agentic-run-page") || !run.matches(ACTIVE)) refresh();
     follow(run);
   };
 
@@ -147,7 +252,12 @@
 
   const begin = () => {
     for (const run of document.querySelectorAll(".agentic-run")) turns.add(run.id);
+    for (const element of document.querySelectorAll(".agentic")) equip(element);
+    recall();
     tick();
+    const last = [...document.querySelectorAll(`.agentic-run:is(${ACTIVE})`)].at(0);
+    if (last) say(last);
+    if (!location.hash) [...document.querySelectorAll(".agentic-app .agentic-run")].at(-1)?.scrollIntoView({ block: "end" });
     setInterval(tick, 1000);
   };
 
