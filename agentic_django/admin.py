@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
+from django.core.exceptions import PermissionDenied
 from django.db.models import F, Model, OuterRef, QuerySet, Subquery
-from django.http import HttpRequest
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from agentic_django import services, wording
+from agentic_django import operations, services, wording
 from agentic_django.events import EventType
 from agentic_django.exceptions import AgenticError
 from agentic_django.models import (
@@ -386,6 +388,29 @@ class RunAdmin(Record):
         if request.resolver_match and request.resolver_match.url_name.endswith("_changelist"):  # type: ignore[union-attr]
             return rows.defer("input_payload", "final_output", "error_detail", "context")
         return rows.select_related("owner", "session", "parent")
+
+    def get_urls(self) -> list[Any]:
+        """Return the admin's addresses, and that of the figures."""
+        view = self.admin_site.admin_view(self.operations)
+        return [path("operations/", view, name="agentic_django_operations"), *super().get_urls()]
+
+    def operations(self, request: HttpRequest) -> HttpResponse:
+        """Show how the whole installation does."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        asked = operations.asked(request.GET)
+        figures = operations.operations(**asked)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Operations"),
+            "opts": self.opts,
+            "figures": figures,
+            "charts": operations.charts(figures),
+            "choices": operations.choices(asked),
+            "columns": operations.columns(asked),
+            "runs_address": reverse("admin:agentic_django_agentrun_changelist"),
+        }
+        return TemplateResponse(request, "admin/agentic_django/operations.html", context)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Whether the person may stop runs and try them again."""

@@ -25,6 +25,7 @@ __all__ = [
     "activity",
     "advice",
     "ago",
+    "cost",
     "day",
     "duration",
     "elapsed",
@@ -63,6 +64,14 @@ def duration(seconds: float | None) -> str:
         return pgettext("duration", "%(minutes)s m %(seconds)s s") % parts
     hours, minutes = divmod(minutes, 60)
     return pgettext("duration", "%(hours)s h %(minutes)s m") % {"hours": hours, "minutes": minutes}
+
+
+def cost(dollars: float) -> str:
+    """Return a sum of US dollars: ``$12.30``, ``0.4 ¢``."""
+    if 0 < abs(dollars) < 0.995:
+        cents = dollars * 100
+        return f"{number_format(round(cents, 2 if cents < 0.1 else 1))} ¢"
+    return f"${number_format(round(dollars, 2), decimal_pos=2, force_grouping=True)}"
 
 
 def took(run: AgentRun) -> float | None:

@@ -17,6 +17,7 @@ from django.utils.translation import ngettext
 from django_htmx.jinja import htmx_script
 
 from agentic_django import conversation, events, wording
+from agentic_django import timeline as timelines
 from agentic_django.conf import settings
 from agentic_django.models import AgentEvent, AgentRun, AgentSession, Visibility
 
@@ -30,6 +31,7 @@ register.filter("agent_activity", wording.activity)
 register.filter("agent_advice", wording.advice)
 register.filter("agent_ago", wording.ago)
 register.filter("agent_asked", conversation.asked)
+register.filter("agent_cost", wording.cost)
 register.filter("agent_duration", wording.duration)
 register.filter("agent_elapsed", wording.elapsed)
 register.filter("agent_event_summary", wording.event_summary)
@@ -55,6 +57,25 @@ register.filter("agent_took", wording.took)
 def agent_run_fragment(context: template.Context, run: AgentRun) -> dict[str, Any]:
     """Show one run, which keeps itself up to date: ``{% agent_run_fragment run %}``."""
     return {"run": run}
+
+
+@register.inclusion_tag(f"{PARTIALS}/run.html", takes_context=True)
+def agent_run(context: template.Context, run: AgentRun) -> dict[str, Any]:
+    """Show a run with all there is to it: figures, timeline, the run itself, its events."""
+    return {"run": run, "session": run.session, "timeline": timelines.timeline(run)}
+
+
+@register.inclusion_tag(f"{PARTIALS}/timeline.html", takes_context=True)
+def agent_run_timeline(context: template.Context, run: AgentRun) -> dict[str, Any]:
+    """Show when a run did what, as a table with bars: ``{% agent_run_timeline run %}``."""
+    return {"run": run, "timeline": timelines.timeline(run)}
+
+
+@register.simple_tag
+def agent_break(row: timelines.Row) -> tuple[str, str, str]:
+    """Return where the two strokes stand that say that a bar is shortened."""
+    middle = row.x + row.width / 2
+    return f"{middle - 9:.2f}", f"{middle - 1:.2f}", f"{middle + 7:.2f}"
 
 
 @register.inclusion_tag(f"{PARTIALS}/conversation.html", takes_context=True)
