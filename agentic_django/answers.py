@@ -110,7 +110,7 @@ def _part(part: Any) -> str | None:
             return text
         case {"type": "refusal", "refusal": str(text)}:
             return text
-        case {"type": "input_image" | "image"}:
+        case {"type": "input_image" | "image" | "generated_image"}:
             return _("[Picture]")
         case {"type": "input_file" | "file"}:
             return _("[File] %(name)s") % {"name": part.get("filename") or ""}

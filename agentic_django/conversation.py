@@ -24,6 +24,7 @@ from agentic_django.answers import (
 )
 from agentic_django.markup import markdown, printable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
+from agentic_django.pictures import held
 from agentic_django.querysets import used
 from agentic_django.wording import in_words
 
@@ -83,6 +84,11 @@ class ToolCall:
             return shortened(readable(self.arguments))
         lines = [f"{name}: {cell(value)}" for name, value in self.arguments.items()]
         return shortened(printable("\n".join(lines)))
+
+    @property
+    def pictures(self) -> list[int]:
+        """The numbers, from 1, of the pictures that came back."""
+        return held(self.call_id, self.output)
 
     @property
     def answered(self) -> str:

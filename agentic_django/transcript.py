@@ -190,9 +190,21 @@ def _item_drafts(item: Any, agent: str, nested: bool, transfers: set[str]) -> li
             return [events.draft(EventType.REASONING, seen, summary=summary, agent=agent)]
         case {"type": "function_call", "name": name} if name not in transfers:
             return [_called(item, name, item["arguments"], agent)]
+        case {"type": "image_generation_call", "id": str(call_id)}:
+            return _generated(call_id, agent, Visibility.DEBUG if nested else None)
         case {"type": "custom_tool_call", "name": name}:
             return [_called(item, name, item["input"], agent)]
     return []
+
+
+def _generated(call_id: str, agent: str, seen: str | None) -> list[Event]:
+    """Return the events of a picture that the model made; the picture itself is in the journal."""
+    call = {"call_id": call_id, "tool": "image_generation"}
+    made = {**call, "output": {"type": "generated_image"}, "duration_seconds": None}
+    return [
+        events.draft(EventType.TOOL_CALLED, seen, **call, arguments={}, agent=agent),
+        events.draft(EventType.TOOL_OUTPUT, seen, **made),
+    ]
 
 
 def _called(item: dict[str, Any], name: str, arguments: str, agent: str) -> Event:

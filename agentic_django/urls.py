@@ -14,6 +14,7 @@ urlpatterns = [
     path("runs/", runs.create, name="run-create"),
     path("runs/<str:pk>/", runs.detail, name="run-detail"),
     path("runs/<str:pk>/fragment/", runs.fragment, name="run-fragment"),
+    path("runs/<str:pk>/pictures/<str:call_id>/<int:number>/", runs.picture, name="run-picture"),
     path("runs/<str:pk>/events/", runs.event_list, name="run-events"),
     path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),

@@ -363,7 +363,7 @@ def test_every_name_to_be_imported_is_told(page: str, module: Any) -> None:
 
 def test_every_address_is_told_by_its_name() -> None:
     table = text("reference/http.md").partition("\n## ")[0]
-    told = {names(row[0])[0]: names(row[1])[0] for row in rows(table)[1:]}
+    told = {names(row[0])[0]: (names(row[1]) or [""])[0] for row in rows(table)[1:]}
     made = {f"agents:{p.name}": _readable(str(p.pattern)) for p in urls.urlpatterns}
     assert told == made
 

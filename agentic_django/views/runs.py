@@ -13,7 +13,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from agentic_django import events, limits, services, submitted
+from agentic_django import events, limits, pictures, services, submitted
 from agentic_django.conf import settings
 from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.querysets import RunScope
@@ -22,7 +22,7 @@ from agentic_django.views.access import check_agent, endpoint
 from agentic_django.views.bodies import RunRequest
 from agentic_django.views.negotiation import Format, Request, format_of
 
-__all__ = ["cancel", "create", "detail", "event_list", "fragment", "retry"]
+__all__ = ["cancel", "create", "detail", "event_list", "fragment", "picture", "retry"]
 
 MAX_EVENTS = 1000
 
@@ -79,6 +79,21 @@ def detail(request: Request, pk: str) -> HttpResponse:
 def fragment(request: Request, pk: str) -> HttpResponse:
     """Show a run's fragment, if it is not the version that the caller has."""
     return fragments.poll(request, _find(request, pk))
+
+
+@endpoint("GET", "HEAD")
+def picture(request: Request, pk: str, call_id: str, number: int) -> HttpResponse:
+    """Serve a picture that a tool returned or the model made."""
+    run = get_object_or_404(_runs(request), pk=run_id(pk))
+    found = pictures.find(run, call_id, number)
+    if found is None:
+        raise Http404
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Cache-Control": "private, max-age=86400",
+    }
+    return HttpResponse(found.content, content_type=found.content_type, headers=headers)
 
 
 @endpoint("GET", "HEAD")
