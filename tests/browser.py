@@ -173,14 +173,17 @@ def log_in(page: Page, base_url: str, user: Any) -> None:
 
 
 @pytest.fixture
-def screenshot() -> Callable[[Page, str], Path]:
-    """Save a picture of the whole page: ``screenshot(page, "conversation-dark")``."""
+def screenshot() -> Callable[..., Path]:
+    """Save a picture of the whole page: ``screenshot(page, "conversation-dark")``.
 
-    def save(page: Page, name: str) -> Path:
+    ``whole=False`` saves what is in the window, for pages with parts that stay in view.
+    """
+
+    def save(page: Page, name: str, *, whole: bool = True) -> Path:
         ARTIFACTS.mkdir(exist_ok=True)
         (ARTIFACTS / ".gitignore").write_text("*\n")
         path = ARTIFACTS / f"{name}.png"
-        page.screenshot(path=path, full_page=True)
+        page.screenshot(path=path, full_page=whole)
         return path
 
     return save

@@ -139,7 +139,7 @@ def test_every_page_is_accessible_and_fits_its_window(
     talk: AgentSession,
     look: str,
     settings: Any,
-    screenshot: Callable[[Page, str], Any],
+    screenshot: Callable[..., Any],
     problems: Any,
 ) -> None:
     problems.allow("status of 404")
@@ -156,18 +156,18 @@ def test_every_page_is_accessible_and_fits_its_window(
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
         assert page.evaluate("document.dir") in ("", "rtl" if look == "rtl" else "ltr")
         page.goto(path)
-        screenshot(page, f"{name}-{look}")
+        screenshot(page, f"{name}-{look}", whole=name != "conversation")
 
 
 def test_every_page_can_be_read_without_javascript(
-    visit: Callable[..., Page], talk: AgentSession, screenshot: Callable[[Page, str], Any]
+    visit: Callable[..., Page], talk: AgentSession, screenshot: Callable[..., Any]
 ) -> None:
     page = visit("/agents/sessions/talk/", javascript=False)
     expect(page.get_by_text("full refund")).to_be_visible()
     expect(page.get_by_role("button", name="Copy")).to_have_count(0)
     expect(page.get_by_role("link", name="Refresh")).to_be_visible()
     expect(page.get_by_label("While the agent works")).to_be_visible()
-    screenshot(page, "conversation-no-js")
+    screenshot(page, "conversation-no-js", whole=False)
     page.get_by_role("link", name="Timeline").first.click()
     expect(page.get_by_role("row", name="Attempt 1")).to_contain_text("lost")
     screenshot(page, "run-no-js")

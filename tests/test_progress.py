@@ -305,7 +305,7 @@ def test_progress_is_accessible_and_becomes_a_line(
     user: User,
     run: AgentRun,
     look: dict[str, bool],
-    screenshot: Callable[[Page, str], Path],
+    screenshot: Callable[..., Path],
 ) -> None:
     complete(run, "fetch", 33, told="Fetching the files", result={"files": 12, "names": ["a"]})
     step(run, "started", "tidy_up", attempt=1, max_attempts=3)

@@ -502,7 +502,7 @@ def test_pages_are_accessible_and_fit_their_window(
     user: User,
     every_state: AgentSession,
     look: dict[str, bool],
-    screenshot: Callable[[Page, str], Path],
+    screenshot: Callable[..., Path],
 ) -> None:
     page = open_page(base_url=live_server.url, user=user, **look)
     finished = AgentRun.objects.finished().earliest("created_at")
