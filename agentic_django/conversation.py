@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Count, Q, QuerySet
 
 from agentic_django import wording
 from agentic_django.answers import (
@@ -42,7 +42,7 @@ __all__ = [
     "output",
     "pieces",
     "readable",
-    "tokens",
+    "spent",
     "tool_calls",
     "turns",
 ]
@@ -142,10 +142,15 @@ def by_day(sessions: Sequence[AgentSession]) -> list[tuple[str, list[AgentSessio
     return [(day, list(found)) for day, found in days]
 
 
-def tokens(session: AgentSession) -> int:
-    """Return how many tokens the runs of a conversation used so far."""
+def spent(session: AgentSession) -> tuple[int, float | None]:
+    """Return how many tokens the runs of a conversation used so far, and US dollars if known."""
     runs = AgentRun.objects.using(database()).filter(session=session)
-    return round(runs.aggregate(n=used("total_tokens"))["n"] or 0)
+    found = runs.aggregate(
+        tokens=used("total_tokens"),
+        dollars=used("cost_usd"),
+        unpriced=Count("pk", filter=Q(usage__requests__gt=0, usage__cost_usd__isnull=True)),
+    )
+    return round(found["tokens"] or 0), None if found["unpriced"] else found["dollars"]
 
 
 def _runs_of(session: AgentSession) -> QuerySet[AgentRun]:

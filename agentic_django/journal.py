@@ -108,16 +108,19 @@ class Journal:
         told, self._deferred = self._deferred, []
         return told
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Return the sum of what the recorded model calls used, in earlier generations too."""
         return total_usage([*self._earlier, *self._rows.values()])
 
 
-def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, int]:
-    """Return the sum of what recorded model calls used."""
+def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, Any]:
+    """Return the sum of what recorded model calls used; its cost only if all have a price."""
     total: Counter[str] = Counter()
-    for row in rows:
-        total.update(row.usage)
+    used = [row.usage for row in rows if row.usage]
+    for usage in used:
+        total.update(usage)
+    if not all("cost_usd" in usage for usage in used):
+        total.pop("cost_usd", None)
     return dict(total)
 
 

@@ -31,7 +31,7 @@ from agents.tool import (
 )
 from agents.tool_context import ToolContext
 
-from agentic_django import events, transcript
+from agentic_django import events, prices, transcript
 from agentic_django.events import EventType
 from agentic_django.exceptions import BadSetting, UnresolvedIntent
 from agentic_django.journal import Result
@@ -171,7 +171,7 @@ class JournaledModel(Model):
 
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """Return the recorded response, or ask the inner model and record what it says."""
-        call = ModelCall.of(args, kwargs)
+        call = ModelCall.of(args, kwargs, self.inner)
         if call is None:
             return await self.inner.get_response(*args, **kwargs)
         recorded = call.recorded()
@@ -187,7 +187,7 @@ class JournaledModel(Model):
 
         The latter is recorded before its last event is passed on.
         """
-        call = ModelCall.of(args, kwargs)
+        call = ModelCall.of(args, kwargs, self.inner)
         recorded = call.recorded() if call else None
         if recorded is not None:
             yield transcript.replayed(recorded)
@@ -216,8 +216,9 @@ _MODEL_ARGUMENTS = (
 class ModelCall:
     """One call of a model within a scope."""
 
-    def __init__(self, scope: Scope, asked: dict[str, Any]) -> None:
+    def __init__(self, scope: Scope, asked: dict[str, Any], model: Any = None) -> None:
         self.scope = scope
+        self.model = model
         self.handoffs = asked["handoffs"]
         self.fingerprint = transcript.fingerprint(
             asked["system_instructions"], asked["input"], asked["tools"]
@@ -227,12 +228,14 @@ class ModelCall:
         self.began = time.monotonic()
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelCall | None:
+    def of(
+        cls, args: tuple[Any, ...], kwargs: dict[str, Any], model: Any = None
+    ) -> ModelCall | None:
         """Return the call with these arguments of ``Model.get_response``; None outside a run."""
         scope = current_scope()
         if scope is None:
             return None
-        return cls(scope, {**dict(zip(_MODEL_ARGUMENTS, args, strict=False)), **kwargs})
+        return cls(scope, {**dict(zip(_MODEL_ARGUMENTS, args, strict=False)), **kwargs}, model)
 
     @contextmanager
     def being_made(self) -> Iterator[None]:
@@ -264,7 +267,7 @@ class ModelCall:
             name=scope.agent,
             value=transcript.dump_response(response),
             seconds=time.monotonic() - self.began,
-            usage=transcript.usage_counts(response.usage),
+            usage=transcript.usage_counts(response.usage) | prices.cost(self.model, response.usage),
             fingerprint=self.fingerprint,
         )
         told = transcript.response_drafts(

@@ -68,7 +68,7 @@ def complete(
     run: AgentRun,
     output: Any,
     items: Sequence[Any],
-    usage: dict[str, int],
+    usage: dict[str, Any],
     told: Sequence[Event] = (),
 ) -> None:
     """End a run with its output; its items join the conversation."""

@@ -174,7 +174,7 @@ def renew(run_ids: Sequence[Any], seconds: float) -> None:
     )
 
 
-def bill(run: AgentRun, usage: dict[str, int]) -> None:
+def bill(run: AgentRun, usage: dict[str, Any]) -> None:
     """Write what a run has used, in the transaction that ends it."""
     rows().filter(pk=run.pk).update(usage=usage)
     run.usage = usage

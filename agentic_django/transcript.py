@@ -121,7 +121,7 @@ def replayed(response: ModelResponse) -> ResponseCompletedEvent:
     )
 
 
-def usage_counts(usage: Usage) -> dict[str, int]:
+def usage_counts(usage: Usage) -> dict[str, float]:
     """Return what is billed of a model call."""
     return {
         "requests": usage.requests,

@@ -97,6 +97,7 @@ def test_a_streamed_run_calls_a_tool_and_answers(user: User, openai_server: Open
         "input_tokens": 80,
         "output_tokens": 16,
         "total_tokens": 96,
+        "cost_usd": pytest.approx(0.000052),
     }
     assert steps(run) == [("model", "http", 1), ("tool", "add_group", 1), ("model", "http", 1)]
 

@@ -122,9 +122,11 @@ def _composer(session: AgentSession | str, agent_key: str) -> dict[str, Any]:
 @register.simple_tag
 def agent_session_facts(session: AgentSession) -> str:
     """Return in a line whose conversation it is and what it used: ``Support · 2,318 tokens``."""
-    used = conversation.tokens(session)
+    used, dollars = conversation.spent(session)
     words = ngettext("%(n)s token", "%(n)s tokens", used) % {"n": agent_number(used)}
-    return " · ".join(filter(None, [wording.in_words(session.agent_key), words if used else ""]))
+    cost = wording.cost(dollars) if dollars else ""
+    told = [wording.in_words(session.agent_key), words if used else "", cost]
+    return " · ".join(filter(None, told))
 
 
 @register.simple_tag
