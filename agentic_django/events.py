@@ -12,7 +12,7 @@ from django.db import models, transaction
 from agentic_django import signals
 from agentic_django.conf import settings
 from agentic_django.models import AgentEvent, AgentRun, Visibility, database
-from agentic_django.serialization import to_jsonable
+from agentic_django.serialization import is_storable, to_jsonable
 
 __all__ = ["EVENTS", "Event", "EventType", "Kind", "after", "append", "draft"]
 
@@ -98,12 +98,20 @@ class Event:
     visibility: str
 
 
+_LONGEST_TYPE = 64
+
+
 def draft(event_type: str, visibility: str | None = None, /, **payload: Any) -> Event:
     """Return an event to be appended; its visibility is that of its type if none is given."""
     seen_by = str(visibility or default_visibility(event_type))
     if seen_by not in Visibility.values:
         allowed = ", ".join(Visibility.values)
         raise ValueError(f"An event's visibility is one of {allowed}, not {seen_by!r}.")
+    if not 0 < len(event_type) <= _LONGEST_TYPE or not is_storable(event_type):
+        raise ValueError(
+            f"An event's type has 1 to {_LONGEST_TYPE} characters that a database keeps; "
+            f"{event_type!r:.80} has not."
+        )
     return Event(str(event_type), to_jsonable(payload, "payload"), seen_by)
 
 
@@ -111,7 +119,9 @@ def default_visibility(event_type: str) -> str:
     """Return who sees events of a type: the setting's word, else the table's, else internal."""
     kind = EVENTS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
-    return settings.EVENT_VISIBILITY.get(str(event_type), default)
+    chosen = settings.EVENT_VISIBILITY.get(str(event_type), default)
+    # A wrong word is E001's to tell of; here a run has to go on, and nobody must see too much.
+    return chosen if chosen in Visibility.values else Visibility.INTERNAL
 
 
 def levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:

@@ -67,14 +67,18 @@ async def _perform(run: AgentRun) -> None:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
         await _finish_badly(context, error, timed_out=limit.expired())
     else:
-        await threads.call(
-            lifecycle.complete,
-            run,
-            output,
-            context.history.added,
-            context.journal.usage(),
-            context.journal.take_deferred(),
-        )
+        await _complete(context, output)
+
+
+async def _complete(context: RunContext, output: Any) -> None:
+    added, usage = context.history.added, context.journal.usage()
+    told = context.journal.take_deferred()
+    try:
+        await threads.call(lifecycle.complete, context.run, output, added, usage, told)
+    except Error:  # The work is done; another attempt says so when the database is back.
+        raise
+    except Exception as error:  # noqa: BLE001 - what cannot be kept would not be by another attempt
+        await _finish_badly(context, error, timed_out=False)
 
 
 async def _finish_badly(context: RunContext, error: BaseException, *, timed_out: bool) -> None:

@@ -188,7 +188,7 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
     of its own. Raises Conflict if the run has not ended badly, or if its conversation has gone
     on: history has one order.
     """
-    event = _retrying(run, f"by {by}" if by else "asked", 0)
+    event = _retrying(run, f"by {by}" if by else "asked", 0, **({"anew": True} if fresh else {}))
     line = {**_in_line(0), **_NO_ERROR, "failures": 0, "active_seconds": 0, "finished_at": None}
     with transaction.atomic(using=database()):
         _refuse_unless_last(run)
@@ -216,10 +216,10 @@ def _in_line(delay: float) -> dict[str, Any]:
     return {"available_at": due, "enqueued_at": None, "task_id": "", "holder": "", "activity": ""}
 
 
-def _retrying(run: AgentRun, reason: str, delay: float) -> Event:
+def _retrying(run: AgentRun, reason: str, delay: float, **more: Any) -> Event:
     seconds = round(delay, 3)
     return events.draft(
-        EventType.RUN_RETRYING, attempt=run.attempt, reason=reason, delay_seconds=seconds
+        EventType.RUN_RETRYING, attempt=run.attempt, reason=reason, delay_seconds=seconds, **more
     )
 
 

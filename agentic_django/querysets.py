@@ -25,6 +25,7 @@ STEP_EVENTS = (
     "step.retrying",
     "step.skipped",
     "progress.update",
+    "run.retrying",
 )
 """The events from which a run's fragment is made."""
 

@@ -84,9 +84,22 @@ class Shown:
         """The types and payloads of the events that a fragment shows, in order."""
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
-            return [(kind, payload) for _, kind, payload in sorted(numbered, key=lambda e: e[0])]
+            inorder = sorted(numbered, key=lambda event: event[0])
+            return of_this_generation([(kind, payload) for _, kind, payload in inorder])
         shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
-        return list(shown.order_by("sequence").values_list("event_type", "payload"))
+        return of_this_generation(
+            list(shown.order_by("sequence").values_list("event_type", "payload"))
+        )
+
+
+def of_this_generation(told: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return, of the types and payloads of events in order, those since it was started again."""
+    begins = [
+        n
+        for n, (kind, payload) in enumerate(told)
+        if kind == "run.retrying" and payload.get("anew")
+    ]
+    return told[begins[-1] + 1 :] if begins else told
 
 
 def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
