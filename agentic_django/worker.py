@@ -45,23 +45,26 @@ class Orders:
     poll_seconds: float = 1.0
 
 
-def run(orders: Orders, tell: Callable[[], None] = lambda: None) -> None:
+def run(orders: Orders, say: Callable[[str], None], tell: Callable[[], None]) -> None:
     """Work until told to end; to be called in the main thread of a process of its own.
 
-    ``tell`` is called about once a second while the process works as it should.
+    ``say`` is for a person who watches; ``tell`` is called about once a second while the process
+    works as it should.
     """
-    Worker(orders, tell).work()
-    logger.info("Worker %s has ended", os.getpid())
+    Worker(orders, say, tell).work()
+    say(f"Process {os.getpid()} has ended.")
 
 
 class Worker:
     """A process's slots, where its runs come from, and what keeps it going."""
 
-    def __init__(self, orders: Orders, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, orders: Orders, say: Callable[[str], None], tell: Callable[[], None]
+    ) -> None:
         self.duty = Duty(
             orders.queue, Slots(orders.concurrency), orders.is_burst, orders.poll_seconds
         )
-        self.tell = tell
+        self.say, self.tell = say, tell
         self._asked = 0.0
         self._parent = os.getppid()
         self._over = threading.Event()
@@ -75,7 +78,7 @@ class Worker:
             signal.signal(number, self._on_signal)
         beat = threading.Thread(target=self._beat, name="agentic-worker", daemon=True)
         beat.start()
-        logger.info("Worker %s takes runs of %r", os.getpid(), self.duty.queue)
+        self.say(f"Process {os.getpid()} takes runs of {self.duty.queue!r}.")
         try:
             self.source.work()
         finally:
@@ -94,9 +97,10 @@ class Worker:
     def _drain(self) -> None:
         """Wait for what runs; hand it back if that is asked for."""
         self.duty.ending.set()
+        self.say(f"Process {os.getpid()} is ending; runs that go on: {self.duty.slots.busy}.")
         while not self.duty.slots.wait_until_free(0.2):
             if self.duty.leaving.is_set():
-                logger.info("Handing back %s runs", heartbeat.count())
+                self.say(f"Process {os.getpid()} hands back runs: {heartbeat.count()}.")
                 threads.record(heartbeat.hand_back_all)
                 self.duty.slots.wait_until_free(_HAND_BACK_SECONDS)
                 return
@@ -119,7 +123,7 @@ class Worker:
     def _mind_parent(self) -> None:
         """Drain if the supervisor is gone: another may have been started."""
         if os.getppid() != self._parent and not self.duty.is_ending:
-            logger.warning("The supervisor of worker %s is gone", os.getpid())
+            self.say(f"The supervisor of process {os.getpid()} is gone.")
             self.duty.ending.set()
 
 

@@ -8,7 +8,7 @@
 
 import os
 
-SECRET_KEY = "benchmarks only"
+SECRET_KEY = "benchmarks only"  # noqa: S105 - it keeps nothing
 USE_TZ = True
 ROOT_URLCONF = "benchmarks.site"
 ALLOWED_HOSTS = ["testserver"]
@@ -19,6 +19,7 @@ INSTALLED_APPS = [
     "django_rq",
     "agentic_django",
 ]
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",

@@ -74,21 +74,23 @@ class Command(BaseCommand):
         registry.keys()  # Import what the children share, once.
         connections.close_all()
         supervisor = Supervisor(
-            partial(worker.run, orders),
+            partial(worker.run, orders, self._say),
             options["processes"],
             health_file=options["health_file"],
             is_stale=Changes(self.stderr.write).seen if reloads else lambda: False,
             log=self.stderr.write,
         )
-        self.stdout.write(
+        self._say(
             f"Carrying out runs of {orders.queue!r} from {orders.source}: "
             f"{options['processes']} × {orders.concurrency} at once."
         )
-        self.stdout.flush()
         if supervisor.run():
-            self.stdout.write("The code has changed; starting anew.")
-            self.stdout.flush()
+            self._say("The code has changed; starting anew.")
             os.execv(sys.executable, autoreload.get_child_arguments())  # noqa: S606
+
+    def _say(self, text: str) -> None:
+        self.stdout.write(text)
+        self.stdout.flush()
 
 
 def _positive(text: str) -> int:
