@@ -38,12 +38,13 @@ class Rows:
         while not self.duty.is_ending:
             backend.arrivals.clear()
             wanted = self.duty.slots.take(_BATCH)
+            was_alone = self.duty.slots.busy == wanted
             claimed = self._claim(wanted) if wanted else []
             for run in claimed:
                 self._carry(run)
             self.duty.slots.give_back(wanted - len(claimed))
-            if wanted and not claimed and self._is_done():
-                return
+            if self.duty.is_burst and wanted and not claimed and was_alone:
+                return  # Nothing ran that might have sent more when it ended.
             if len(claimed) < wanted:
                 self._rest()
 
@@ -66,10 +67,6 @@ class Rows:
         error = None if future.cancelled() else future.exception()
         if error is not None:
             logger.error("An attempt could not be carried to its end", exc_info=error)
-
-    def _is_done(self) -> bool:
-        """Whether a burst is over: what runs may send more when it ends."""
-        return self.duty.is_burst and not self.duty.slots.busy
 
     def _rest(self) -> None:
         backend.arrivals.wait(0.05 if self.duty.is_burst else self.duty.poll_seconds)

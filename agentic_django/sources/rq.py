@@ -63,7 +63,7 @@ class SlotWorker(BaseWorker):
             try:
                 if self._is_suspended():
                     self.duty.ending.wait(1)
-                elif not self._take_one() and self._is_done():
+                elif self._is_last_look():
                     return
             except RedisError as error:
                 logger.warning("Redis cannot be reached: %s", error)
@@ -78,23 +78,24 @@ class SlotWorker(BaseWorker):
             self._looked = time.monotonic()
         return self._suspended
 
-    def _is_done(self) -> bool:
-        return self.duty.is_burst and not self.duty.slots.busy
+    def _is_last_look(self) -> bool:
+        """Take a slot, then a job for it; whether a burst is over, for there is none.
 
-    def _take_one(self) -> bool:
-        """Take a slot, then a job for it: no more is dequeued than there are slots."""
+        No more is dequeued than there are slots. A run that ends may send another one, so it
+        has to have ended before the look.
+        """
         if not self.duty.slots.take():
-            return True
+            return False
+        was_alone = self.duty.slots.busy == 1
         found = None
         try:
             found = self._dequeue()
         finally:
             if found is None:
                 self.duty.slots.give_back()
-        if found is None:
-            return False
-        self.execute_job(*found)
-        return True
+        if found is not None:
+            self.execute_job(*found)
+        return found is None and was_alone and self.duty.is_burst
 
     def _dequeue(self) -> tuple[Any, Any] | None:
         seconds = None if self.duty.is_burst else 1
