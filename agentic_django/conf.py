@@ -121,6 +121,9 @@ class Settings:
     CONTEXT_FACTORY = Option[Hook | None](
         Hook | None, None, "A callable (run) -> context for tools, or its dotted path."
     )
+    COMPACT_HISTORY = Option[Hook | None](
+        Hook | None, None, "A callable (session, items) -> items or None, or its dotted path."
+    )
     DEFAULT_MODEL = Option[str | None](
         str | None, None, "A model's name, with its provider's prefix where it has one, or None."
     )

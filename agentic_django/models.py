@@ -97,6 +97,9 @@ class AgentSession(Owned):
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
     item_count = models.PositiveIntegerField(_("item count"), default=0, editable=False)
     run_count = models.PositiveIntegerField(_("run count"), default=0, editable=False)
+    digest = JSONTextField(null=True, editable=False)
+    """What runs see in the place of the items up to ``digested``."""
+    digested = models.PositiveIntegerField(default=0, editable=False)
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)

@@ -106,7 +106,7 @@ def _candidates(run_id: str) -> Iterator[AgentRun]:
 
 
 def _whole() -> RunScope:
-    return rows().select_related("session", "owner")
+    return rows().select_related("session", "owner").defer("session__digest")
 
 
 def _await_place(run: AgentRun) -> None:
