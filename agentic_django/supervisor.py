@@ -17,6 +17,8 @@ from typing import Any
 
 __all__ = ["Child", "Supervisor"]
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _SILENT_SECONDS = 30.0
 """A child that has not been heard of for so long is not well."""
 
@@ -64,7 +66,7 @@ class Supervisor:
 
     def run(self) -> bool:
         """Keep the children at work; return whether that is to begin anew, with fresh code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, lambda number, _: self._signals.append(number))
         is_stale = False
         while self._is_needed():
@@ -92,8 +94,11 @@ class Supervisor:
     def _fork(self) -> Child:
         heard_on, telling = os.pipe()
         os.set_blocking(telling, False)
+        # A signal that is passed on to a child must not meet the handler it has from here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             os.close(telling)
             return Child(pid, heard_on)
         self._be_child(telling)
@@ -106,8 +111,9 @@ class Supervisor:
             os.setpgid(0, 0)  # Ctrl-C is the parent's to pass on.
             for child in self.children.values():
                 os.close(child.heard_on)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self.work(lambda: _tell(telling))
             status = 0
         except BaseException as error:  # noqa: BLE001 - told, and shown by the status
