@@ -128,7 +128,7 @@ def agents() -> dict[str, Any]:
         "tool": lambda: agent(1),
         "tools": lambda: agent(3),
         "waiting": lambda: waiting(2.0),
-        "long": lambda: waiting(30.0),
+        "endless": lambda: waiting(600.0),
     }
 
 

@@ -28,6 +28,9 @@ _OURS = "agentic_django.tasks.execute"
 _CONNECTIONS = 16
 """To Redis, whatever the number of slots: each command takes one for a moment."""
 
+_RESULT_SECONDS = 60
+"""Redis keeps the results of our jobs so long: what a run came to is in its row."""
+
 _JOBS_BEAT = 30.0
 """Seconds after which RQ is told that jobs are still worked on; it forgets them after 90."""
 
@@ -49,7 +52,12 @@ class SlotWorker(BaseWorker):
     log_result_lifespan = False
 
     def __init__(self, queue: Queue, duty: Duty) -> None:
-        super().__init__([queue], connection=queue.connection, job_class=Job)
+        super().__init__(
+            [queue],
+            connection=queue.connection,
+            job_class=Job,
+            default_result_ttl=_RESULT_SECONDS,
+        )
         self.duty = duty
         self._threads = ThreadPoolExecutor(duty.slots.count, "agentic-slot")
         self._others = others.Others(queue.name)

@@ -302,3 +302,27 @@ def test_a_task_sent_twice_is_one_run(in_scenario: Project, user: User) -> None:
         tasks.send(str(run.pk), run.agent_key)
     in_scenario.manage("agentic_django_worker", "--burst")
     check_all(attempts=1)
+
+
+# SQLite
+
+
+def test_a_site_with_nothing_but_sqlite_has_many_slots_too(sqlite_project: Project) -> None:
+    sqlite_project.tasks = "rows"
+    sqlite_project.settings = "tests.scenarios.settings"
+    sqlite_project.extra[effects.FILE] = str(sqlite_project.directory / "effects")
+    told = sqlite_project.python(
+        "from django.contrib.auth.models import User\n"
+        "from agentic_django.services import submit_agent_run\n"
+        "user = User.objects.create_user('ada')\n"
+        "for key in ['steady', 'plain', 'parallel'] * 4:\n"
+        "    submit_agent_run(owner=user, agent_key=key, input_payload='Begin.')\n"
+        "print('submitted')"
+    )
+    assert told.split() == ["submitted"]
+    sqlite_project.manage("agentic_django_worker", "--burst", "--concurrency=10")
+    statuses = sqlite_project.python(
+        "from agentic_django.models import AgentRun\n"
+        "print(set(AgentRun.objects.values_list('status', 'attempt')))"
+    )
+    assert statuses.strip() == "{('completed', 1)}"
