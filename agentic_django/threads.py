@@ -97,10 +97,23 @@ class Pools:
     def __init__(self, records: int, work: int) -> None:
         self.records = ThreadPoolExecutor(records, "agentic-records")
         self.work = ThreadPoolExecutor(work, "agentic-work")
+        self._errors = 0
+        self._mine = threading.local()
 
     def record[T](self, work: Callable[[], T]) -> Future[T]:
         """Read or write what is the app's own; the thread keeps its connection."""
-        return self.records.submit(_kept_connection, work)
+        return self.records.submit(self._on_kept_connection, work)
+
+    def _on_kept_connection[T](self, work: Callable[[], T]) -> T:
+        """Work; where one thread's connection breaks, the others look at theirs first, too."""
+        if getattr(self._mine, "errors", 0) != self._errors:
+            self._mine.errors = self._errors
+            _doubt_connections()
+        try:
+            return work()
+        except Error:
+            self._errors += 1
+            raise
 
 
 class Turns(Executor):
@@ -321,12 +334,11 @@ def _with_own_connection[T](work: Callable[[], T]) -> T:
         connections.close_all()
 
 
-def _kept_connection[T](work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except Error:  # Whatever this thread does next needs a connection that works.
-        reconnect()
-        raise
+def _doubt_connections() -> None:
+    """Ask the server whether this thread's connections still work, and part with the others."""
+    for connection in connections.all(initialized_only=True):
+        connection.errors_occurred = True
+    reconnect()
 
 
 def cancel_task(task: asyncio.Task[Any]) -> None:

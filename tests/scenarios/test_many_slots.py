@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,21 @@ from rq.worker import Worker
 from agentic_django import runs, tasks
 from agentic_django.models import AgentRun
 from agentic_django.services import cancel_agent_run, submit_agent_run
-from tests import test_infrastructure
+from tests import servers, test_infrastructure
 from tests.processes import Process, Project, wait_until
 from tests.scenarios import effects
+from tests.scenarios.conftest import project
 from tests.scenarios.record import record_of
-from tests.scenarios.test_workers import ALLOWED, all_end, check_all, dispatching, statuses
+from tests.scenarios.test_workers import (
+    ALLOWED,
+    all_end,
+    check_all,
+    dispatching,
+    enter,
+    statuses,
+)
+
+__all__ = ["enter"]  # A fixture of the other workers' tests.
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -224,6 +234,46 @@ def test_processes_whose_supervisor_is_killed_drain(
         worker.kill_alone()
         wait_until(lambda: not worker.children(), timeout=40)
     assert statuses() == {"completed": 4}
+
+
+# The servers
+
+
+def test_a_database_that_is_restarted_under_load_loses_no_run(
+    postgres: servers.Postgres,
+    valkey: servers.Valkey,
+    tmp_path: Path,
+    enter: Callable[[Project], None],
+    settings: Any,
+) -> None:
+    with servers.new_database(postgres.url()) as url:
+        here = project(url, valkey.port, tmp_path)
+        here.tasks = "rows"
+        enter(here)
+        with dispatching(here, "steady", "8"), here.worker("--concurrency=8"):
+            wait_until(lambda: statuses()["running"] == 8)
+            postgres.crash()
+            time.sleep(1)
+            postgres.start()
+            all_end(8, seconds=ALLOWED + 10)
+        check_all()
+
+
+def test_a_queue_that_is_restarted_loses_no_run(
+    own_valkey: servers.Valkey, tmp_path: Path, enter: Callable[[Project], None]
+) -> None:
+    with servers.new_database() as url:
+        here = project(url, own_valkey.port, tmp_path)
+        enter(here)
+        with dispatching(here, "steady", "8"), here.worker("--concurrency=3") as worker:
+            wait_until(lambda: statuses()["running"] == 3)
+            [child] = worker.children()
+            own_valkey.kill()
+            time.sleep(2)
+            own_valkey.start()
+            all_end(8, seconds=ALLOWED + 20)
+            assert [one.pid for one in worker.children()] == [child.pid]
+        check_all()
 
 
 # Health and fresh code
