@@ -150,8 +150,20 @@ def append(run: AgentRun, drafts: Sequence[Event]) -> None:
     To be called in the transaction of the facts that the events tell, after the guarded write
     to the run's row, which the counter is part of. Signals go out on commit.
     """
+    append_each([(run, drafts)])
+
+
+def append_each(told: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
+    """Write the events of several runs, as ``append`` does for one."""
+    rows = [row for run, drafts in told for row in _rows(run, drafts)]
+    AgentEvent.objects.using(database()).bulk_create(rows)
+    for row in rows:
+        transaction.on_commit(partial(_announce, row.run, row), using=database(), robust=True)
+
+
+def _rows(run: AgentRun, drafts: Sequence[Event]) -> list[AgentEvent]:
     first = run.event_count - len(drafts) + 1
-    rows = [
+    return [
         AgentEvent(
             run=run,
             sequence=sequence,
@@ -161,9 +173,6 @@ def append(run: AgentRun, drafts: Sequence[Event]) -> None:
         )
         for sequence, event in enumerate(drafts, first)
     ]
-    AgentEvent.objects.using(database()).bulk_create(rows)
-    for row in rows:
-        transaction.on_commit(partial(_announce, run, row), using=database(), robust=True)
 
 
 def _announce(run: AgentRun, event: AgentEvent) -> None:

@@ -14,7 +14,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
-from agentic_django import events, journal, runs, sessions, signals, turns
+from agentic_django import events, journal, runs, sessions, signals, slots, turns
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, sentence
@@ -79,7 +79,7 @@ def complete(
         sessions.leave(run, items)
         run.final_output = output
         runs.announce(signals.agent_run_completed, run)
-        if settings.CONCURRENCY_LIMIT is not None or _is_followed(run, items):
+        if slots.caps() or _is_followed(run, items):
             runs.send_next(run)
 
 

@@ -97,6 +97,9 @@ class AgentSession(Owned):
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
     item_count = models.PositiveIntegerField(_("item count"), default=0, editable=False)
     run_count = models.PositiveIntegerField(_("run count"), default=0, editable=False)
+    digest = JSONTextField(null=True, editable=False)
+    """What runs see in the place of the items up to ``digested``."""
+    digested = models.PositiveIntegerField(default=0, editable=False)
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
@@ -393,14 +396,20 @@ class StepCheckpoint(models.Model):
 class RunSlot(models.Model):
     """One of the places that ``AGENTIC_DJANGO_CONCURRENCY_LIMIT`` allows, while a run holds it."""
 
+    key = models.CharField(
+        max_length=100, default="*", help_text="The agent whose places these are, or * for all."
+    )
     number = models.PositiveIntegerField()
-    run = models.OneToOneField(AgentRun, on_delete=models.DB_CASCADE, related_name="slot")
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="slots")
 
     class Meta:
-        constraints = (models.UniqueConstraint(fields=("number",), name="agentic_slot_unique"),)
+        constraints = (
+            models.UniqueConstraint(fields=("key", "number"), name="agentic_slot_unique"),
+            models.UniqueConstraint(fields=("run", "key"), name="agentic_slot_once"),
+        )
 
     def __str__(self) -> str:
-        return str(self.number)
+        return f"{self.key} {self.number}"
 
 
 class SweepMark(models.Model):

@@ -309,7 +309,7 @@ async def perform(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a host's function: an asynchronous one here, another on the run's thread."""
     if inspect.iscoroutinefunction(fn):
         return await fn(*args, **kwargs)
-    value = await threads.call(fn, *args, **kwargs)
+    value = await threads.call_host(fn, *args, **kwargs)
     return await value if inspect.isawaitable(value) else value
 
 

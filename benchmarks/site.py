@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
@@ -108,9 +109,27 @@ def agent(tool_calls: int) -> Any:
     return sdk.Agent(name="Bench", model=ScriptedModel(steps(tool_calls)), tools=[double])
 
 
+def waiting(seconds: float) -> Any:
+    """Return an agent whose model takes so long to answer."""
+    import agents as sdk
+    from agents.testing import ModelStep, ScriptedModel, assistant_message
+
+    async def respond(call: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return [assistant_message("Done.")]
+
+    return sdk.Agent(name="Bench", model=ScriptedModel([ModelStep.respond(respond)]))
+
+
 def agents() -> dict[str, Any]:
     """The registry of this site."""
-    return {"plain": lambda: agent(0), "tools": lambda: agent(3)}
+    return {
+        "plain": lambda: agent(0),
+        "tool": lambda: agent(1),
+        "tools": lambda: agent(3),
+        "waiting": lambda: waiting(2.0),
+        "endless": lambda: waiting(600.0),
+    }
 
 
 def __getattr__(name: str) -> Any:

@@ -99,6 +99,8 @@ BAD_VALUES = [
     ("STARTUP_RECOVERY", "retry", "'ignore', 'fail' or 'requeue'"),
     ("CONCURRENCY_LIMIT", 0, "greater than 0"),
     ("CONCURRENCY_LIMIT", True, "integer"),
+    ("CONCURRENCY_LIMIT", {"echo": 0}, "echo: "),
+    ("COMPACT_HISTORY", 3, "callable"),
     ("RUN_TIMEOUT_SECONDS", 0, "greater than 0"),
     ("RUN_TIMEOUT_SECONDS", "900", "number"),
     ("RUN_TIMEOUT_SECONDS", float("inf"), "less than"),
@@ -136,6 +138,7 @@ GOOD_VALUES = [
     ("CLEANUP_POLICY", {"runs_days": 30, "runs_statuses": ["failed"]}),
     ("CLEANUP_POLICY", {"events_days": 0.5, "runs_statuses": ("failed", "cancelled")}),
     ("CONCURRENCY_LIMIT", 5),
+    ("CONCURRENCY_LIMIT", {"*": 200, "echo": 10}),
     ("RUN_TIMEOUT_SECONDS", 0.5),
     ("CLIENT_RUN_OPTIONS", []),
 ]
