@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import models, transaction
 
-from agentic_django import signals
+from agentic_django import signals, wakeup
 from agentic_django.conf import settings
 from agentic_django.models import AgentEvent, AgentRun, Visibility, database
 from agentic_django.serialization import to_jsonable
@@ -152,6 +152,7 @@ def append(run: AgentRun, drafts: Sequence[Event]) -> None:
         for sequence, event in enumerate(drafts, first)
     ]
     AgentEvent.objects.using(database()).bulk_create(rows)
+    transaction.on_commit(partial(wakeup.tell, run.pk), using=database(), robust=True)
     for row in rows:
         transaction.on_commit(partial(_announce, run, row), using=database(), robust=True)
 
