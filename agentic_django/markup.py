@@ -21,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-__all__ = ["Block", "blocks", "markdown", "printable"]
+__all__ = ["Block", "blocks", "growing", "markdown", "printable"]
 
 MAX_LENGTH = 200_000
 """A longer text is shown as it is, since rendering takes about 2 ms for each 1,000 characters."""
@@ -56,6 +56,11 @@ def blocks(text: str) -> list[Block]:
     found = [*known, *(Block(part, _render(part)) for part in _parts(rest))]
     _settled.put(text, found)
     return found
+
+
+def growing(text: str) -> SafeString:
+    """Return Markdown that still grows as HTML."""
+    return mark_safe("".join(block.html for block in blocks(str(text))))  # noqa: S308 - from blocks
 
 
 _NEWLINE = re.compile(r"\r\n?")
