@@ -147,7 +147,7 @@ class _Writer:
     def _write(self, due: frozenset[Draft]) -> dict[Any, bool]:
         """Write drafts; return of which runs, and whether those are watched."""
         for draft in due:
-            draft.is_written = True
+            draft.is_written = draft.run.has_drafts = True
         try:
             return _written(due)
         except Exception as error:  # noqa: BLE001 - the database is away; the text is kept and tried again

@@ -76,7 +76,7 @@ def complete(
     kept = _JSON_NULL if output is None else output
     with runs.together(run):
         runs.finish(run, "complete", [*told, ended], **_NO_ERROR, final_output=kept, usage=usage)
-        if run.attempt > 1:  # What an earlier attempt began to say, and this one did not.
+        if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
             drafts.forget_all(run)
         sessions.leave(run, items)
         run.final_output = output

@@ -246,6 +246,9 @@ class AgentRun(Shown, Owned):
     is_lost = False
     """Whether this process has noticed that its attempt no longer holds it; not stored."""
 
+    has_drafts = False
+    """Whether this process has written drafts of it; not stored."""
+
     joined_transaction = False
     """Whether the claim is part of its caller's transaction; not stored."""
 

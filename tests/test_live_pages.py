@@ -128,7 +128,9 @@ def test_second_tab_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -
 
 
 def test_restart_of_the_server_is_got_over(server: Process, ask: Ask, problems: Any) -> None:
-    problems.allow("htmx:|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_CONNECTION_RESET|ERR_EMPTY")
+    problems.allow(
+        "htmx:|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_CONNECTION_RESET|ERR_EMPTY"
+    )
     page = ask(server.url, Reply(TEXT, delay=0.5))
     server.kill()
     server.start()
