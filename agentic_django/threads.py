@@ -22,7 +22,7 @@ from typing import Any
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections
 
-__all__ = ["aside", "call", "cancel_task", "in_run", "reconnect", "run_here"]
+__all__ = ["aside", "call", "cancel_task", "in_run", "reconnect", "release", "run_here"]
 
 _here = threading.local()
 
@@ -184,6 +184,19 @@ async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         return await call(fn, *args, **kwargs)
     work = partial(_with_own_connection, partial(fn, *args, **kwargs))
     return await asyncio.wrap_future(_process.pool.submit(work))
+
+
+def release() -> None:
+    """End the thread that serves the synchronous parts of the current request, which waits idle.
+
+    If there are more such parts, they are given another one.
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    if context is None:
+        return
+    executor = SyncToAsync.context_to_thread_executor.pop(context, None)
+    if executor is not None:
+        executor.shutdown(wait=False)
 
 
 def reconnect() -> None:

@@ -109,11 +109,11 @@ def _facts(url: str) -> dict[str, int]:
 
 
 async def _read(url: str, cookie: str, runs: list[Any], asked: Any) -> dict[str, Any]:
-    await _one(url, cookie, runs[0], asked.pages, [])  # What is loaded once is not a stream's.
-    before = await asyncio.to_thread(_facts, url)
     lags: list[float] = []
-    tasks = []
-    for start in range(0, len(runs), 20):
+    tasks = [await _one(url, cookie, runs[0], asked.pages, lags)]
+    await asyncio.sleep(1)  # What is loaded once is not a stream's.
+    before = await asyncio.to_thread(_facts, url)
+    for start in range(1, len(runs), 20):
         opened = (_one(url, cookie, run, asked.pages, lags) for run in runs[start : start + 20])
         tasks += await asyncio.gather(*opened)
     await asyncio.sleep(3)
@@ -133,11 +133,14 @@ async def _read(url: str, cookie: str, runs: list[Any], asked: Any) -> dict[str,
     await asyncio.to_thread(writer.join)
     for task in tasks:
         task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     return {
         "active": asked.active,
         "statements_per_second_idle": _rate(opened_facts, idle, asked.seconds),
         "statements_per_second_active": _rate(begun, ended, asked.seconds),
-        "kb_per_stream": round((opened_facts["memory_kb"] - before["memory_kb"]) / len(runs), 1),
+        "kb_per_stream": round(
+            (opened_facts["memory_kb"] - before["memory_kb"]) / (len(runs) - 1), 1
+        ),
         "threads": opened_facts["threads"],
         "told": len(told),
         "lag_ms_median": round(statistics.median(told) * 1000),
@@ -168,8 +171,8 @@ async def _one(url: str, cookie: str, run: Any, pages: bool, lags: list[float]) 
 async def _go_on(reader: Any, writer: Any, lags: list[float]) -> None:
     try:
         while line := await reader.readline():
-            if found := _MOMENT.findall(line):
-                lags.append(time.time() - float(found[-1]))
+            if found := _MOMENT.findall(line):  # A page is given the whole block again.
+                lags.append(time.time() - float(found[-1 if b'"blocks"' in line else 0]))
     finally:
         writer.close()
 

@@ -19,7 +19,7 @@ from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
 
-from agentic_django import hub, live, recovery
+from agentic_django import hub, live, recovery, threads
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput
 from agentic_django.live import Cursor, Follower, Pages, Records, Scope
@@ -160,8 +160,9 @@ def _is_by_time(follower: Follower) -> bool:
 
 async def _open(follower: Follower) -> AsyncIterator[bytes]:
     """Yield what is told, until the stream has lasted long enough or there is no more to tell."""
-    # The request's thread keeps its connections for as long as the answer takes.
+    # The request's thread, and its connections, would be kept for as long as the answer takes.
     await sync_to_async(_disconnect)()
+    threads.release()
     is_page = isinstance(follower, Pages)
     quiet = ALIVE_SECONDS if is_page else KEEP_ALIVE_SECONDS
     alive = live.Told("alive", {}).encoded() if is_page else b": keep-alive\n\n"
