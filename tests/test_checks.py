@@ -106,6 +106,9 @@ BAD_VALUES = [
     ("MAX_ATTEMPTS", 0, "greater than 0"),
     ("DATABASE", None, "valid string"),
     ("POLL_SECONDS", -1, "greater than 0"),
+    ("STREAM_SECONDS", 0, "greater than 0"),
+    ("WAKEUP", "rabbit", "'auto', 'postgres', 'redis' or 'poll'"),
+    ("REDIS_URL", 6379, "valid string"),
     ("BASE_TEMPLATE", None, "valid string"),
 ]
 
