@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import User
+from django.template.loader import render_to_string
 from django.utils import timezone
 
 from agentic_django import hub, live, markup
@@ -281,3 +282,20 @@ def test_reader_of_all_runs_comes_back_at_a_time(run: AgentRun, user: User) -> N
     assert [each.data["sequence"] for each in found] == [2]
     assert Cursor.parse(found[0].id).since is not None
     assert hub.once(Records(scope=scope)) == b""
+
+
+# Without a stream
+
+
+def test_fragment_shows_what_is_said_so_far(run: AgentRun) -> None:
+    say(run, "One **bold** <b>word</b>")
+    shown = AgentRun.objects.with_place().with_steps().get()
+    with at_most(0):
+        html = render_to_string("agentic_django/partials/run_fragment.html", {"run": shown})
+    assert f'id="run-{run.pk}-draft" dir="auto"><p>One <strong>bold</strong> &lt;b&gt;' in html
+    assert f'data-agentic-stamp="{shown.stamp}"' in html
+    AgentRun.objects.update(status="completed")
+    shown = AgentRun.objects.with_place().with_steps().get()
+    html = render_to_string("agentic_django/partials/run_fragment.html", {"run": shown})
+    assert "agentic-draft" not in html
+    assert "data-agentic-stream" not in html
