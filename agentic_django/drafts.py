@@ -29,6 +29,9 @@ FIRST_SECONDS = 0.05
 
 WATCHED_SECONDS = 0.08
 UNWATCHED_SECONDS = 1.0
+_LENGTH_A_SECOND = 250_000
+"""A long text is written less often, for it is written as a whole."""
+
 _SLACK_SECONDS = 0.02
 _IDLE_SECONDS = 2.0
 
@@ -162,7 +165,8 @@ class _Writer:
             now = time.monotonic()
             for draft in due:
                 is_watched = watched.get(draft.run.pk, False)
-                draft.due = now + (WATCHED_SECONDS if is_watched else UNWATCHED_SECONDS)
+                pause = WATCHED_SECONDS if is_watched else UNWATCHED_SECONDS
+                draft.due = now + pause + len(draft.text) / _LENGTH_A_SECOND
                 if draft.is_wanted and draft.run.pk not in watched:  # Locked, or no database.
                     self._grown.setdefault(draft)
             self._changed.notify_all()

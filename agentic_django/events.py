@@ -114,6 +114,11 @@ def default_visibility(event_type: str) -> str:
     return settings.EVENT_VISIBILITY.get(str(event_type), default)
 
 
+def are_messages_seen() -> bool:
+    """Whether users see what a model says before its run ends."""
+    return settings.ENABLE_EVENTS and default_visibility(EventType.MESSAGE) == Visibility.USER
+
+
 def levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:
     """Return the visibilities that somebody may read who asks for events.
 

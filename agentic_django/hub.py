@@ -272,7 +272,11 @@ def _tell(watches: Iterable[Watch], ids: set[UUID]) -> set[UUID]:
     events = live.events_after(_behind(watching, states))
     mail: dict[asyncio.AbstractEventLoop, list[tuple[Watch, bytes, bool]]] = defaultdict(list)
     for watch in watching:
-        part = _part(watch, ids, states, events)
+        try:
+            part = _part(watch, ids, states, events)
+        except Exception as error:  # noqa: BLE001 - one run that cannot be told is not to stop others
+            logger.error("What is new cannot be told to one who watches: %r", error)
+            part, watch.follower.is_over = b"", True
         if part or watch.follower.is_over:
             mail[watch.loop].append((watch, part, watch.follower.is_over))
     for loop, letters in mail.items():

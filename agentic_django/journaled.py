@@ -229,7 +229,11 @@ class ModelCall:
         )
         self.key = scope.ask(self.fingerprint)
         self.draft = drafts.Draft(scope.journal.run, short(self.key))
-        self.draft.is_wanted = not scope.is_nested and _is_text(asked.get("output_schema"))
+        self.draft.is_wanted = (
+            not scope.is_nested
+            and _is_text(asked.get("output_schema"))
+            and events.are_messages_seen()
+        )
         self.is_recorded = False
         self.began = time.monotonic()
 

@@ -182,6 +182,34 @@ def test_answers_for_programs_and_of_nested_agents_have_no_draft(
     assert added == ["Hello"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("EVENT_VISIBILITY", {"message": "internal"}), ("ENABLE_EVENTS", False)]
+)
+def test_messages_that_users_do_not_see_have_no_draft(
+    scripted: Any,
+    user: User,
+    no_queue: None,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: Any,
+) -> None:
+    setattr(settings, f"AGENTIC_DJANGO_{name}", value)
+    monkeypatch.setattr(drafts._writer, "add", lambda draft: pytest.fail("It was drafted."))
+    scripted("plain", "Hello")
+    run = finish(AgentRun.objects.create(owner=user, agent_key="plain", input_payload="?"))
+    assert run.final_output == "Hello"
+
+
+def test_draft_of_a_call_that_was_given_up_goes_with_the_run(run: AgentRun) -> None:
+    draft = Draft(run, "main:model:1")
+    draft.add("Never said")
+    wait_until(lambda: written(run))
+    draft.drop()
+    lifecycle.complete(run, "Something else", [], {})
+    assert not written(run)
+
+
 def test_run_within_a_hosts_transaction_has_no_draft(run: AgentRun) -> None:
     run.joined_transaction = True
     draft = Draft(run, "main:model:1")

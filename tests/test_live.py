@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -282,6 +284,28 @@ def test_reader_of_all_runs_comes_back_at_a_time(run: AgentRun, user: User) -> N
     assert [each.data["sequence"] for each in found] == [2]
     assert Cursor.parse(found[0].id).since is not None
     assert hub.once(Records(scope=scope)) == b""
+
+
+# Those who watch together
+
+
+def test_one_who_cannot_be_told_does_not_keep_others_from_being(
+    run: AgentRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, tuple[bytes, bool]] = {}
+
+    class Loop:
+        def call_soon_threadsafe(self, _: Any, letters: Any) -> None:
+            told.update({watch.name: (part, is_over) for watch, part, is_over in letters})
+
+    def watch(name: str, follower: live.Follower) -> Any:
+        return SimpleNamespace(name=name, follower=follower, runs={run.pk}, loop=loop)
+
+    loop, broken = Loop(), Pages([run.pk])
+    monkeypatch.setattr(broken, "tell", lambda *_: 1 / 0)
+    hub._tell([watch("broken", broken), watch("whole", Pages([run.pk]))], {run.pk})
+    assert told["broken"] == (b"", True)
+    assert told["whole"][0].startswith(b"event: run")
 
 
 # Without a stream
