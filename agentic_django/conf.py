@@ -166,6 +166,13 @@ class Settings:
     )
     DATABASE = Option[str](str, "default", "An alias in the DATABASES setting.")
     POLL_SECONDS = Option[float](Seconds, 1.0, "How often an unfinished fragment asks again.")
+    STREAM_SECONDS = Option[float](Seconds, 300.0, "How long one open stream lasts.")
+    WAKEUP = Option[str](
+        Literal["auto", "postgres", "redis", "poll"],
+        "auto",
+        "One of 'auto', 'postgres', 'redis', 'poll'.",
+    )
+    REDIS_URL = Option[str | None](str | None, None, "Like 'redis://127.0.0.1:6379/0', or None.")
     BASE_TEMPLATE = Option[str](
         str, "agentic_django/base.html", "The template that the app's pages extend."
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import models, transaction
 
-from agentic_django import signals
+from agentic_django import signals, wakeup
 from agentic_django.conf import settings
 from agentic_django.models import AgentEvent, AgentRun, Visibility, database
 from agentic_django.serialization import is_storable, to_jsonable
@@ -124,6 +124,11 @@ def default_visibility(event_type: str) -> str:
     return chosen if chosen in Visibility.values else Visibility.INTERNAL
 
 
+def are_messages_seen() -> bool:
+    """Whether users see what a model says before its run ends."""
+    return settings.ENABLE_EVENTS and default_visibility(EventType.MESSAGE) == Visibility.USER
+
+
 def levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:
     """Return the visibilities that somebody may read who asks for events.
 
@@ -157,6 +162,8 @@ def append_each(told: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
     """Write the events of several runs, as ``append`` does for one."""
     rows = [row for run, drafts in told for row in _rows(run, drafts)]
     AgentEvent.objects.using(database()).bulk_create(rows)
+    for run, _ in told:
+        transaction.on_commit(partial(wakeup.tell, run.pk), using=database(), robust=True)
     for row in rows:
         transaction.on_commit(partial(_announce, row.run, row), using=database(), robust=True)
 

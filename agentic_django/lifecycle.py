@@ -14,7 +14,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
-from agentic_django import events, journal, runs, sessions, signals, slots, turns
+from agentic_django import drafts, events, journal, runs, sessions, signals, slots, turns
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, sentence
@@ -76,6 +76,8 @@ def complete(
     kept = _JSON_NULL if output is None else output
     with runs.together(run):
         runs.finish(run, "complete", [*told, ended], **_NO_ERROR, final_output=kept, usage=usage)
+        if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
+            drafts.forget_all(run)
         sessions.leave(run, items)
         run.final_output = output
         runs.announce(signals.agent_run_completed, run)
@@ -107,6 +109,7 @@ def _leave(run: AgentRun) -> None:
     runs.bill(run, journal.total_usage(recorded))
     if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
         sessions.leave(run, turns.items_of(run))
+        drafts.forget_all(run)
     runs.send_next(run)
 
 

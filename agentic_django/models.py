@@ -31,6 +31,7 @@ __all__ = [
     "FINISHED",
     "HOST_FIELDS",
     "SESSION_KEY",
+    "AgentDraft",
     "AgentEvent",
     "AgentRun",
     "AgentSession",
@@ -227,6 +228,8 @@ class AgentRun(Shown, Owned):
         _("activity"), max_length=255, blank=True, default="", editable=False
     )
 
+    watched_until = models.DateTimeField(_("watched until"), null=True, editable=False)
+
     error_code = models.CharField(
         _("error code"), max_length=64, blank=True, default="", editable=False
     )
@@ -245,6 +248,9 @@ class AgentRun(Shown, Owned):
 
     is_lost = False
     """Whether this process has noticed that its attempt no longer holds it; not stored."""
+
+    has_drafts = False
+    """Whether this process has written drafts of it; not stored."""
 
     joined_transaction = False
     """Whether the claim is part of its caller's transaction; not stored."""
@@ -346,6 +352,24 @@ class AgentEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sequence} {self.event_type}"
+
+
+class AgentDraft(models.Model):
+    """What a model has said so far of a message; deleted when the message is there."""
+
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="drafts")
+    attempt = models.PositiveIntegerField(_("attempt"))
+    key = models.CharField(_("key"), max_length=255)
+    text = JSONTextField(_("text"), default=str)
+
+    class Meta:
+        verbose_name = _("draft")
+        verbose_name_plural = _("drafts")
+        ordering = ("id",)
+        constraints = (models.UniqueConstraint(fields=("run", "key"), name="agentic_draft_unique"),)
+
+    def __str__(self) -> str:
+        return f"{self.run_id} {self.key}"
 
 
 class StepCheckpoint(models.Model):

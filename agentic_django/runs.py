@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +22,7 @@ from django.db.models import F
 from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django import events, signals, slots, tasks
+from agentic_django import events, signals, slots, tasks, wakeup
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, RunMoved
@@ -47,6 +47,7 @@ __all__ = [
     "soonest",
     "take_up",
     "together",
+    "watch",
 ]
 
 Status = AgentRun.Status
@@ -237,6 +238,22 @@ def bill(run: AgentRun, usage: dict[str, int]) -> None:
     run.usage = usage
 
 
+WATCH_SECONDS = 30.0
+"""For how long a run counts as watched once somebody said so."""
+
+
+def watch(ids: Collection[Any]) -> None:
+    """Note that somebody watches these runs: what their models say is then written often.
+
+    A row that is just being written is left for the next time.
+    """
+    soon = Now() + timedelta(seconds=WATCH_SECONDS / 2)
+    unnoted = models.Q(watched_until__isnull=True) | models.Q(watched_until__lt=soon)
+    active = rows().filter(unnoted, pk__in=ids, status__in=ACTIVE)
+    with transaction.atomic(using=database()):
+        active.unlocked().update(watched_until=Now() + timedelta(seconds=WATCH_SECONDS))
+
+
 def take_up(run: AgentRun) -> bool:
     """Note that a run which the queue has lost is sent again; False if another was faster."""
     same = rows().pending().filter(pk=run.pk)
@@ -343,6 +360,7 @@ def send(run: AgentRun) -> None:
     If the queue cannot be reached, that is logged and the run stays pending; the sweep for
     lost runs sends it again.
     """
+    transaction.on_commit(partial(wakeup.tell, run.pk), using=database(), robust=True)
     transaction.on_commit(partial(_send, run), using=database(), robust=True)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "is_shared",
     "reconnect",
     "record",
+    "release",
     "run_here",
     "run_shared",
     "share",
@@ -314,6 +315,19 @@ async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         return await call(fn, *args, **kwargs)
     work = partial(_with_own_connection, partial(fn, *args, **kwargs))
     return await asyncio.wrap_future(_process.pool.submit(work))
+
+
+def release() -> None:
+    """End the thread that serves the synchronous parts of the current request, which waits idle.
+
+    If there are more such parts, they are given another one.
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    if context is None:
+        return
+    executor = SyncToAsync.context_to_thread_executor.pop(context, None)
+    if executor is not None:
+        executor.shutdown(wait=False)
 
 
 def reconnect() -> None:

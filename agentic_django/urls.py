@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from agentic_django.views import runs, sessions
+from agentic_django.views import runs, sessions, stream
 
 app_name = "agents"
 
@@ -16,6 +16,9 @@ urlpatterns = [
     path("runs/<str:pk>/events/", runs.event_list, name="run-events"),
     path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
+    path("runs/<str:pk>/stream/", stream.run, name="run-stream"),
     path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
     path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
+    path("sessions/<str:session_key>/stream/", stream.session, name="session-stream"),
+    path("stream/", stream.everything, name="stream"),
 ]
