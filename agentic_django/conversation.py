@@ -22,7 +22,7 @@ from agentic_django.answers import (
     readable,
     shortened,
 )
-from agentic_django.markup import markdown, printable
+from agentic_django.markup import growing, markdown, printable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
 from agentic_django.pictures import held
 from agentic_django.querysets import used
@@ -37,6 +37,7 @@ __all__ = [
     "agent_name",
     "asked",
     "by_day",
+    "growing",
     "markdown",
     "messages",
     "output",

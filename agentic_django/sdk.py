@@ -30,7 +30,7 @@ async def run_agent(
     """
     run = journal.run
     install()
-    tool_context = await threads.call(_tool_context, run)
+    tool_context = await threads.call_host(_tool_context, run)
     with within(current_scope() or Scope(journal)):
         result = agents.Runner.run_streamed(
             agent, given, session=history, context=tool_context, **options(run)

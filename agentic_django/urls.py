@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from agentic_django.views import runs, sessions
+from agentic_django.views import runs, sessions, stream
 
 app_name = "agents"
 
@@ -19,9 +19,12 @@ urlpatterns = [
     path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
     path("sessions/", sessions.index, name="session-list"),
+    path("runs/<str:pk>/stream/", stream.run, name="run-stream"),
     path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
     path("sessions/<str:session_key>/rename/", sessions.rename, name="session-rename"),
     path("sessions/<str:session_key>/archive/", sessions.archive, name="session-archive"),
     path("sessions/<str:session_key>/delete/", sessions.delete, name="session-delete"),
     path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
+    path("sessions/<str:session_key>/stream/", stream.session, name="session-stream"),
+    path("stream/", stream.everything, name="stream"),
 ]

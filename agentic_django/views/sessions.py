@@ -47,7 +47,7 @@ def index(request: Request) -> HttpResponse:
 @endpoint("GET", "HEAD")
 def detail(request: Request, session_key: str) -> HttpResponse:
     """Show a conversation."""
-    session = _find(request, session_key)
+    session = find(request, session_key)
     if format_of(request) is Format.JSON:
         return api.session(request, session)
     return pages.session(request, _sessions(request), session)
@@ -57,7 +57,7 @@ def detail(request: Request, session_key: str) -> HttpResponse:
 def rename(request: Request, session_key: str) -> HttpResponse:
     """Give a conversation another title."""
     asked = bodies.body(request, bodies.RenameRequest)
-    session = _find(request, session_key)
+    session = find(request, session_key)
     sessions.rename(session, asked.title)
     return _changed(request, session)
 
@@ -66,7 +66,7 @@ def rename(request: Request, session_key: str) -> HttpResponse:
 def archive(request: Request, session_key: str) -> HttpResponse:
     """Put a conversation aside, or back."""
     asked = bodies.body(request, bodies.ArchiveRequest)
-    session = _find(request, session_key)
+    session = find(request, session_key)
     sessions.archive(session, archived=asked.archived)
     return _changed(request, session)
 
@@ -74,7 +74,7 @@ def archive(request: Request, session_key: str) -> HttpResponse:
 @endpoint("GET", "HEAD", "POST")
 def delete(request: Request, session_key: str) -> HttpResponse:
     """Ask whether a conversation shall be deleted; or delete it."""
-    session = _find(request, session_key)
+    session = find(request, session_key)
     if request.method != "POST":
         return pages.session_delete(request, session)
     bodies.body(request, bodies.DeleteRequest)
@@ -88,7 +88,7 @@ def delete(request: Request, session_key: str) -> HttpResponse:
 def item_list(request: Request, session_key: str) -> HttpResponse:
     """Show the last items of a conversation, oldest first."""
     limit = min(bodies.query(request, bodies.ItemsQuery).limit, MAX_ITEMS)
-    session = _find(request, session_key)
+    session = find(request, session_key)
     show = fragments.messages if format_of(request) is Format.FRAGMENT else api.items
     return show(request, session, sessions.read(session, limit))
 
@@ -110,7 +110,8 @@ def _sessions(request: Request) -> SessionScope:
     return AgentSession.objects.using(database()).visible_to(request.viewer)
 
 
-def _find(request: Request, session_key: str) -> AgentSession:
+def find(request: Request, session_key: str) -> AgentSession:
+    """Return a conversation of the requester's; raises Http404."""
     if not re.fullmatch(SESSION_KEY, session_key):
         raise Http404
     return get_object_or_404(_sessions(request), session_key=session_key)
