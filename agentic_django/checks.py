@@ -121,7 +121,7 @@ def check_hooks(**_: Any) -> Iterator[CheckMessage]:
             yield _error(5, f"{name}: {error}", option.hint)
 
 
-_HOOKS = ("AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR")
+_HOOKS = ("AGENT_ACCESS", "APPROVERS", "CONTEXT_FACTORY", "CLASSIFY_ERROR")
 
 
 @register(TAG)

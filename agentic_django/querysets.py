@@ -10,10 +10,10 @@ from django.db.models.functions import Cast, Concat, Now
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 
 if TYPE_CHECKING:
-    from agentic_django.models import AgentRun
+    from agentic_django.models import AgentRun, ToolApproval  # noqa: F401 - a base's argument
     from agentic_django.viewer import Viewer
 
-__all__ = ["STEP_EVENTS", "RunScope", "Scope"]
+__all__ = ["STEP_EVENTS", "ApprovalScope", "RunScope", "Scope"]
 
 STEP_EVENTS = (
     "message",
@@ -131,3 +131,23 @@ class RunScope(Scope["AgentRun"]):
 
     def _all(self) -> models.QuerySet[AgentRun]:
         return self.model._base_manager.all()
+
+
+class ApprovalScope(models.QuerySet["ToolApproval"]):
+    """Which approvals."""
+
+    def open(self) -> Self:
+        """What a waiting run asks and nobody has decided."""
+        return self.filter(
+            decision="", run__status=Status.WAITING, generation=models.F("run__generation")
+        )
+
+    def visible_to(self, viewer: Viewer) -> Self:
+        """What runs of this viewer ask; who else may decide is ``approvals.may_decide``."""
+        if not viewer.principal:
+            return self.none()
+        return self.filter(run__principal=viewer.principal, run__tenant=viewer.tenant)
+
+    def overdue(self) -> Self:
+        """What is open, though its time is over."""
+        return self.open().filter(expires_at__lt=Now())

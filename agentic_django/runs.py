@@ -37,8 +37,10 @@ __all__ = [
     "bill",
     "claim",
     "finish",
+    "hold_waiting",
     "holder",
     "move",
+    "note",
     "renew",
     "rows",
     "send",
@@ -229,7 +231,28 @@ def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, An
             events.append(run, drafts)
 
 
+def hold_waiting(run: AgentRun) -> None:
+    """Keep others from writing a waiting run until the transaction ends.
+
+    Raises Conflict if the run does not wait any more; reads the row again.
+    """
+    waiting = rows().filter(pk=run.pk, status=Status.WAITING)
+    is_held = waiting.update(updated_at=Now())
+    run.refresh_from_db()
+    if not is_held:
+        raise Conflict(_REFUSED["decide"] % {"status": run.get_status_display()})
+
+
+def note(run: AgentRun, drafts: Sequence[Event]) -> None:
+    """Write events of a waiting run that stays so, behind ``hold_waiting``: nobody performs it."""
+    drafts = events.wanted(drafts)
+    rows().filter(pk=run.pk).update(event_count=F("event_count") + len(drafts))
+    run.refresh_from_db()
+    events.append(run, drafts)
+
+
 _REFUSED: dict[str, Any] = {
+    "decide": _("This run does not wait for a decision: it is %(status)s now."),
     "cancel": _("Cannot cancel this run: it is %(status)s now."),
     "retry": _("Cannot retry this run: it is %(status)s now."),
 }
