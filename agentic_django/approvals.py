@@ -21,7 +21,20 @@ from agentic_django.models import AgentRun, ToolApproval, database
 from agentic_django.querysets import ApprovalScope
 from agentic_django.viewer import Viewer
 
-__all__ = ["checked", "is_left", "may_decide", "reopen", "request", "rows", "take"]
+__all__ = [
+    "checked",
+    "is_left",
+    "may_decide",
+    "refuse_decided",
+    "reopen",
+    "request",
+    "rows",
+    "take",
+    "waiting_for",
+]
+
+MOST_LOOKED_AT = 1000
+"""About so many of what waits, the oldest, ``AGENTIC_DJANGO_APPROVERS`` is asked for a list."""
 
 Decision = ToolApproval.Decision
 Kind = ToolApproval.Kind
@@ -57,6 +70,13 @@ def take(
         raise Conflict(already(approval))
 
 
+def refuse_decided(approval: ToolApproval) -> None:
+    """Raise Conflict, which says who did what, if somebody has decided; reads the row again."""
+    approval.refresh_from_db()
+    if not approval.is_open:
+        raise Conflict(already(approval))
+
+
 def already(approval: ToolApproval) -> str:
     """Return who decided what, for somebody who came too late."""
     names = {"who": approval.decided_by, "what": approval.get_decision_display()}
@@ -86,6 +106,14 @@ def may_decide(user: Any, approval: ToolApproval) -> bool:
         return bool(load(hook)(user, approval))
     viewer = Viewer.for_user(user, approval.run.tenant)
     return bool(viewer.principal) and viewer.principal == approval.run.principal
+
+
+def waiting_for(user: Any) -> list[ToolApproval]:
+    """Return what waits for a user's decision, oldest first."""
+    rows_ = rows().open().select_related("run__owner", "run__session")
+    if settings.APPROVERS is None:
+        return list(rows_.visible_to(Viewer.for_user(user)))
+    return [row for row in rows_[:MOST_LOOKED_AT] if may_decide(user, row)]
 
 
 def checked(approval: ToolApproval, answer: Any) -> Any:

@@ -214,7 +214,9 @@ def decide(
     """
     run = approval.run
     with transaction.atomic(using=database()):
-        runs.hold_waiting(run)  # Others who decide about this run wait for us here.
+        if not runs.hold_waiting(run):  # Others who decide about this run wait for us here.
+            approvals.refuse_decided(approval)
+            runs.refuse_unless_waiting(run)
         approvals.take(approval, decision, by=by, reason=reason, answer=answer)
         decided = _decided(approval, name)
         if approvals.is_left(run):

@@ -41,6 +41,7 @@ __all__ = [
     "holder",
     "move",
     "note",
+    "refuse_unless_waiting",
     "renew",
     "rows",
     "send",
@@ -231,15 +232,20 @@ def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, An
             events.append(run, drafts)
 
 
-def hold_waiting(run: AgentRun) -> None:
-    """Keep others from writing a waiting run until the transaction ends.
+def hold_waiting(run: AgentRun) -> bool:
+    """Keep others from writing a waiting run until the transaction ends; reads the row again.
 
-    Raises Conflict if the run does not wait any more; reads the row again.
+    False if the run does not wait any more.
     """
     waiting = rows().filter(pk=run.pk, status=Status.WAITING)
-    is_held = waiting.update(updated_at=Now())
+    is_held = bool(waiting.update(updated_at=Now()))
     run.refresh_from_db()
-    if not is_held:
+    return is_held
+
+
+def refuse_unless_waiting(run: AgentRun) -> None:
+    """Raise Conflict, which says where the run stands, for a decision that comes too late."""
+    if run.status != Status.WAITING:
         raise Conflict(_REFUSED["decide"] % {"status": run.get_status_display()})
 
 

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from agentic_django.views import runs, sessions
+from agentic_django.views import approvals, runs, sessions
 
 app_name = "agents"
 
@@ -16,6 +16,8 @@ urlpatterns = [
     path("runs/<str:pk>/events/", runs.event_list, name="run-events"),
     path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
+    path("approvals/", approvals.listing, name="approval-list"),
+    path("approvals/<str:pk>/", approvals.detail, name="approval-detail"),
     path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
     path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
 ]

@@ -19,6 +19,8 @@ from agentic_django.services import OnBusy
 from agentic_django.views.problems import Problem, Refused
 
 __all__ = [
+    "FORMS",
+    "Body",
     "CancelRequest",
     "EventsQuery",
     "ItemsQuery",
@@ -33,7 +35,9 @@ __all__ = [
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "")
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What a body may hold: its fields, and no others."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -44,7 +48,7 @@ def _valid_input(value: Any) -> Any:
         raise ValueError(error.errors["input"]) from None
 
 
-class RunRequest(_Body):
+class RunRequest(Body):
     """``POST runs/``."""
 
     input: Annotated[Any, BeforeValidator(_valid_input)]
@@ -55,11 +59,11 @@ class RunRequest(_Body):
     on_busy: OnBusy = "enqueue"
 
 
-class CancelRequest(_Body):
+class CancelRequest(Body):
     """``POST runs/<uuid>/cancel/``: nothing to say."""
 
 
-class RetryRequest(_Body):
+class RetryRequest(Body):
     """``POST runs/<uuid>/retry/``."""
 
     start_again: bool = False
