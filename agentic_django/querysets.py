@@ -148,6 +148,10 @@ class ApprovalScope(models.QuerySet["ToolApproval"]):
             return self.none()
         return self.filter(run__principal=viewer.principal, run__tenant=viewer.tenant)
 
+    def waiting_calls(self) -> Self:
+        """Calls of tools with which runs wait."""
+        return self.filter(kind="tool", run__status=Status.WAITING).select_related("run")
+
     def overdue(self) -> Self:
         """What is open, though its time is over."""
         return self.open().filter(expires_at__lt=Now())

@@ -105,9 +105,8 @@ def _away(request: Request, approval: ToolApproval) -> HttpResponse:
 def _shown(request: Request, approval: ToolApproval) -> HttpResponse:
     if format_of(request) is Format.JSON:
         return api.approval(approval)
-    if request.headers.get("HX-Target", "").startswith("run-container") and _is_own(
-        request, approval
-    ):
+    in_run = "run-container" in request.headers.get("HX-Target", "")  # htmx 4 names the tag too.
+    if in_run and _is_own(request, approval):
         run = AgentRun.objects.using(database()).select_related("session")
         return fragments.shown(request, run.with_place().with_steps().get(pk=approval.run_id))
     context = {"one": asking.shown(approval, request.user), "base_template": settings.BASE_TEMPLATE}
