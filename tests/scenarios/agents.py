@@ -236,6 +236,12 @@ def gated() -> Agent[Any]:
     return Agent(name="gated", model=model(answers), tools=[transfer, add])
 
 
+def gate() -> Agent[Any]:
+    """Call one tool that waits for a person."""
+    answers = script([call("transfer", "c1", amount=1)], say("Transferred."))
+    return Agent(name="gate", model=model(answers), tools=[transfer])
+
+
 def gated_nested() -> Agent[Any]:
     """Ask another agent twice at once, beside a tool; its own calls wait for a person."""
     inner_model = model(script([call("transfer", "s1", amount=5)], say("Transferred.")))
@@ -312,6 +318,7 @@ def agents() -> dict[str, Callable[[], Agent[Any]]]:
     """Return the scenarios' agents by their keys; what their settings name as a registry."""
     others: dict[str, Callable[[], Agent[Any]]] = {
         "paying": paying,
+        "gate": gate,
         "steady": steady,
         "long": partial(steady, steps=12),
         "busy": busy,

@@ -59,7 +59,7 @@ def test_a_process_that_is_paused_past_its_lease_changes_nothing_when_it_goes_on
 def test_a_process_that_is_paused_while_a_person_decides_changes_nothing(
     interrupt: Interrupt,
 ) -> None:
-    check(interrupt("pause", "gated"))
+    check(interrupt("pause", "gate"))
 
 
 def test_a_call_that_must_not_be_repeated_is_not_whenever_its_process_dies(
