@@ -150,7 +150,7 @@ def check_run_options(**_: Any) -> Iterator[CheckMessage]:
             yield _error(13, message, limits.suggestion(str(name), known))
 
 
-@register(TAG, checks.Tags.database)
+@register(checks.Tags.database)
 def check_waiting(databases: Any = None, **_: Any) -> Iterator[CheckMessage]:
     """W020, W021: runs wait with an agent, or with a call of a tool, that is gone.
 
