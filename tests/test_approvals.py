@@ -19,7 +19,14 @@ from openai.types.responses.response_output_item import McpApprovalRequest
 from pydantic import BaseModel, Field, field_validator
 
 from agentic_django import recovery, signals, transcript
-from agentic_django.exceptions import BadInput, Conflict, Declined, NotAllowed, RunWaits
+from agentic_django.exceptions import (
+    BadInput,
+    Conflict,
+    Declined,
+    NotAllowed,
+    RunWaits,
+    SessionBusy,
+)
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.runtime import RunContext, at_most_once, editable
 from agentic_django.services import (
@@ -28,6 +35,7 @@ from agentic_django.services import (
     decide_approval,
     resolve_approval,
     retry_agent_run,
+    submit_agent_run,
 )
 from agentic_django.steps import Parallel, Pipeline, Step
 from tests.agents import USAGE
@@ -449,6 +457,22 @@ def test_the_next_message_of_the_conversation_waits_too(
     decide_approval(the(run), True)
     assert attempt(run).status == "completed"
     assert attempt(later).status == "completed"
+
+
+def test_a_message_may_be_refused_while_the_conversation_waits(
+    scripted: Any, begin: Any, user: User
+) -> None:
+    session = make_session(user)
+    scripted("default", [pay_call()], "Paid.", tools=[paying()])
+    begin(session=session)
+    with pytest.raises(SessionBusy):
+        submit_agent_run(
+            owner=user,
+            session_key=session.session_key,
+            agent_key="default",
+            input_payload="And?",
+            on_busy="reject",
+        )
 
 
 # Changes while a run waits

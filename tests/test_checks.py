@@ -104,6 +104,8 @@ BAD_VALUES = [
     ("RUN_TIMEOUT_SECONDS", float("inf"), "less than"),
     ("LEASE_SECONDS", None, "number"),
     ("MAX_ATTEMPTS", 0, "greater than 0"),
+    ("APPROVERS", 3, "callable"),
+    ("APPROVAL_TTL", 0, "greater than 0"),
     ("DATABASE", None, "valid string"),
     ("POLL_SECONDS", -1, "greater than 0"),
     ("BASE_TEMPLATE", None, "valid string"),
@@ -138,6 +140,8 @@ GOOD_VALUES = [
     ("CONCURRENCY_LIMIT", 5),
     ("RUN_TIMEOUT_SECONDS", 0.5),
     ("CLIENT_RUN_OPTIONS", []),
+    ("APPROVERS", lambda user, approval: True),
+    ("APPROVAL_TTL", 3600),
 ]
 
 
