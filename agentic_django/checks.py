@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import agents
@@ -122,7 +123,7 @@ def check_hooks(**_: Any) -> Iterator[CheckMessage]:
             yield _error(5, f"{name}: {error}", option.hint)
 
 
-_HOOKS = ("AGENT_ACCESS", "APPROVERS", "CONTEXT_FACTORY", "CLASSIFY_ERROR")
+_HOOKS = ("AGENT_ACCESS", "APPROVERS", "CONTEXT_FACTORY", "CLASSIFY_ERROR", "COMPACT_HISTORY")
 
 
 @register(TAG)
@@ -340,6 +341,39 @@ def _missing_template(name: str) -> Iterator[CheckMessage]:
             "nothing is set, which needs a DjangoTemplates engine with APP_DIRS in TEMPLATES."
         )
         yield _error(11, f"{PREFIX}BASE_TEMPLATE: there is no template {error}.", hint)
+
+
+@register(TAG)
+def check_wakeup(**_: Any) -> Iterator[CheckMessage]:
+    """E040, E041, W040: how processes tell each other of news."""
+    if not all(map(_is_sound, ("WAKEUP", "REDIS_URL", "DATABASE"))):
+        return
+    if settings.WAKEUP == "redis" and not settings.REDIS_URL:
+        hint = f"Set it, like 'redis://127.0.0.1:6379/0', or let {PREFIX}WAKEUP be 'auto'."
+        yield _error(40, f"{PREFIX}WAKEUP is 'redis', and {PREFIX}REDIS_URL is not set.", hint)
+    if settings.WAKEUP == "postgres" and not _is_on_psycopg():
+        hint = f"Let {PREFIX}WAKEUP be 'auto'; it needs PostgreSQL, and psycopg 3."
+        message = f"{PREFIX}WAKEUP is 'postgres', and {settings.DATABASE!r} cannot listen."
+        yield _error(40, message, hint)
+    if settings.REDIS_URL:
+        yield from _unusable_redis(settings.REDIS_URL)
+
+
+def _is_on_psycopg() -> bool:
+    entry = django_settings.DATABASES.get(settings.DATABASE, {})
+    return "postg" in str(entry.get("ENGINE")) and find_spec("psycopg") is not None
+
+
+def _unusable_redis(url: str) -> Iterator[CheckMessage]:
+    name = f"{PREFIX}REDIS_URL"
+    if settings.WAKEUP not in ("auto", "redis"):
+        message = f"{name} is set, and {PREFIX}WAKEUP is {settings.WAKEUP!r}."
+        yield _warning(40, message, f"Remove one of the two; {name} is for nothing else.")
+    elif find_spec("redis") is None:
+        yield _error(41, f"{name} is set, and redis is not installed.", "pip install redis")
+    elif not url.startswith(("redis://", "rediss://", "unix://")):
+        hint = "It begins with redis://, rediss:// or unix://."
+        yield _error(41, f"{name} is {url!r}, which is no address of a server.", hint)
 
 
 @register(TAG)

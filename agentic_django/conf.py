@@ -121,6 +121,9 @@ class Settings:
     CONTEXT_FACTORY = Option[Hook | None](
         Hook | None, None, "A callable (run) -> context for tools, or its dotted path."
     )
+    COMPACT_HISTORY = Option[Hook | None](
+        Hook | None, None, "A callable (session, items) -> items or None, or its dotted path."
+    )
     DEFAULT_MODEL = Option[str | None](
         str | None, None, "A model's name, with its provider's prefix where it has one, or None."
     )
@@ -145,8 +148,11 @@ class Settings:
     STARTUP_RECOVERY = Option[str](
         Literal["ignore", "fail", "requeue"], "requeue", "One of 'ignore', 'fail', 'requeue'."
     )
-    CONCURRENCY_LIMIT = Option[int | None](
-        PositiveInt | None, None, "How many runs may be running at once, or None."
+    CONCURRENCY_LIMIT = Option[int | Mapping[str, int] | None](
+        PositiveInt | Mapping[str, PositiveInt] | None,
+        None,
+        'How many runs may be running at once, or a dict {agent key: number} with "*" for all '
+        "together, or None.",
     )
     RUN_TIMEOUT_SECONDS = Option[float](Seconds, 900, "A number of seconds above 0.")
     LEASE_SECONDS = Option[float](Seconds, 60, "A number of seconds above 0.")
@@ -166,6 +172,13 @@ class Settings:
     )
     DATABASE = Option[str](str, "default", "An alias in the DATABASES setting.")
     POLL_SECONDS = Option[float](Seconds, 1.0, "How often an unfinished fragment asks again.")
+    STREAM_SECONDS = Option[float](Seconds, 300.0, "How long one open stream lasts.")
+    WAKEUP = Option[str](
+        Literal["auto", "postgres", "redis", "poll"],
+        "auto",
+        "One of 'auto', 'postgres', 'redis', 'poll'.",
+    )
+    REDIS_URL = Option[str | None](str | None, None, "Like 'redis://127.0.0.1:6379/0', or None.")
     BASE_TEMPLATE = Option[str](
         str, "agentic_django/base.html", "The template that the app's pages extend."
     )

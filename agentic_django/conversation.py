@@ -20,7 +20,7 @@ from agentic_django.answers import (
     readable,
     shortened,
 )
-from agentic_django.markup import markdown, printable
+from agentic_django.markup import growing, markdown, printable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
 from agentic_django.wording import in_words
 
@@ -31,6 +31,7 @@ __all__ = [
     "Turns",
     "agent_name",
     "asked",
+    "growing",
     "markdown",
     "messages",
     "output",

@@ -9,10 +9,10 @@ from typing import Any
 
 from django.db import models, transaction
 
-from agentic_django import signals
+from agentic_django import signals, wakeup
 from agentic_django.conf import settings
 from agentic_django.models import AgentEvent, AgentRun, Visibility, database
-from agentic_django.serialization import to_jsonable
+from agentic_django.serialization import is_storable, to_jsonable
 
 __all__ = ["EVENTS", "Event", "EventType", "Kind", "after", "append", "draft"]
 
@@ -100,12 +100,20 @@ class Event:
     visibility: str
 
 
+_LONGEST_TYPE = 64
+
+
 def draft(event_type: str, visibility: str | None = None, /, **payload: Any) -> Event:
     """Return an event to be appended; its visibility is that of its type if none is given."""
     seen_by = str(visibility or default_visibility(event_type))
     if seen_by not in Visibility.values:
         allowed = ", ".join(Visibility.values)
         raise ValueError(f"An event's visibility is one of {allowed}, not {seen_by!r}.")
+    if not 0 < len(event_type) <= _LONGEST_TYPE or not is_storable(event_type):
+        raise ValueError(
+            f"An event's type has 1 to {_LONGEST_TYPE} characters that a database keeps; "
+            f"{event_type!r:.80} has not."
+        )
     return Event(str(event_type), to_jsonable(payload, "payload"), seen_by)
 
 
@@ -113,7 +121,14 @@ def default_visibility(event_type: str) -> str:
     """Return who sees events of a type: the setting's word, else the table's, else internal."""
     kind = EVENTS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
-    return settings.EVENT_VISIBILITY.get(str(event_type), default)
+    chosen = settings.EVENT_VISIBILITY.get(str(event_type), default)
+    # A wrong word is E001's to tell of; here a run has to go on, and nobody must see too much.
+    return chosen if chosen in Visibility.values else Visibility.INTERNAL
+
+
+def are_messages_seen() -> bool:
+    """Whether users see what a model says before its run ends."""
+    return settings.ENABLE_EVENTS and default_visibility(EventType.MESSAGE) == Visibility.USER
 
 
 def levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:
@@ -142,8 +157,22 @@ def append(run: AgentRun, drafts: Sequence[Event]) -> None:
     To be called in the transaction of the facts that the events tell, after the guarded write
     to the run's row, which the counter is part of. Signals go out on commit.
     """
+    append_each([(run, drafts)])
+
+
+def append_each(told: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
+    """Write the events of several runs, as ``append`` does for one."""
+    rows = [row for run, drafts in told for row in _rows(run, drafts)]
+    AgentEvent.objects.using(database()).bulk_create(rows)
+    for run, _ in told:
+        transaction.on_commit(partial(wakeup.tell, run.pk), using=database(), robust=True)
+    for row in rows:
+        transaction.on_commit(partial(_announce, row.run, row), using=database(), robust=True)
+
+
+def _rows(run: AgentRun, drafts: Sequence[Event]) -> list[AgentEvent]:
     first = run.event_count - len(drafts) + 1
-    rows = [
+    return [
         AgentEvent(
             run=run,
             sequence=sequence,
@@ -153,9 +182,6 @@ def append(run: AgentRun, drafts: Sequence[Event]) -> None:
         )
         for sequence, event in enumerate(drafts, first)
     ]
-    AgentEvent.objects.using(database()).bulk_create(rows)
-    for row in rows:
-        transaction.on_commit(partial(_announce, run, row), using=database(), robust=True)
 
 
 def _announce(run: AgentRun, event: AgentEvent) -> None:

@@ -27,22 +27,39 @@ from agentic_django.runtime import RunContext
 from agentic_django.serialization import to_jsonable
 from agentic_django.signals import logger
 
-__all__ = ["execute"]
+__all__ = ["attempt", "execute"]
 
 
 def execute(run_id: str) -> None:
-    """Carry a run, or another that is due, through one attempt; on the calling thread."""
+    """Carry a run, or another that is due, through one attempt; on the calling thread.
+
+    In a worker with many slots the calling thread only waits, and the worker itself sweeps.
+    """
+    if threads.is_shared():
+        threads.run_shared(lambda: _carry(run_id)).result()
+    else:
+        _execute_here(run_id)
+
+
+async def _carry(run_id: str) -> None:
+    run = await threads.call(runs.claim, run_id)
+    if run is not None:
+        await attempt(run)
+
+
+def _execute_here(run_id: str) -> None:
     try:
         run = runs.claim(run_id)
         if run is not None:
-            threads.run_here(lambda: _attempt(run))
+            threads.run_here(lambda: attempt(run))
     except Error:  # Whatever this thread does next needs a connection that works.
         threads.reconnect()
         raise
     recovery.sweep_after_attempt()
 
 
-async def _attempt(run: AgentRun) -> None:
+async def attempt(run: AgentRun) -> None:
+    """Perform a claimed run to the end of its attempt, whichever that is."""
     with heartbeat.keeping(run) as held:
         try:
             await _perform(run)
@@ -59,7 +76,7 @@ async def _perform(run: AgentRun) -> None:
     limit = asyncio.timeout(settings.RUN_TIMEOUT_SECONDS - run.active_seconds)
     try:
         async with limit:
-            runtime = await threads.call(runtimes.runtime_for, run)
+            runtime = await threads.call_host(runtimes.runtime_for, run)
             result = await runtime.perform(context)
             context.journal.check_used()
             output = to_jsonable(result.final_output, "final_output")
@@ -70,14 +87,18 @@ async def _perform(run: AgentRun) -> None:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
         await _finish_badly(context, error, timed_out=limit.expired())
     else:
-        await threads.call(
-            lifecycle.complete,
-            run,
-            output,
-            context.history.added,
-            context.journal.usage(),
-            context.journal.take_deferred(),
-        )
+        await _complete(context, output)
+
+
+async def _complete(context: RunContext, output: Any) -> None:
+    added, usage = context.history.added, context.journal.usage()
+    told = context.journal.take_deferred()
+    try:
+        await threads.call(lifecycle.complete, context.run, output, added, usage, told)
+    except Error:  # The work is done; another attempt says so when the database is back.
+        raise
+    except Exception as error:  # noqa: BLE001 - what cannot be kept would not be by another attempt
+        await _finish_badly(context, error, timed_out=False)
 
 
 async def _park(context: RunContext) -> None:

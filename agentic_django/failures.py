@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import agents
@@ -13,10 +14,12 @@ from django.db import InterfaceError, OperationalError
 
 from agentic_django.conf import load, settings
 from agentic_django.exceptions import SENTENCES, AgenticError
+from agentic_django.signals import logger
 
 __all__ = ["Verdict", "classify", "verdict_on"]
 
 _LONGEST_PAUSE = 3600.0
+_LONGEST_CODE = 64
 _TRIPWIRES = (
     agents.InputGuardrailTripwireTriggered,
     agents.OutputGuardrailTripwireTriggered,
@@ -36,10 +39,25 @@ class Verdict:
 
 
 def verdict_on(error: BaseException) -> Verdict:
-    """Return the verdict of the host's ``AGENTIC_DJANGO_CLASSIFY_ERROR``, or of ``classify``."""
+    """Return the verdict of the host's ``AGENTIC_DJANGO_CLASSIFY_ERROR``, or of ``classify``.
+
+    The latter has the word where the host's own function fails: the run has to end.
+    """
     hook = settings.CLASSIFY_ERROR
-    verdict: Verdict = (load(hook) if hook else classify)(error)
-    return verdict
+    if not hook:
+        return classify(error)
+    try:
+        return _bounded(load(hook)(error))
+    except Exception:  # noqa: BLE001 - a mistake in the host's code
+        logger.exception("AGENTIC_DJANGO_CLASSIFY_ERROR, %s, failed", hook)
+        return classify(error)
+
+
+def _bounded(verdict: Verdict) -> Verdict:
+    """Return a verdict that can be kept, and acted on."""
+    after = float(verdict.after)
+    after = min(max(0.0, after), _LONGEST_PAUSE) if isfinite(after) else 0.0
+    return Verdict(str(verdict.code)[:_LONGEST_CODE], bool(verdict.retry), after)
 
 
 def classify(error: BaseException) -> Verdict:

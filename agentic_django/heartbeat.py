@@ -24,7 +24,7 @@ from agentic_django.exceptions import RunMoved
 from agentic_django.models import AgentRun
 from agentic_django.signals import logger
 
-__all__ = ["BEAT_SECONDS", "Held", "keeping"]
+__all__ = ["BEAT_SECONDS", "Held", "count", "hand_back_all", "keeping"]
 
 BEAT_SECONDS = 1.0
 
@@ -74,6 +74,11 @@ class Heart:
         """Stop keeping an attempt."""
         with self._lock:
             self._held.discard(held)
+
+    def held(self) -> set[Held]:
+        """Return what is held now."""
+        with self._lock:
+            return set(self._held)
 
     def _take(self) -> set[Held]:
         """Return what is held; the thread ends if that is nothing."""
@@ -148,6 +153,16 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+
+
+def count() -> int:
+    """Return how many runs this process holds."""
+    return len(_heart.held())
+
+
+def hand_back_all() -> None:
+    """Put all runs that this process holds back in line, for it is ending."""
+    _hand_back(_heart.held())
 
 
 @contextmanager

@@ -77,6 +77,8 @@ def _whole() -> RunScope:
 def _make(
     run_id: Any, user: Any, conversation_id: str | None, first: Mapping[str, Any]
 ) -> AgentRun:
+    for name, value in first.items():
+        limits.check_data(value, name)
     run = AgentRun(
         owner=user,
         agent_key=AGENT_KEY,
@@ -85,7 +87,7 @@ def _make(
         input_payload=to_jsonable(first["input_messages"], "input_messages"),
         context=to_jsonable(dict(first["params"] or {}), "params"),
         metadata=to_jsonable(dict(first["metadata"] or {}), "metadata"),
-        **({"pk": run_id} if run_id is not None else {}),
+        **({"pk": UUID(str(run_id))} if run_id is not None else {}),
     )
     run.save(using=database(), force_insert=True)
     return run

@@ -16,6 +16,7 @@ from typing import Any
 from django.db import Error
 from django.db.models.functions import Now
 
+from agentic_django import drafts as unfinished
 from agentic_django import runs, threads
 from agentic_django.events import Event
 from agentic_django.exceptions import AgentChanged, RunMoved, RunParked
@@ -39,6 +40,8 @@ class Result:
     usage: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     error: str = ""
+    has_draft: bool = False
+    """Whether a draft of it was written, which goes with the recording."""
 
 
 class Journal:
@@ -199,6 +202,8 @@ def record(
     with runs.together(run):
         runs.advance(run, drafts, **_progress(is_new))
         row.save(using=database(), force_insert=intent is None, force_update=intent is not None)
+        if result.has_draft or (run.attempt > 1 and result.kind == StepCheckpoint.Kind.MODEL):
+            unfinished.forget(run, row.key)
     return row
 
 

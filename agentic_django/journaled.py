@@ -36,10 +36,10 @@ from agents.tool import (
 )
 from agents.tool_context import ToolContext
 
-from agentic_django import events, transcript
+from agentic_django import drafts, events, threads, transcript
 from agentic_django.events import EventType
 from agentic_django.exceptions import BadSetting, UnresolvedIntent
-from agentic_django.journal import Result
+from agentic_django.journal import Result, short
 from agentic_django.models import StepCheckpoint, ToolApproval
 from agentic_django.scope import CurrentStep, Scope, calling, current_scope, making
 from agentic_django.serialization import dumps, to_jsonable
@@ -218,14 +218,19 @@ class JournaledModel(Model):
             yield transcript.replayed(recorded)
             return
         items: list[Any] = []
+        event: Any
         with call.being_made() if call else nullcontext():
             async for event in self.inner.stream_response(*args, **kwargs):
                 if event.type == "response.output_item.done":
                     items.append(event.item)
+                elif call and event.type in _TEXTS:
+                    call.draft.add(event.delta, event.output_index)
                 if call and event.type == "response.completed":
                     await call.record(transcript.response_of(event, items))
                 yield event
 
+
+_TEXTS = ("response.output_text.delta", "response.refusal.delta")
 
 _MODEL_ARGUMENTS = (
     "system_instructions",
@@ -248,6 +253,12 @@ class ModelCall:
             asked["system_instructions"], asked["input"], asked["tools"]
         )
         self.key = scope.ask(self.fingerprint)
+        self.draft = drafts.Draft(scope.journal.run, short(self.key))
+        self.draft.is_wanted = (
+            not scope.is_nested
+            and _is_text(asked.get("output_schema"))
+            and events.are_messages_seen()
+        )
         self.is_recorded = False
         self.began = time.monotonic()
 
@@ -265,6 +276,7 @@ class ModelCall:
         try:
             yield
         finally:
+            self.draft.drop()
             if not self.is_recorded:
                 self.scope.give_back(self.key)
 
@@ -283,6 +295,8 @@ class ModelCall:
     async def record(self, response: ModelResponse) -> None:
         """Record the response and tell of it."""
         scope = self.scope
+        if self.draft.has_begun:
+            await threads.aside(self.draft.close)
         result = Result(
             key=self.key,
             kind=Kind.MODEL,
@@ -291,6 +305,7 @@ class ModelCall:
             seconds=time.monotonic() - self.began,
             usage=transcript.usage_counts(response.usage),
             fingerprint=self.fingerprint,
+            has_draft=self.draft.is_written,
         )
         told = transcript.response_drafts(
             response, scope.agent, nested=scope.is_nested, handoffs=self.handoffs
@@ -301,6 +316,11 @@ class ModelCall:
         self.is_recorded = True
         scope.responses += 1
         scope.arrived = False
+
+
+def _is_text(schema: Any) -> bool:
+    """Whether a model's answer is for people; one that follows a schema is for programs."""
+    return schema is None or schema.is_plain_text()
 
 
 def journaled_tool(tool: Any) -> Any:

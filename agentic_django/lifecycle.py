@@ -14,7 +14,17 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
-from agentic_django import approvals, events, journal, runs, sessions, signals, turns
+from agentic_django import (
+    approvals,
+    drafts,
+    events,
+    journal,
+    runs,
+    sessions,
+    signals,
+    slots,
+    turns,
+)
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, sentence
@@ -79,10 +89,12 @@ def complete(
     kept = _JSON_NULL if output is None else output
     with runs.together(run):
         runs.finish(run, "complete", [*told, ended], **_NO_ERROR, final_output=kept, usage=usage)
+        if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
+            drafts.forget_all(run)
         sessions.leave(run, items)
         run.final_output = output
         runs.announce(signals.agent_run_completed, run)
-        if settings.CONCURRENCY_LIMIT is not None or _is_followed(run, items):
+        if slots.caps() or _is_followed(run, items):
             runs.send_next(run)
 
 
@@ -110,6 +122,7 @@ def _leave(run: AgentRun) -> None:
     runs.bill(run, journal.total_usage(recorded))
     if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
         sessions.leave(run, turns.items_of(run))
+        drafts.forget_all(run)
     runs.send_next(run)
 
 
@@ -270,7 +283,7 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
     of its own. Raises Conflict if the run has not ended badly, or if its conversation has gone
     on: history has one order.
     """
-    event = _retrying(run, f"by {by}" if by else "asked", 0)
+    event = _retrying(run, f"by {by}" if by else "asked", 0, **({"anew": True} if fresh else {}))
     line = {**_in_line(0), **_NO_ERROR, "failures": 0, "active_seconds": 0, "finished_at": None}
     with transaction.atomic(using=database()):
         _refuse_unless_last(run)
@@ -299,10 +312,10 @@ def _in_line(delay: float) -> dict[str, Any]:
     return {"available_at": due, "enqueued_at": None, "task_id": "", "holder": "", "activity": ""}
 
 
-def _retrying(run: AgentRun, reason: str, delay: float) -> Event:
+def _retrying(run: AgentRun, reason: str, delay: float, **more: Any) -> Event:
     seconds = round(delay, 3)
     return events.draft(
-        EventType.RUN_RETRYING, attempt=run.attempt, reason=reason, delay_seconds=seconds
+        EventType.RUN_RETRYING, attempt=run.attempt, reason=reason, delay_seconds=seconds, **more
     )
 
 

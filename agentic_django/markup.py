@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import threading
+from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -17,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-__all__ = ["markdown", "printable"]
+__all__ = ["Block", "blocks", "growing", "markdown", "printable"]
 
 MAX_LENGTH = 200_000
 """A longer text is shown as it is, since rendering takes about 2 ms for each 1,000 characters."""
@@ -33,8 +37,80 @@ def markdown(text: str) -> SafeString:
     return _rendered(printable(str(text)))
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a text that stands by itself: a paragraph, a list, a table."""
+
+    source: str
+    html: SafeString
+
+
+@lru_cache(maxsize=128)
+def blocks(text: str) -> list[Block]:
+    """Return Markdown that still grows as its blocks; those before the last are not made again."""
+    text = _NEWLINE.sub("\n", printable(text))
+    if len(text) > MAX_LENGTH:
+        return [Block(text, _rendered(text))]
+    known = _settled.get(text)
+    rest = text[sum(len(block.source) for block in known) :]
+    found = [*known, *(Block(part, _render(part)) for part in _parts(rest))]
+    _settled.put(text, found)
+    return found
+
+
+def growing(text: str) -> SafeString:
+    """Return Markdown that still grows as HTML."""
+    return mark_safe("".join(block.html for block in blocks(str(text))))  # noqa: S308 - from blocks
+
+
+_NEWLINE = re.compile(r"\r\n?")
+
+
+class _Settled:
+    """The blocks of texts that grew lately, by how the texts begin."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, tuple[str, list[Block]]] = OrderedDict()
+
+    def get(self, text: str) -> list[Block]:
+        """Return the blocks that a longer text surely begins with."""
+        with self._lock:
+            before, found = self._kept.get(text[:64], ("", []))
+        if not before or not text.startswith(before):
+            return []
+        return found[:-1]
+
+    def put(self, text: str, found: list[Block]) -> None:
+        """Keep the blocks of a text."""
+        with self._lock:
+            self._kept[text[:64]] = (text, found)
+            self._kept.move_to_end(text[:64])
+            while len(self._kept) > 512:
+                self._kept.popitem(last=False)
+
+
+_settled = _Settled()
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a text where its blocks begin."""
+    lines = [f"{line}\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    tops = (token for token in _MARKDOWN.parse(text) if token.level == 0 and token.map)
+    starts = sorted({token.map[0] for token in tops if token.map}) or [0]
+    starts[0] = 0
+    ends = [*starts[1:], len(lines)]
+    parts = ["".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return [part for part in parts if part]
+
+
 @lru_cache(maxsize=512)
 def _rendered(text: str) -> SafeString:
+    return _render(text)
+
+
+def _render(text: str) -> SafeString:
     if len(text) > MAX_LENGTH:
         return mark_safe(f"<pre>{escape(text)}</pre>")  # noqa: S308 - escaped
     clean = nh3.clean(

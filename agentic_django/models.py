@@ -31,6 +31,7 @@ __all__ = [
     "FINISHED",
     "HOST_FIELDS",
     "SESSION_KEY",
+    "AgentDraft",
     "AgentEvent",
     "AgentRun",
     "AgentSession",
@@ -98,6 +99,9 @@ class AgentSession(Owned):
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
     item_count = models.PositiveIntegerField(_("item count"), default=0, editable=False)
     run_count = models.PositiveIntegerField(_("run count"), default=0, editable=False)
+    digest = JSONTextField(null=True, editable=False)
+    """What runs see in the place of the items up to ``digested``."""
+    digested = models.PositiveIntegerField(default=0, editable=False)
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
@@ -225,6 +229,8 @@ class AgentRun(Shown, Owned):
         _("activity"), max_length=255, blank=True, default="", editable=False
     )
 
+    watched_until = models.DateTimeField(_("watched until"), null=True, editable=False)
+
     error_code = models.CharField(
         _("error code"), max_length=64, blank=True, default="", editable=False
     )
@@ -243,6 +249,9 @@ class AgentRun(Shown, Owned):
 
     is_lost = False
     """Whether this process has noticed that its attempt no longer holds it; not stored."""
+
+    has_drafts = False
+    """Whether this process has written drafts of it; not stored."""
 
     joined_transaction = False
     """Whether the claim is part of its caller's transaction; not stored."""
@@ -344,6 +353,24 @@ class AgentEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sequence} {self.event_type}"
+
+
+class AgentDraft(models.Model):
+    """What a model has said so far of a message; deleted when the message is there."""
+
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="drafts")
+    attempt = models.PositiveIntegerField(_("attempt"))
+    key = models.CharField(_("key"), max_length=255)
+    text = JSONTextField(_("text"), default=str)
+
+    class Meta:
+        verbose_name = _("draft")
+        verbose_name_plural = _("drafts")
+        ordering = ("id",)
+        constraints = (models.UniqueConstraint(fields=("run", "key"), name="agentic_draft_unique"),)
+
+    def __str__(self) -> str:
+        return f"{self.run_id} {self.key}"
 
 
 class StepCheckpoint(models.Model):
@@ -496,14 +523,20 @@ class ToolApproval(models.Model):
 class RunSlot(models.Model):
     """One of the places that ``AGENTIC_DJANGO_CONCURRENCY_LIMIT`` allows, while a run holds it."""
 
+    key = models.CharField(
+        max_length=100, default="*", help_text="The agent whose places these are, or * for all."
+    )
     number = models.PositiveIntegerField()
-    run = models.OneToOneField(AgentRun, on_delete=models.DB_CASCADE, related_name="slot")
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="slots")
 
     class Meta:
-        constraints = (models.UniqueConstraint(fields=("number",), name="agentic_slot_unique"),)
+        constraints = (
+            models.UniqueConstraint(fields=("key", "number"), name="agentic_slot_unique"),
+            models.UniqueConstraint(fields=("run", "key"), name="agentic_slot_once"),
+        )
 
     def __str__(self) -> str:
-        return str(self.number)
+        return f"{self.key} {self.number}"
 
 
 class SweepMark(models.Model):

@@ -25,6 +25,7 @@ STEP_EVENTS = (
     "step.retrying",
     "step.skipped",
     "progress.update",
+    "run.retrying",
 )
 """The events from which a run's fragment is made."""
 
@@ -95,7 +96,7 @@ class RunScope(Scope["AgentRun"]):
         return self.annotate(place=place, seen_at=Now())
 
     def with_steps(self) -> Self:
-        """Annotate what was said and called so far, for ``run.steps`` and ``run.texts``.
+        """Annotate what was said and called so far, for ``run.steps``, ``texts`` and ``draft``.
 
         Each is joined as ``[sequence,"type",payload]``: SQLite before 3.44 cannot order in it.
         """
@@ -111,7 +112,26 @@ class RunScope(Scope["AgentRun"]):
         )
         texts = models.StringAgg(event, models.Value(","))
         joined = self._step_events().order_by().values("run").annotate(text=texts).values("text")
-        return self.annotate(step_events=models.Subquery(joined))
+        return self.annotate(
+            step_events=models.Subquery(joined), draft_texts=models.Subquery(self._drafts())
+        )
+
+    def _drafts(self) -> models.QuerySet[Any]:
+        """Return, for an outer run, its drafts joined as ``[attempt,id,text]``."""
+        draft = Concat(
+            models.Value("["),
+            Cast("attempt", models.TextField()),
+            models.Value(","),
+            Cast("id", models.TextField()),
+            models.Value(","),
+            Cast("text", models.TextField()),
+            models.Value("]"),
+            output_field=models.TextField(),
+        )
+        drafts: Any = self.model._meta.get_field("drafts").related_model
+        mine = drafts._base_manager.filter(run=models.OuterRef("pk"))
+        texts = models.StringAgg(draft, models.Value(","))
+        return mine.order_by().values("run").annotate(text=texts).values("text")  # type: ignore[no-any-return]
 
     def _step_events(self) -> models.QuerySet[Any]:
         event: Any = self.model._meta.get_field("events").related_model

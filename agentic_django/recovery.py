@@ -23,13 +23,23 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
 from agentic_django import approvals, lifecycle, runs, tasks
+from agentic_django.backend import RowBackend
 from agentic_django.conf import settings
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, SweepMark, database
 from agentic_django.signals import logger
 from agentic_django.states import Status
 
-__all__ = ["Swept", "at_dispatch", "stop", "sweep", "sweep_after_attempt", "watch"]
+__all__ = [
+    "Swept",
+    "at_dispatch",
+    "pause",
+    "stop",
+    "sweep",
+    "sweep_after_attempt",
+    "sweep_in_turn",
+    "watch",
+]
 
 _GONE: tuple[type[Exception], ...] = (TaskResultDoesNotExist,)
 if find_spec("django_tasks"):  # The older package has an exception of its own for the same.
@@ -105,6 +115,8 @@ def _apart(run: AgentRun) -> Iterator[None]:
 
 def unsent() -> list[AgentRun]:
     """Return due runs that were not handed to the queue, or that it no longer knows."""
+    if isinstance(task_backends[settings.TASK_BACKEND], RowBackend):
+        return []  # Their rows are the queue.
     patience = Now() - timedelta(seconds=pause())
     old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
     due = runs.rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
@@ -160,10 +172,11 @@ def _send_again(run: AgentRun) -> bool:
 def sweep_after_attempt() -> None:
     """Sweep at the end of an attempt, if nobody has for a while."""
     if not tasks.executes_at_once():
-        _sweep_in_turn()
+        sweep_in_turn()
 
 
-def _sweep_in_turn() -> None:
+def sweep_in_turn() -> None:
+    """Sweep if no process has for a while; what goes wrong is logged, and passes or recurs."""
     try:
         if _is_our_turn():
             sweep()
@@ -206,7 +219,7 @@ class Sweeper:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                _sweep_in_turn()
+                sweep_in_turn()
                 if self._is_done():
                     return
             except Error as error:  # The database is away; it is asked again.

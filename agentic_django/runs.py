@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, connections, models, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django import events, signals, slots, tasks
+from agentic_django import events, signals, slots, tasks, wakeup
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, RunMoved
@@ -36,6 +36,7 @@ __all__ = [
     "announce",
     "bill",
     "claim",
+    "claim_due",
     "finish",
     "hold_waiting",
     "holder",
@@ -49,6 +50,7 @@ __all__ = [
     "soonest",
     "take_up",
     "together",
+    "watch",
 ]
 
 Status = AgentRun.Status
@@ -97,17 +99,64 @@ def claim(run_id: str) -> AgentRun | None:
 
 
 def _candidates(run_id: str) -> Iterator[AgentRun]:
-    whole = rows().select_related("session", "owner")
-    named = whole.filter(pk=run_id).first()
+    named = _whole().filter(pk=run_id).first()
     if named is None:
         return
     if named.status == Status.PENDING and not named.is_inline:
         yield named
-    keys, rest = tasks.keys_beside(named.agent_key)
-    beside = models.Q(agent_key__in=keys)
+        _await_place(named)
+    beside = _due_on(tasks.queue_of(named.agent_key))
+    yield from beside.exclude(pk=run_id).in_turn()[:3]
+
+
+def _whole() -> RunScope:
+    return rows().select_related("session", "owner").defer("session__digest")
+
+
+def _await_place(run: AgentRun) -> None:
+    """Note that a run's delivery came to nothing: it is sent again when a place is free."""
+    if slots.caps():
+        rows().pending().filter(pk=run.pk).update(enqueued_at=None)
+
+
+def _due_on(queue: str) -> RunScope:
+    """Return the runs of a queue that can start now."""
+    keys, rest = tasks.keys_on(queue)
+    mine = models.Q(agent_key__in=keys)
     if rest:
-        beside |= ~models.Q(agent_key__in=set(settings.QUEUES) - keys)
-    yield from whole.due().filter(beside).exclude(pk=run_id).in_turn()[:3]
+        mine |= ~models.Q(agent_key__in=set(settings.QUEUES) - keys)
+    return slots.open_to(_whole().due().filter(mine))
+
+
+def claim_due(queue: str, most: int) -> list[AgentRun]:
+    """Take at most so many runs of a queue that are due, the most urgent first."""
+    if slots.caps():
+        return [run for run in list(_due_on(queue).in_turn()[:most]) if _take(run)]
+    try:
+        return _take_all(_due_on(queue), most)
+    except IntegrityError:  # Another run of a conversation was claimed at the same moment.
+        return [run for run in list(_due_on(queue).in_turn()[:most]) if _take(run)]
+
+
+def _take_all(due: RunScope, most: int) -> list[AgentRun]:
+    """Take runs in one transaction; those that another is just taking are left to it."""
+    skip = connections[database()].features.has_select_for_update_skip_locked
+    with transaction.atomic(using=database()):
+        chosen = list(due.in_turn().select_for_update(skip_locked=skip, of=("self",))[:most])
+        if not chosen:
+            return []
+        mine = rows().pending().filter(pk__in=[run.pk for run in chosen])
+        taken = mine.update(
+            attempt=F("attempt") + 1, event_count=F("event_count") + 1, **_holding(), **_clock()
+        )
+        if taken != len(chosen):  # A database without row locks, and another was faster.
+            raise IntegrityError
+        for run in chosen:
+            _hold(run, {"attempt": run.attempt + 1, "event_count": run.event_count + 1})
+        events.append_each([(run, [_started(run)]) for run in chosen])
+    for run in chosen:
+        announce(signals.agent_run_started, run)
+    return chosen
 
 
 def claim_inline(run: AgentRun) -> bool:
@@ -121,35 +170,44 @@ def _take(run: AgentRun, due: RunScope | None = None) -> bool:
         with transaction.atomic(using=database()):
             if not _claimed(run, rows().due() if due is None else due):
                 return False
-            events.append(run, [events.draft(EventType.RUN_STARTED, attempt=run.attempt)])
+            events.append(run, [_started(run)])
     except IntegrityError:  # Another run of the conversation was claimed at the same moment.
         return False
     announce(signals.agent_run_started, run)
     return True
 
 
+def _started(run: AgentRun) -> Event:
+    return events.draft(EventType.RUN_STARTED, attempt=run.attempt)
+
+
 def _claimed(run: AgentRun, due: RunScope) -> bool:
-    changes = {
-        "status": Status.RUNNING,
-        "attempt": run.attempt + 1,
-        "event_count": run.event_count + 1,
-        "holder": holder(),
-        "activity": "",
-    }
-    clock = {
-        "started_at": Coalesce(F("started_at"), Now()),
-        "lease_ends_at": Now() + timedelta(seconds=settings.LEASE_SECONDS),
-        "updated_at": Now(),
-    }
+    changes = {"attempt": run.attempt + 1, "event_count": run.event_count + 1}
     mine = due.filter(pk=run.pk, attempt=run.attempt)
-    if not mine.update(**changes, **clock):
+    if not mine.update(**changes, **_holding(), **_clock()):
         return False
-    _mirror(run, changes)
-    run.began = time.monotonic()
+    _hold(run, changes)
     if slots.take(run):
         return True
     transaction.set_rollback(True, using=database())
     return False
+
+
+def _holding() -> dict[str, Any]:
+    return {"status": Status.RUNNING, "holder": holder(), "activity": ""}
+
+
+def _clock() -> dict[str, Any]:
+    return {
+        "started_at": Coalesce(F("started_at"), Now()),
+        "lease_ends_at": Now() + timedelta(seconds=settings.LEASE_SECONDS),
+        "updated_at": Now(),
+    }
+
+
+def _hold(run: AgentRun, changes: dict[str, Any]) -> None:
+    _mirror(run, {**changes, **_holding()})
+    run.began = time.monotonic()
 
 
 @contextmanager
@@ -181,6 +239,22 @@ def bill(run: AgentRun, usage: dict[str, int]) -> None:
     """Write what a run has used, in the transaction that ends it."""
     rows().filter(pk=run.pk).update(usage=usage)
     run.usage = usage
+
+
+WATCH_SECONDS = 30.0
+"""For how long a run counts as watched once somebody said so."""
+
+
+def watch(ids: Collection[Any]) -> None:
+    """Note that somebody watches these runs: what their models say is then written often.
+
+    A row that is just being written is left for the next time.
+    """
+    soon = Now() + timedelta(seconds=WATCH_SECONDS / 2)
+    unnoted = models.Q(watched_until__isnull=True) | models.Q(watched_until__lt=soon)
+    active = rows().filter(unnoted, pk__in=ids, status__in=ACTIVE)
+    with transaction.atomic(using=database()):
+        active.unlocked().update(watched_until=Now() + timedelta(seconds=WATCH_SECONDS))
 
 
 def take_up(run: AgentRun) -> bool:
@@ -315,12 +389,13 @@ def send(run: AgentRun) -> None:
     If the queue cannot be reached, that is logged and the run stays pending; the sweep for
     lost runs sends it again.
     """
+    transaction.on_commit(partial(wakeup.tell, run.pk), using=database(), robust=True)
     transaction.on_commit(partial(_send, run), using=database(), robust=True)
 
 
 def _send(run: AgentRun) -> None:
     result = tasks.send(str(run.pk), run.agent_key)
-    if result is not None:
+    if result is not None and result.id:
         run.task_id = result.id
         rows().filter(pk=run.pk).update(task_id=result.id, enqueued_at=Now())
 
@@ -328,7 +403,14 @@ def _send(run: AgentRun) -> None:
 def send_next(run: AgentRun) -> None:
     """Send what could not start while this run held its conversation or its place."""
     waiting = rows().due().exclude(pk=run.pk)
-    if settings.CONCURRENCY_LIMIT is None:
-        waiting = waiting.filter(session=run.session_id)
-    for following in waiting.in_turn()[:1]:
-        send(following)
+    following = _first(waiting.filter(session=run.session_id)) if run.session_id else []
+    if limits := slots.caps():
+        refused = slots.open_to(waiting.filter(enqueued_at=None))
+        following += _first(refused) if slots.ALL in limits else []
+        following += _first(refused.filter(agent_key=run.agent_key))
+    for each in {one.pk: one for one in following}.values():
+        send(each)
+
+
+def _first(waiting: RunScope) -> list[AgentRun]:
+    return list(waiting.in_turn()[:1])

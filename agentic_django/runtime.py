@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentic_django import events, generation, inline, runs, sdk, threads
 from agentic_django.events import Event, EventType
-from agentic_django.exceptions import Declined
+from agentic_django.exceptions import BadSetting, Declined
 from agentic_django.generation import Answer, Message
 from agentic_django.journal import STATE_KEY, Journal, Result
 from agentic_django.journaled import at_most_once, editable
@@ -33,7 +33,7 @@ from agentic_django.scope import (
     outer_step,
     within,
 )
-from agentic_django.serialization import to_jsonable
+from agentic_django.serialization import is_storable, to_jsonable
 from agentic_django.sessions import RunHistory
 from agentic_django.tools import Tool, ToolRegistry
 
@@ -103,19 +103,24 @@ class RunContext:
         run = await threads.call(inline.claim, run_id, user, conversation_id, first)
         context = cls(run, await inline.load(run))
         async with inline.holding(context):
-            with context.recording():
+            async with context.recording():
                 yield context
             result = context.result
             outcome = result if isinstance(result, RunResult) else RunResult(result)
             await context.leave(outcome)
             context.result = outcome.final_output
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record the calls that the SDK makes within this block."""
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[None]:
+        """Record the calls that the SDK makes within this block; if it fails, end its sub-steps."""
         sdk.install()
-        with within(Scope(self.journal, is_by_hand=True)):
-            yield
+        scope = Scope(self.journal, is_by_hand=True)
+        try:
+            with within(scope):
+                yield
+        except BaseException:
+            await scope.abandon()
+            raise
 
     async def leave(self, result: RunResult) -> None:
         """Put the input and what was said behind it into the conversation.
@@ -213,33 +218,47 @@ class RunContext:
         row = self.journal.find(STATE_KEY)
         return row.result if row else None
 
-    async def step(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return what was recorded under a name, or call a function and record what it returns.
 
         Names ("embed:42") are unique within the step or tool call that this is called in, or
-        else within the run. A synchronous function runs on the run's thread. Raises
-        NotSerializable, with nothing recorded, for a result that is not JSON.
+        else within the run. Several may be gathered; if what they are part of fails, those that
+        have not ended are cancelled. A synchronous function runs on the run's thread. Raises
+        BadSetting for a name that is used twice or cannot be one, and NotSerializable, with
+        nothing recorded, for a result that is not JSON.
         """
+        check_name(name)
         outer = outer_step()
-        key = f"step:{outer.key}:{name}" if outer else f"step:{name}"
+        short = name.replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
+        key = f"step:{outer.key}:{short}" if outer else f"step:{short}"
+        scope = current_scope() or Scope(self.journal)
+        if not scope.take_name(key):
+            raise BadSetting(f"Two steps here are called {name!r}. Give each a name of its own.")
         row = self.journal.find(key)
         if row is not None:
-            return row.result
+            return copy.deepcopy(row.result)
         began = time.monotonic()
-        with self.inside(name, key):
-            value = to_jsonable(await perform(fn, *args, **kwargs), f"result of {name!r}")
-        seconds = time.monotonic() - began
-        await self.journal.record(Result(key, StepCheckpoint.Kind.STEP, name, value, seconds), [])
-        return value
+        with scope.joined():
+            async with self.inside(name, key):
+                value = to_jsonable(await perform(fn, *args, **kwargs), f"result of {name!r}")
+            result = Result(key, StepCheckpoint.Kind.STEP, name, value, time.monotonic() - began)
+            await self.journal.record(result, [])
+        return copy.deepcopy(value)
 
-    @contextmanager
-    def inside(self, name: str, key: str) -> Iterator[None]:
-        """Keep what is called within a step apart from what other steps call."""
+    @asynccontextmanager
+    async def inside(self, name: str, key: str) -> AsyncIterator[None]:
+        """Keep what is called within a step apart from what other steps call.
+
+        If the step fails, what it left under way is ended.
+        """
         outer = current_scope()
-        path = f"{outer.path if outer else ''}//{key}"
-        step = CurrentStep(self.run_id, key, name)
-        with within(Scope(self.journal, path, is_by_hand=True)), making(step):
-            yield
+        scope = Scope(self.journal, f"{outer.path if outer else ''}//{key}", is_by_hand=True)
+        try:
+            with within(scope), making(CurrentStep(self.run_id, key, name)):
+                yield
+        except BaseException:
+            await scope.abandon()
+            raise
 
     # Asking
 
@@ -314,6 +333,19 @@ def _answer(decided: ToolApproval, schema: type[BaseModel] | None) -> Any:
     return schema.model_validate(decided.answer) if schema else decided.answer
 
 
+def check_name(name: Any) -> None:
+    """Raise BadSetting for what cannot be the name of a step: 1 to 255 characters of text."""
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+        raise BadSetting(
+            f"A step's name is text of 1 to {_LONGEST_NAME} characters, not {name!r:.60}."
+        )
+    if not is_storable(name):
+        raise BadSetting(f"The step's name {name!r} has a character that databases refuse.")
+
+
+_LONGEST_NAME = 255
+
+
 def given_messages(payload: Any) -> list[Any]:
     """Return a run's input as messages."""
     return [{"role": "user", "content": payload}] if isinstance(payload, str) else list(payload)
@@ -328,11 +360,11 @@ def _behind(given: list[Any], items: list[Any]) -> list[Any]:
     return items
 
 
-async def perform(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def perform(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a host's function: an asynchronous one here, another on the run's thread."""
     if inspect.iscoroutinefunction(fn):
         return await fn(*args, **kwargs)
-    value = await threads.call(fn, *args, **kwargs)
+    value = await threads.call_host(fn, *args, **kwargs)
     return await value if inspect.isawaitable(value) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import hashlib
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from agents.run_state import RunState
 
@@ -50,6 +51,8 @@ class Scope:
     latest: dict[str, Scope] = field(default_factory=dict)
     resumed: Scope | None = None
     """The scope that the next run of an agent goes on in, behind a decision."""
+    named: set[str] = field(default_factory=set)
+    under_way: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def is_nested(self) -> bool:
@@ -101,6 +104,32 @@ class Scope:
     def call_id(self, tool: str, arguments: str) -> str:
         """Return an id for a tool call to which no model gave one."""
         return self._numbered(f"{tool}.{digest(arguments)}")
+
+    def take_name(self, key: str) -> bool:
+        """Whether this is the first sub-step of that key here; two would be taken for one."""
+        is_first = key not in self.named
+        self.named.add(key)
+        return is_first
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Note that the present task works on a part of what this scope is of."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        is_new = task not in self.under_way
+        self.under_way.add(task)
+        try:
+            yield
+        finally:
+            if is_new:
+                self.under_way.discard(task)
+
+    async def abandon(self) -> None:
+        """End the tasks that still work on a part of what has failed, and wait until they have."""
+        tasks = self.under_way - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _numbered(self, name: str) -> str:
         self.children[name] += 1

@@ -38,7 +38,7 @@ async def run_agent(
     """
     run = journal.run
     install()
-    tool_context = await threads.call(_tool_context, run)
+    tool_context = await threads.call_host(_tool_context, run)
     scope = current_scope() or Scope(journal)
     chosen = {"session": history, "context": tool_context, **options(run)}
     with within(scope):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -12,11 +13,16 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from django.utils.functional import Promise
 from pydantic import BaseModel, TypeAdapter
 
 from agentic_django.exceptions import NotSerializable
 
-__all__ = ["dumps", "loads", "to_jsonable", "to_messages"]
+__all__ = ["dumps", "is_storable", "loads", "to_jsonable", "to_messages"]
+
+_DEEPEST = 500
+_LARGEST = 10**4000
+"""Python refuses to write, and to read, numbers of more than 4,300 digits."""
 
 _SCALARS = (datetime, date, time, timedelta, Decimal, UUID)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -36,33 +42,50 @@ def loads(text: str) -> Any:
     return json.loads(text)
 
 
-def to_jsonable(value: Any, path: str = "value") -> Any:
+def is_storable(text: str) -> bool:
+    """Whether every database keeps a text: it has no U+0000 and no lone surrogate."""
+    return not re.search("[\x00\ud800-\udfff]", text)
+
+
+def to_jsonable(value: Any, path: str = "value", depth: int = 0) -> Any:
     """Return a value as plain dicts, lists, strings and numbers.
 
     Pydantic models and dataclasses become objects; dates, decimals, UUIDs and enum members
-    become what pydantic writes for them. Bytes, sets, keys that are not strings, infinities
-    and unknown types are refused with NotSerializable, which names where they stand.
+    become what pydantic writes for them, and texts to be translated what they are now. Bytes,
+    sets, keys that are not strings, infinities, numbers of thousands of digits, what is nested
+    more than 500 levels deep and unknown types are refused with NotSerializable, which names
+    where they stand.
     """
-    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, Enum)):
+    if depth > _DEEPEST:
+        raise NotSerializable(f"{path:.60}… is nested more than {_DEEPEST} levels deep.")
+    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
         return value
+    if isinstance(value, int) and not isinstance(value, Enum):
+        return _sized(value, path)
     if isinstance(value, float):
         return _finite(value, path)
     if isinstance(value, BaseModel):
-        return _model(value, path)
+        return _model(value, path, depth)
     if isinstance(value, Mapping):
-        return {_key(k, path): to_jsonable(v, f"{path}.{k}") for k, v in value.items()}
+        return {_key(k, path): to_jsonable(v, f"{path}.{k}", depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_jsonable(v, f"{path}[{i}]") for i, v in enumerate(value)]
-    return _special(value, path)
+        return [to_jsonable(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+    return _special(value, path, depth)
 
 
-def _model(value: BaseModel, path: str) -> Any:
+def _sized(value: int, path: str) -> int:
+    if -_LARGEST < value < _LARGEST:
+        return value
+    raise NotSerializable(f"{path} is a number of more than 4,000 digits. Return it as text.")
+
+
+def _model(value: BaseModel, path: str, depth: int) -> Any:
     try:
         data = value.model_dump(mode="json")
     except ValueError as error:  # An unknown type within it, or bytes that are no text.
         kind = type(value).__name__
         raise NotSerializable(f"{path}, of type {kind}, is not JSON: {error}") from error
-    return to_jsonable(data, path)
+    return to_jsonable(data, path, depth)
 
 
 def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -100,12 +123,14 @@ def _plain(content: Any) -> Any:
     return content
 
 
-def _special(value: Any, path: str) -> Any:
+def _special(value: Any, path: str, depth: int) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {f.name: to_jsonable(getattr(value, f.name), f"{path}.{f.name}") for f in fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return to_jsonable(fields, path, depth)
     if isinstance(value, Enum):
-        return to_jsonable(value.value, path)
+        return to_jsonable(value.value, path, depth)
+    if isinstance(value, Promise):
+        return str(value)
     if isinstance(value, _SCALARS):
         return _ANY.dump_python(value, mode="json")
     kind = type(value).__name__

@@ -6,8 +6,9 @@ transaction that ends it. So an attempt that is repeated starts from the same hi
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from django.db import transaction
 from django.db.models import F, Subquery
 from django.db.models.functions import Now
 
-from agentic_django import signals, threads
+from agentic_django import runs, signals, threads
+from agentic_django.conf import load, settings
 from agentic_django.exceptions import BadInput
 from agentic_django.models import (
     SESSION_KEY,
@@ -89,21 +91,74 @@ class RunHistory:
         self.session_id = run.session.session_key if run.session else str(run.pk)
         self.added: list[Any] = []
         self._before: list[Any] | None = None
+        self._limit: int | None = None
+        self._later = 0
 
     async def get_items(self, limit: int | None = None) -> list[Any]:
-        """Return all items, or the last ``limit``, oldest first."""
+        """Return all items, or the last ``limit``, oldest first.
+
+        The first call reads no more than it is asked for, and begins where a person speaks: a
+        provider refuses the output of a call that it is not shown.
+        """
         if self._before is None:
-            self._before = await threads.call(self._read)
+            self._before = await self._begin(limit)
+        elif self._is_short_of(limit):
+            self._before, self._limit = await threads.call(self._read), None
         items = [*self._before, *self.added]
         return items if limit is None else items[len(items) - min(max(limit, 0), len(items)) :]
 
-    def _read(self) -> list[Any]:
-        if self.run.session is None:
+    def _is_short_of(self, limit: int | None) -> bool:
+        return self._limit is not None and (limit is None or limit > self._limit + len(self.added))
+
+    async def _begin(self, limit: int | None) -> list[Any]:
+        if self._is_fresh:
             return []
-        if self.run.attempt == 1:
-            return read(self.run.session)
-        began = AgentRun.objects.using(database()).filter(pk=self.run.pk).values("started_at")
-        return read(self.run.session, created_at__lte=Subquery(began))
+        if settings.COMPACT_HISTORY is not None:
+            return await self._compacted(load(settings.COMPACT_HISTORY))
+        self._limit = limit
+        items = await threads.call(self._read, limit)
+        return items if limit is None or len(items) < limit else _from_a_person_on(items)
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether nothing can be there to read; the claim has read the counter."""
+        run = self.run
+        return run.session is None or (run.attempt == 1 and not run.session.item_count)
+
+    def _read(self, limit: int | None = None) -> list[Any]:
+        session = self.run.session
+        assert session is not None, "A run without a conversation has nothing to read."
+        only: dict[str, Any] = {"sequence__gt": session.digested} if session.digested else {}
+        if self.run.attempt > 1:
+            began = AgentRun.objects.using(database()).filter(pk=self.run.pk).values("started_at")
+            only["created_at__lte"] = Subquery(began)
+        items = read(session, limit, **only)
+        self._later = len(items)
+        return [*(session.digest or ()), *items] if session.digested else items
+
+    async def _compacted(self, compact: Callable[..., Any]) -> list[Any]:
+        """Return the history as the host wants it seen, from now on by later runs too."""
+        items = await threads.call(self._read)
+        if not self._later:  # An attempt before this one has done it, or a run.
+            return items
+        wanted = await threads.call_host(compact, self.run.session, list(items))
+        if inspect.isawaitable(wanted):
+            wanted = await wanted
+        if wanted is None:
+            return items
+        kept: list[Any] = to_jsonable(list(wanted), "items")
+        await threads.call(self._keep, kept)
+        return kept
+
+    def _keep(self, digest: list[Any]) -> None:
+        session = self.run.session
+        assert session is not None, "Only a conversation has a history."
+        last = session.item_count
+        with runs.together(self.run):
+            runs.advance(self.run)
+            mine = AgentSession.objects.using(database()).filter(pk=session.pk)
+            mine.update(digest=digest, digested=last)
+        session.digest, session.digested = digest, last
 
     async def add_items(self, items: list[Any]) -> None:
         """Keep items for the end of the run; raises NotSerializable for what cannot be stored."""
@@ -116,6 +171,12 @@ class RunHistory:
     async def clear_session(self) -> None:
         """Take back what this run added; history from before it stays."""
         self.added.clear()
+
+
+def _from_a_person_on(items: list[Any]) -> list[Any]:
+    """Return items from the first message of a person on; all, if there is none."""
+    starts = (n for n, item in enumerate(items) if item.get("role") == "user")
+    return items[next(starts, 0) :]
 
 
 class ItemStore:

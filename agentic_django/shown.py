@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ from django.utils.functional import cached_property
 
 from agentic_django import serialization
 from agentic_django.querysets import STEP_EVENTS
-from agentic_django.states import Status, Visibility
+from agentic_django.states import ACTIVE, Status, Visibility
 
-__all__ = ["Shown"]
+__all__ = ["Shown", "latest", "stamp"]
 
 
 class Shown:
@@ -25,13 +26,24 @@ class Shown:
         started_at: datetime | None
         lease_ends_at: datetime | None
         step_events: str | None
+        draft_texts: str | None
+        drafts: Any
         events: Any
 
     @property
     def version(self) -> str:
         """What a reader shows now; another value means that there is something new."""
-        place = getattr(self, "place", None) or 0
-        return f"{self.status}-{self.attempt}-{self.event_count}-{place}-{self._tens()}"
+        return f"{self.stamp}-{self._tens()}-{len(self.draft)}"
+
+    @property
+    def stamp(self) -> str:
+        """The part of ``version`` that a stream tells of."""
+        place = getattr(self, "place", None)
+        return stamp(self.status, self.attempt, self.event_count, place, late=self._is_late())
+
+    def _is_late(self) -> bool:
+        ends = self.lease_ends_at
+        return self.status == Status.RUNNING and isinstance(ends, datetime) and ends < self.read_at
 
     @property
     def read_at(self) -> datetime:
@@ -39,15 +51,24 @@ class Shown:
         return getattr(self, "seen_at", None) or timezone.now()
 
     def _tens(self) -> str:
-        """Return for how many tens of seconds it has run, and whether its lease has ended.
-
-        Both are shown, and change without a write.
-        """
-        if self.status != Status.RUNNING or self.started_at is None:
+        """Return for how many tens of seconds it has run; that is shown, and is never written."""
+        if self.status != Status.RUNNING or not isinstance(self.started_at, datetime):
             return ""
-        now = self.read_at
-        late = self.lease_ends_at is not None and self.lease_ends_at < now
-        return f"{(now - self.started_at) // timedelta(seconds=10)}{'late' * late}"
+        return f"{(self.read_at - self.started_at) // timedelta(seconds=10)}"
+
+    @cached_property
+    def draft(self) -> str:
+        """What the model has said so far of a message that is not complete; or ``""``.
+
+        A later attempt's takes the place of what an earlier one had begun to say.
+        """
+        if self.status not in ACTIVE:
+            return ""
+        if hasattr(self, "draft_texts"):
+            rows = serialization.loads(f"[{self.draft_texts or ''}]")
+        else:
+            rows = list(self.drafts.values_list("attempt", "pk", "text"))
+        return latest(rows)
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
@@ -84,9 +105,33 @@ class Shown:
         """The types and payloads of the events that a fragment shows, in order."""
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
-            return [(kind, payload) for _, kind, payload in sorted(numbered, key=lambda e: e[0])]
+            inorder = sorted(numbered, key=lambda event: event[0])
+            return of_this_generation([(kind, payload) for _, kind, payload in inorder])
         shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
-        return list(shown.order_by("sequence").values_list("event_type", "payload"))
+        return of_this_generation(
+            list(shown.order_by("sequence").values_list("event_type", "payload"))
+        )
+
+
+def of_this_generation(told: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return, of the types and payloads of events in order, those since it was started again."""
+    begins = [
+        n
+        for n, (kind, payload) in enumerate(told)
+        if kind == "run.retrying" and payload.get("anew")
+    ]
+    return told[begins[-1] + 1 :] if begins else told
+
+
+def stamp(status: str, attempt: int, events: int, place: int | None, *, late: bool) -> str:
+    """Return what names a state of a run; another value means that there is something new."""
+    return f"{status}-{attempt}-{events}-{place or 0}{'-late' * late}"
+
+
+def latest(drafts: Iterable[tuple[int, int, str]]) -> str:
+    """Return the text of the last attempt's drafts, given as (attempt, id, text)."""
+    rows = sorted((attempt, pk, text) for attempt, pk, text in drafts)
+    return "\n\n".join(text for attempt, _, text in rows if attempt == rows[-1][0])
 
 
 def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:

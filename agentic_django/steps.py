@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from math import inf
 from typing import Any
+
+from django.utils.functional import Promise
 
 from agentic_django import events, threads
 from agentic_django.events import Event, EventType
@@ -28,9 +31,12 @@ from agentic_django.exceptions import (
     StepTimeoutError,
 )
 from agentic_django.journal import Result
+from agentic_django.markup import printable
 from agentic_django.models import AgentRun, StepCheckpoint, database
-from agentic_django.runtime import RunContext, perform
+from agentic_django.runtime import RunContext, check_name, perform
+from agentic_django.scope import outer_step
 from agentic_django.serialization import to_jsonable
+from agentic_django.shown import of_this_generation
 
 __all__ = [
     "ExecutionState",
@@ -44,6 +50,7 @@ __all__ = [
 ]
 
 CHECKPOINT_KEY = "_step_executor_state"
+_LONGEST_KEY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class Step:
     - ``timeout``: seconds that one attempt may take.
     - ``description``: what it does, in words for a person.
     - ``checkpoint``: False for a step that is done again each time the run is resumed.
+
+    Raises BadSetting for a value that cannot be used.
     """
 
     name: str
@@ -64,6 +73,30 @@ class Step:
     timeout: float | None = None
     description: str | None = None
     checkpoint: bool = True
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        retries: Any = self.retries
+        if not callable(self.fn):
+            raise BadSetting(f"Step {self.name!r}: fn is a function, not {self.fn!r:.60}.")
+        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+            raise BadSetting(f"Step {self.name!r}: retries is a number from 0, not {retries!r}.")
+        self._check_seconds("retry_delay", 0)
+        if self.timeout is not None:
+            self._check_seconds("timeout", 1e-9)
+        if not isinstance(self.description, str | Promise | None):
+            raise BadSetting(
+                f"Step {self.name!r}: description is no text: {self.description!r:.60}."
+            )
+
+    def _check_seconds(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not least <= value < inf
+        ):
+            raise BadSetting(f"Step {self.name!r}: {name} is a number of seconds, not {value!r}.")
 
 
 class Parallel:
@@ -76,6 +109,9 @@ class Parallel:
     """
 
     def __init__(self, *steps: Step) -> None:
+        for step in steps:
+            if not isinstance(step, Step):
+                raise BadSetting(f"Parallel takes steps, not {step!r:.60}.")
         self.steps = steps
 
 
@@ -106,16 +142,14 @@ def flat(steps: Steps) -> list[Step]:
 
 
 def check_names(steps: Steps) -> None:
-    """Raise BadSetting for steps that share a name, or whose name does not fit its column."""
+    """Raise BadSetting for steps that share a name, and for what is no step."""
+    for part in steps:
+        if not isinstance(part, Step | Parallel):
+            raise BadSetting(f"A pipeline is made of Step and Parallel, not of {part!r:.60}.")
     names = Counter(step.name for step in flat(steps))
     for name, n in names.items():
         if n > 1:
             raise BadSetting(f"Two steps are called {name!r}. Give each step a name of its own.")
-        if len(name) > _LONGEST_NAME:
-            raise BadSetting(f"The name {name[:40]!r}… has more than {_LONGEST_NAME} characters.")
-
-
-_LONGEST_NAME = 255
 
 
 @dataclass(slots=True)
@@ -150,7 +184,7 @@ class ExecutionState:
     def _of(cls, execution_id: str, rows: Sequence[StepCheckpoint]) -> ExecutionState:
         return cls(
             execution_id,
-            current_step_index=len(rows),
+            current_step_index=max((row.result["index"] + 1 for row in rows), default=0),
             completed_steps=[row.name for row in rows],
             step_results={row.name: row.result["result"] for row in rows},
             started_at=rows[0].started_at.isoformat() if rows else None,
@@ -161,7 +195,8 @@ class ExecutionState:
 class StepExecutor:
     """Performs steps within a run, each once.
 
-    - ``checkpoint_key``: tells several executors of one run apart.
+    - ``checkpoint_key``: tells several executors of one run apart, at most 100 characters. One
+      within a step needs a key of its own.
     - ``cancel_check_interval``: seconds between looks at whether the run was cancelled while
       an executor waits for a step or for its next attempt.
     """
@@ -174,6 +209,15 @@ class StepExecutor:
     ) -> None:
         if "/" in checkpoint_key:
             raise BadSetting(f"The checkpoint key {checkpoint_key!r} must not have a slash.")
+        check_name(checkpoint_key)
+        if len(checkpoint_key) > _LONGEST_KEY:
+            raise BadSetting(f"The checkpoint key {checkpoint_key[:40]!r}… is too long.")
+        outer = outer_step()
+        if outer and outer.key.startswith(f"{checkpoint_key}/"):
+            raise BadSetting(
+                f"This executor is within a step of another one with the key {checkpoint_key!r}. "
+                "Give it a checkpoint_key of its own."
+            )
         self.ctx = ctx
         self.checkpoint_key = checkpoint_key
         self.cancel_check_interval = cancel_check_interval
@@ -204,17 +248,24 @@ class StepExecutor:
         check_names(steps)
         self._names = [step.name for step in flat(steps)]
         self._version = version
-        self.state = copy.deepcopy(initial_state or {})
+        self.state = to_jsonable(copy.deepcopy(initial_state or {}), "initial_state")
         recorded = self._recorded()
         if resume:
             self._refuse_changes([_group(part) for part in steps], recorded)
         else:
-            self._is_again, self._replaced, recorded = self.ctx.run.attempt > 1, recorded, {}
+            self._is_again = self.ctx.run.attempt > 1 or bool(recorded)
+            self._replaced, recorded = recorded, {}
         if self.ctx.run.attempt > 1:
             self._shown = await threads.call(_shown_before, self.ctx.run, self._names)
         for part in steps:
             await self._perform_group(_group(part), recorded)
+        await self._tell_the_end(flat(steps))
         return self.results
+
+    async def _tell_the_end(self, steps: Sequence[Step]) -> None:
+        """Say that all is done where no step did, for those that were left were removed."""
+        if steps and self._shown < 100 and self._done.issuperset(self._names):
+            await self.ctx.write([self._progress(steps[-1])])
 
     def _key(self, step: str) -> str:
         return f"{self.checkpoint_key}/{step}"
@@ -259,7 +310,7 @@ class StepExecutor:
         values = {name: row.result for name, row in recorded.items()}
         values |= {step.name: value for step, value in zip(missing, made, strict=True)}
         self.results |= {step.name: values[step.name]["result"] for step in group}
-        self.state = _merged(self.state, [values[step.name]["state"] for step in group])
+        self.state = _merged([values[step.name] for step in group], self.state)
 
     async def _skip(self, steps: Sequence[Step]) -> None:
         self._done |= {step.name for step in steps}
@@ -279,10 +330,16 @@ class StepExecutor:
             except Exception as error:  # noqa: BLE001 - a step may fail in any way, and be retried
                 await self._failed(step, attempt, error)
             else:
-                value |= {} if together is None else {"together": together}
+                value |= {} if together is None else {"together": together, **self._changes(value)}
                 await self._record(step, value, time.monotonic() - began)
                 return value
         raise AssertionError("The last attempt returns or raises.")
+
+    def _changes(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return which parts of the state a step of a group has changed, and removed."""
+        before, after = self.state, value["state"]
+        changed = [k for k, v in after.items() if k not in before or before[k] != v]
+        return {"changed": changed, "gone": [k for k in before if k not in after]}
 
     async def _start(self, step: Step, attempt: int) -> None:
         told = self._told(
@@ -292,22 +349,23 @@ class StepExecutor:
             max_attempts=step.retries + 1,
             description=step.description,
         )
-        await self.ctx.write([told], activity=(step.description or step.name)[:255])
+        activity = printable(str(step.description or step.name))[:255]
+        await self.ctx.write([told], activity=activity)
 
     async def _attempt(self, step: Step, attempt: int, state: dict[str, Any]) -> dict[str, Any]:
         limit, key = asyncio.timeout(step.timeout), self._key(step.name)
         if self._is_again:  # Then what the step itself calls is done again, too.
             key = f"{key}@{self.ctx.run.attempt}"
         try:
-            async with limit:
-                with self.ctx.inside(step.name, key):
-                    result = await self._watched(perform(step.fn, self.ctx, state))
+            async with limit, self.ctx.inside(step.name, key):
+                result = await self._watched(perform(step.fn, self.ctx, state))
         except TimeoutError:
             if limit.expired() and step.timeout is not None:
                 raise StepTimeoutError(step.name, attempt, step.timeout) from None
             raise
         kept = to_jsonable(state, f"state after {step.name!r}")
-        return {"result": to_jsonable(result, f"result of {step.name!r}"), "state": kept}
+        value = to_jsonable(result, f"result of {step.name!r}")
+        return {"result": value, "state": kept, "index": self._names.index(step.name)}
 
     async def _watched(self, work: Any) -> Any:
         """Wait for a step, and look now and then whether the run was cancelled.
@@ -395,24 +453,24 @@ class StepExecutor:
         )
 
 
-def _merged(before: dict[str, Any], after: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the state behind a group: what each of its steps changed, put together."""
-    if len(after) == 1:
-        return after[0]
-    merged = dict(before)
-    for state in after:
-        for gone in before.keys() - state.keys():
-            merged.pop(gone, None)
-        merged |= {k: v for k, v in state.items() if k not in before or before[k] != v}
+def _merged(values: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
+    """Return the state behind the steps of a group: what each changed, put together."""
+    if not values:
+        return before
+    merged = dict(values[0]["state"])
+    for value in values[1:]:
+        for key in value["gone"]:
+            merged.pop(key, None)
+        merged |= {key: value["state"][key] for key in value["changed"]}
     return merged
 
 
 def _state_behind(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the state behind recorded steps."""
+    """Return the state behind recorded steps; those of a group stand in the order of writing."""
     state: dict[str, Any] = {}
     for together, group in groupby(values, lambda value: value.get("together")):
-        states = [value["state"] for value in group]
-        state = states[-1] if together is None else _merged(state, states)
+        made = sorted(group, key=lambda value: value["index"])
+        state = made[-1]["state"] if together is None else _merged(made, state)
     return state
 
 
@@ -422,8 +480,9 @@ def _group(part: Step | Parallel) -> Sequence[Step]:
 
 def _shown_before(run: AgentRun, names: Sequence[str]) -> int:
     """Return the progress that an attempt before this one showed for these steps."""
-    told = run.events.filter(event_type=EventType.PROGRESS_UPDATE)
-    payloads = list(told.values_list("payload", flat=True))
+    kinds = (EventType.PROGRESS_UPDATE, EventType.RUN_RETRYING)
+    told = run.events.filter(event_type__in=kinds).order_by("sequence")
+    payloads = [p for _, p in of_this_generation(list(told.values_list("event_type", "payload")))]
     return max((p["progress_percent"] for p in payloads if p.get("step_name") in names), default=0)
 
 

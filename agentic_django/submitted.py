@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from agentic_django import limits
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.models import AgentRun
@@ -63,6 +64,7 @@ def _check_allowed(module: str) -> None:
 
 def validated(steps: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the definitions of steps; raises BadInput or BadSetting for what cannot be done."""
+    limits.check_data(steps, "steps")
     try:
         definitions = _DEFINITIONS.validate_python(steps)
     except ValidationError as error:

@@ -92,7 +92,7 @@ def _drain() -> None:
         _outbox.draining = False
 
 
-def keys_beside(agent_key: str) -> tuple[set[str], bool]:
-    """Return the agent keys named for this key's queue, and whether it takes the rest too."""
-    queue, queues = queue_of(agent_key), settings.QUEUES
+def keys_on(queue: str) -> tuple[set[str], bool]:
+    """Return the agent keys named for a queue, and whether it takes the rest too."""
+    queues = settings.QUEUES
     return {k for k, q in queues.items() if q == queue and k != "*"}, queue == queue_of(None)

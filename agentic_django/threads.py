@@ -3,7 +3,8 @@
 Each process has one long-lived event loop, on a thread of its own: clients that agents share
 are bound to a loop. Synchronous work of a run (ours, synchronous tools, the async ORM within
 tools) goes back to the thread that carries the run's task, and so uses that thread's database
-connection and joins its transaction.
+connection and joins its transaction. A worker with many slots has no thread for each run: there
+all runs share two pools, one for what we record and one for what hosts call.
 """
 
 from __future__ import annotations
@@ -13,16 +14,31 @@ import contextvars
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import close_old_connections, connections
+from django.db import Error, close_old_connections, connections
 
-__all__ = ["aside", "call", "cancel_task", "in_run", "reconnect", "run_here"]
+__all__ = [
+    "aside",
+    "call",
+    "call_host",
+    "cancel_task",
+    "in_run",
+    "is_shared",
+    "reconnect",
+    "record",
+    "release",
+    "run_here",
+    "run_shared",
+    "share",
+]
 
 _here = threading.local()
 
@@ -76,7 +92,79 @@ class Lane(Executor):
             future.set_result(outcome)
 
 
-_lane: contextvars.ContextVar[Lane | None] = contextvars.ContextVar("agentic_lane", default=None)
+class Pools:
+    """The threads that all runs of a worker with many slots share, each with one connection."""
+
+    def __init__(self, records: int, work: int) -> None:
+        self.records = ThreadPoolExecutor(records, "agentic-records")
+        self.work = ThreadPoolExecutor(work, "agentic-work")
+        self._errors = 0
+        self._mine = threading.local()
+
+    def record[T](self, work: Callable[[], T]) -> Future[T]:
+        """Read or write what is the app's own; the thread keeps its connection."""
+        return self.records.submit(self._on_kept_connection, work)
+
+    def _on_kept_connection[T](self, work: Callable[[], T]) -> T:
+        """Work; where one thread's connection breaks, the others look at theirs first, too."""
+        if getattr(self._mine, "errors", 0) != self._errors:
+            self._mine.errors = self._errors
+            _doubt_connections()
+        try:
+            return work()
+        except Error:
+            self._errors += 1
+            raise
+
+
+class Turns(Executor):
+    """Does what a host calls for one run, a call at a time, on threads that runs share."""
+
+    def __init__(self, pools: Pools) -> None:
+        self.pools = pools
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_at_work = False
+
+    def submit[T](self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Queue a call behind the run's earlier ones."""
+        future: Future[T] = Future()
+        work = partial(_fulfil, future, partial(fn, *args, **kwargs))
+        with self._lock:
+            self._waiting.append(work)
+            starts, self._is_at_work = not self._is_at_work, True
+        if starts:
+            self.pools.work.submit(self._work_off)
+        return future
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._lock:
+            self._is_at_work = bool(self._waiting)
+            return self._waiting.popleft() if self._waiting else None
+
+    def _work_off(self) -> None:
+        while work := self._next():
+            work()
+
+
+def _fulfil[T](future: Future[T], work: Callable[[], T]) -> None:
+    """Do a host's call on a shared thread, with connections as Django has them for a request."""
+    if not future.set_running_or_notify_cancel():
+        return
+    close_old_connections()
+    try:
+        outcome = work()
+    except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        close_old_connections()
+        future.set_exception(error)
+    else:
+        close_old_connections()
+        future.set_result(outcome)
+
+
+_lane: contextvars.ContextVar[Lane | Turns | None] = contextvars.ContextVar(
+    "agentic_lane", default=None
+)
 
 
 class _Router(ThreadPoolExecutor):
@@ -95,6 +183,7 @@ class _Process:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.present: asyncio.AbstractEventLoop | None = None
+        self.pools: Pools | None = None
         self.pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="agentic-aside")
 
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -148,7 +237,30 @@ def run_here[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return future.result()
 
 
-async def _in_lane[T](work: Callable[[], Coroutine[Any, Any, T]], lane: Lane) -> T:
+def share(*, records: int, work: int) -> Pools:
+    """Let all runs of this process share so many threads for records and for hosts' work."""
+    _process.pools = Pools(records, work)
+    return _process.pools
+
+
+def is_shared() -> bool:
+    """Whether the runs of this process share threads."""
+    return _process.pools is not None
+
+
+def run_shared[T](work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+    """Run async work on the process's loop, its synchronous parts on the shared threads."""
+    assert _process.pools is not None, "share() comes first."
+    return asyncio.run_coroutine_threadsafe(_in_lane(work, Turns(_process.pools)), _process.loop())
+
+
+def record[T](work: Callable[..., T], *args: Any) -> T:
+    """Do synchronous work of the worker's own on a shared thread, and wait for it."""
+    assert _process.pools is not None, "share() comes first."
+    return _process.pools.record(partial(work, *args)).result()
+
+
+async def _in_lane[T](work: Callable[[], Coroutine[Any, Any, T]], lane: Lane | Turns) -> T:
     _lane.set(lane)
     async with ThreadSensitiveContext(executor=lane):
         return await work()
@@ -169,9 +281,28 @@ async def call[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     lane = _lane.get()
     if lane is None:  # A run that its host performs inline: the host's own thread for such work.
         return await sync_to_async(fn, thread_sensitive=True)(*args, **kwargs)
+    if isinstance(lane, Turns):
+        work = partial(copy_context().run, partial(fn, *args, **kwargs))
+        return await asyncio.wrap_future(lane.pools.record(work))
+    return await _on_lane(lane, fn, *args, **kwargs)
+
+
+async def _on_lane[T](lane: Lane, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     if threading.current_thread() is lane.thread:
         return fn(*args, **kwargs)
     return await asyncio.to_thread(fn, *args, **kwargs)
+
+
+async def call_host[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Do what a host's synchronous function does for a run; it may take long.
+
+    Where runs share threads it keeps none that other runs' records need.
+    """
+    lane = _lane.get()
+    if not isinstance(lane, Turns):
+        return await call(fn, *args, **kwargs)
+    work = partial(copy_context().run, partial(fn, *args, **kwargs))
+    return await asyncio.wrap_future(lane.submit(work))
 
 
 async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -180,10 +311,23 @@ async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     In that case another thread does it, on a database connection of its own.
     """
     lane = _lane.get()
-    if lane is None or not lane.busy:
+    if not isinstance(lane, Lane) or not lane.busy:
         return await call(fn, *args, **kwargs)
     work = partial(_with_own_connection, partial(fn, *args, **kwargs))
     return await asyncio.wrap_future(_process.pool.submit(work))
+
+
+def release() -> None:
+    """End the thread that serves the synchronous parts of the current request, which waits idle.
+
+    If there are more such parts, they are given another one.
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    if context is None:
+        return
+    executor = SyncToAsync.context_to_thread_executor.pop(context, None)
+    if executor is not None:
+        executor.shutdown(wait=False)
 
 
 def reconnect() -> None:
@@ -202,6 +346,13 @@ def _with_own_connection[T](work: Callable[[], T]) -> T:
         return work()
     finally:
         connections.close_all()
+
+
+def _doubt_connections() -> None:
+    """Ask the server whether this thread's connections still work, and part with the others."""
+    for connection in connections.all(initialized_only=True):
+        connection.errors_occurred = True
+    reconnect()
 
 
 def cancel_task(task: asyncio.Task[Any]) -> None:

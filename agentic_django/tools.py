@@ -62,7 +62,7 @@ def _crossing(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return await threads.call(fn, *args, **kwargs)
+        return await threads.call_host(fn, *args, **kwargs)
 
     return call
 

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from agentic_django.views import approvals, runs, sessions
+from agentic_django.views import approvals, runs, sessions, stream
 
 app_name = "agents"
 
@@ -16,8 +16,11 @@ urlpatterns = [
     path("runs/<str:pk>/events/", runs.event_list, name="run-events"),
     path("runs/<str:pk>/cancel/", runs.cancel, name="run-cancel"),
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
+    path("runs/<str:pk>/stream/", stream.run, name="run-stream"),
     path("approvals/", approvals.listing, name="approval-list"),
     path("approvals/<str:pk>/", approvals.detail, name="approval-detail"),
     path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
     path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
+    path("sessions/<str:session_key>/stream/", stream.session, name="session-stream"),
+    path("stream/", stream.everything, name="stream"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import django
 from django.conf import settings
 from django.core.management import call_command
 
-__all__ = ["agents", "database", "steps", "up"]
+__all__ = ["agents", "configure", "database", "steps", "up"]
 
 
 @contextmanager
@@ -53,11 +54,20 @@ def _postgres(folder: str) -> Iterator[dict[str, Any]]:
 
 def up(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> Any:
     """Set Django up on an empty database and return a user."""
+    configure(database, registry)
+    call_command("migrate", verbosity=0)
+    from django.contrib.auth import get_user_model
+
+    return get_user_model().objects.create_user("bench")
+
+
+def configure(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> None:
+    """Set Django up on a database."""
     os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
     settings.configure(
         SECRET_KEY="benchmarks only",
         USE_TZ=True,
-        ALLOWED_HOSTS=["testserver"],
+        ALLOWED_HOSTS=["testserver", "127.0.0.1"],
         ROOT_URLCONF="benchmarks.site",
         INSTALLED_APPS=[
             "django.contrib.auth",
@@ -79,13 +89,11 @@ def up(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> An
         AGENTIC_DJANGO_AGENT_REGISTRY=registry,
         AGENTIC_DJANGO_DEFAULT_AGENT_KEY="plain",
         AGENTIC_DJANGO_RATE_LIMIT=None,
+        AGENTIC_DJANGO_WAKEUP=os.environ.get("BENCH_WAKEUP", "auto"),
+        AGENTIC_DJANGO_STREAM_SECONDS=3600,
         LOGGING_CONFIG=None,
     )
     django.setup()
-    call_command("migrate", verbosity=0)
-    from django.contrib.auth import get_user_model
-
-    return get_user_model().objects.create_user("bench")
 
 
 def steps(tool_calls: int) -> list[Any]:
@@ -108,9 +116,27 @@ def agent(tool_calls: int) -> Any:
     return sdk.Agent(name="Bench", model=ScriptedModel(steps(tool_calls)), tools=[double])
 
 
+def waiting(seconds: float) -> Any:
+    """Return an agent whose model takes so long to answer."""
+    import agents as sdk
+    from agents.testing import ModelStep, ScriptedModel, assistant_message
+
+    async def respond(call: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return [assistant_message("Done.")]
+
+    return sdk.Agent(name="Bench", model=ScriptedModel([ModelStep.respond(respond)]))
+
+
 def agents() -> dict[str, Any]:
     """The registry of this site."""
-    return {"plain": lambda: agent(0), "tools": lambda: agent(3)}
+    return {
+        "plain": lambda: agent(0),
+        "tool": lambda: agent(1),
+        "tools": lambda: agent(3),
+        "waiting": lambda: waiting(2.0),
+        "endless": lambda: waiting(600.0),
+    }
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,14 @@ def serve_simply(host: str, port: int) -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example.settings")
     prepare()
     welcome(host, port)
-    uvicorn.run("example.asgi:application", host=host, port=port, log_level="warning")
+    # Pages keep a stream open, for which a server that stops would wait.
+    uvicorn.run(
+        "example.asgi:application",
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
 
 
 def serve_production(host: str, port: int) -> None:
@@ -79,13 +86,17 @@ def serve_production(host: str, port: int) -> None:
             processes.watch()
 
 
+_STOP = ["--timeout-graceful-shutdown=1"]
+"""Pages keep a stream open, for which a server that stops would wait."""
+
+
 def commands(host: str, port: int) -> dict[str, list[str]]:
     """Return the commands of the web process and the workers."""
     serve = ["-m", "uvicorn", "example.asgi:application", f"--host={host}", f"--port={port}"]
     work = ["-m", "example.manage", "rqworker", "default"]
     work += ["--job-class=django_tasks_rq.Job", "--verbosity=0"]
     return {
-        "The web server": [sys.executable, *serve, "--log-level=warning"],
+        "The web server": [sys.executable, *serve, "--log-level=warning", *_STOP],
         "Worker 1": [sys.executable, *work],
         "Worker 2": [sys.executable, *work],
     }

@@ -16,7 +16,7 @@ from django.contrib.auth.models import User
 from django.db import connections
 from django.test import Client
 
-from agentic_django import lifecycle, recovery, registry
+from agentic_django import drafts, hub, lifecycle, recovery, registry, wakeup
 from agentic_django.models import AgentRun
 from tests import agents as test_agents
 from tests import servers
@@ -107,10 +107,13 @@ def replays() -> Iterator[Replays]:
 
 
 @pytest.fixture(autouse=True)
-def no_sweep_thread_outlives_its_test() -> Iterator[None]:
-    """Join the thread that dispatching starts: pytest forbids it the database afterwards."""
+def no_thread_outlives_its_test() -> Iterator[None]:
+    """Join the threads that runs start: pytest forbids them the database afterwards."""
     yield
     recovery.stop()
+    hub.stop()
+    drafts.stop()
+    wakeup.stop()
 
 
 # Databases

@@ -244,6 +244,15 @@ class Project:
         command.append("--job-class=django_tasks_rq.Job")
         return self.process(*command, ready=is_registered, extra=extra)
 
+    def worker(self, *options: str, **extra: str) -> Process:
+        """Return a worker with many slots; it is ready when its processes are started."""
+
+        def is_at_work(process: Process) -> bool:
+            return "takes runs of" in process.output()
+
+        command = ["-m", "django", "agentic_django_worker", *options]
+        return self.process(*command, ready=is_at_work, extra=extra)
+
     def db_worker(self, **extra: str) -> Process:
         """Return a stock worker of the database backend."""
         command = ["-m", "django", "db_worker", "--interval=0.1", "--no-startup-delay"]

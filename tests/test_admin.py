@@ -260,7 +260,7 @@ def test_a_pipelines_page_shows_its_steps_and_what_they_keep(
     admin_client: Client, user: User
 ) -> None:
     run = make_run(user)
-    kept = {"result": {"rows": 4000}, "state": {"delimiter": ";"}}
+    kept = {"result": {"rows": 4000}, "state": {"delimiter": ";"}, "index": 0}
     recorded = {"kind": "step", "name": "parse", "result": kept, "duration_seconds": 2.14}
     make_checkpoint(run, "_step_executor_state/parse", **recorded)
     page = admin_client.get(url("agentrun", "change", run.pk)).text

@@ -99,6 +99,8 @@ BAD_VALUES = [
     ("STARTUP_RECOVERY", "retry", "'ignore', 'fail' or 'requeue'"),
     ("CONCURRENCY_LIMIT", 0, "greater than 0"),
     ("CONCURRENCY_LIMIT", True, "integer"),
+    ("CONCURRENCY_LIMIT", {"echo": 0}, "echo: "),
+    ("COMPACT_HISTORY", 3, "callable"),
     ("RUN_TIMEOUT_SECONDS", 0, "greater than 0"),
     ("RUN_TIMEOUT_SECONDS", "900", "number"),
     ("RUN_TIMEOUT_SECONDS", float("inf"), "less than"),
@@ -108,6 +110,9 @@ BAD_VALUES = [
     ("APPROVAL_TTL", 0, "greater than 0"),
     ("DATABASE", None, "valid string"),
     ("POLL_SECONDS", -1, "greater than 0"),
+    ("STREAM_SECONDS", 0, "greater than 0"),
+    ("WAKEUP", "rabbit", "'auto', 'postgres', 'redis' or 'poll'"),
+    ("REDIS_URL", 6379, "valid string"),
     ("BASE_TEMPLATE", None, "valid string"),
 ]
 
@@ -138,6 +143,7 @@ GOOD_VALUES = [
     ("CLEANUP_POLICY", {"runs_days": 30, "runs_statuses": ["failed"]}),
     ("CLEANUP_POLICY", {"events_days": 0.5, "runs_statuses": ("failed", "cancelled")}),
     ("CONCURRENCY_LIMIT", 5),
+    ("CONCURRENCY_LIMIT", {"*": 200, "echo": 10}),
     ("RUN_TIMEOUT_SECONDS", 0.5),
     ("CLIENT_RUN_OPTIONS", []),
     ("APPROVERS", lambda user, approval: True),
@@ -455,3 +461,33 @@ def test_runs_that_wait_for_what_is_gone_are_a_warning(user: Any, scripted: Any)
     wait("gone", "default", "pay")
     assert look() == {"agentic_django.W020"}
     assert "agentic_django.W020" not in found()
+
+
+# Waking each other
+
+
+@pytest.mark.parametrize(
+    ("values", "finding"),
+    [
+        ({"WAKEUP": "redis"}, "E040"),
+        ({"WAKEUP": "postgres"}, "E040"),
+        ({"REDIS_URL": "http://127.0.0.1"}, "E041"),
+        ({"WAKEUP": "poll", "REDIS_URL": "redis://127.0.0.1"}, "W040"),
+        ({"WAKEUP": "pigeon"}, "E001"),
+    ],
+)
+def test_way_to_wake_each_other_that_is_not_there(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], finding: str
+) -> None:
+    monkeypatch.setitem(django_settings.DATABASES["default"], "ENGINE", "x.sqlite3")
+    before = set(found())
+    for name, value in values.items():
+        setattr(settings, PREFIX + name, value)
+    assert set(found()) - before == {f"agentic_django.{finding}"}
+
+
+def test_redis_without_its_client_is_found(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.AGENTIC_DJANGO_REDIS_URL = "redis://127.0.0.1"
+    assert found() == {}
+    monkeypatch.setattr(our_checks, "find_spec", lambda name: None)
+    assert set(found()) == {"agentic_django.E041"}

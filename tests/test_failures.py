@@ -131,3 +131,36 @@ def test_a_host_decides_with_a_function_of_its_own(settings: Any, hook: Any) -> 
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
     assert verdict_on(KeyError("x")).retry
     assert verdict_on(MaxTurnsExceeded("10")) == Verdict("max_turns")
+
+
+def raising(error: BaseException) -> Verdict:
+    raise RuntimeError("A mistake.")
+
+
+def saying_when(error: BaseException) -> Verdict:
+    return Verdict("x", after="soon")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hook", [raising, lambda error: None, saying_when])
+def test_a_function_of_the_hosts_that_fails_leaves_it_to_ours(
+    settings: Any, caplog: pytest.LogCaptureFixture, hook: Any
+) -> None:
+    settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
+    assert verdict_on(answer(503)) == Verdict("provider_busy", retry=True)
+    assert "AGENTIC_DJANGO_CLASSIFY_ERROR" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (Verdict("x" * 100, True, 5), Verdict("x" * 64, True, 5)),
+        (Verdict("x", True, float("inf")), Verdict("x", True, 0)),
+        (Verdict("x", True, -5), Verdict("x", True, 0)),
+        (Verdict("x", True, 1e9), Verdict("x", True, 3600)),
+    ],
+)
+def test_what_a_function_of_the_hosts_says_is_bounded(
+    settings: Any, said: Verdict, kept: Verdict
+) -> None:
+    settings.AGENTIC_DJANGO_CLASSIFY_ERROR = lambda error: said
+    assert verdict_on(ValueError()) == kept

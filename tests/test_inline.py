@@ -568,3 +568,31 @@ def test_a_process_that_ends_in_order_marks_its_run_failed() -> None:
         performed(main)
     run = AgentRun.objects.get()
     assert (run.status, run.error_code) == ("failed", "lost")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("kind", [str, lambda run_id: run_id])
+def test_a_new_run_with_an_id_of_the_hosts_is_kept_over_many_beats(
+    monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
+    run_id = uuid4()
+
+    async def work() -> None:
+        async with RunContext.open(kind(run_id)) as ctx:
+            await asyncio.sleep(1.2)  # A heart that was about to stop may sleep for a second.
+            ctx.result = "kept"
+
+    performed(work)
+    assert AgentRun.objects.get(pk=run_id).final_output == "kept"
+
+
+@pytest.mark.parametrize("given", [{"metadata": {"a": "\0"}}, {"params": {"a": "\ud800"}}])
+def test_what_no_database_keeps_is_refused_before_there_is_a_run(given: Any) -> None:
+    async def work() -> None:
+        async with RunContext.open(**given):
+            raise AssertionError
+
+    with pytest.raises(BadInput):
+        performed(work)
+    assert not AgentRun.objects.exists()

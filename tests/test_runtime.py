@@ -14,7 +14,7 @@ from django.contrib.auth.models import Group, User
 from django.db import OperationalError
 from django.test import Client
 
-from agentic_django import events, registry
+from agentic_django import events, lifecycle, registry
 from agentic_django.exceptions import NotSerializable
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, Runtime
@@ -708,3 +708,63 @@ def test_an_agents_own_tool_sees_its_run(register: Register, carry: Carry) -> No
     register(run)
     assert carry("work").final_output == "Done."
     assert seen == [str(AgentRun.objects.get().pk)]
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("output", [10**5000, nested(600), nested(960)], ids=["big", "600", "960"])
+def test_an_output_that_cannot_be_kept_ends_the_run(
+    register: Register, carry: Carry, output: Any
+) -> None:
+    async def work(ctx: RunContext) -> Any:
+        return output
+
+    register(work)
+    run = carry("work")
+    assert (run.status, run.error_code, run.attempt) == ("failed", "not_serializable", 1)
+
+
+def test_a_completion_that_cannot_be_written_ends_the_run(
+    register: Register, carry: Carry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(ctx: RunContext) -> Any:
+        return "done"
+
+    def refuse(*args: Any) -> None:
+        raise ValueError("This cannot be written.")
+
+    monkeypatch.setattr(lifecycle, "complete", refuse)
+    register(work)
+    run = carry("work")
+    assert (run.status, run.attempt, run.final_output) == ("failed", 1, None)
+
+
+@pytest.mark.parametrize("kind", ["", "a\0", "x" * 65])
+def test_an_event_of_a_type_that_no_column_keeps_is_refused(
+    register: Register, carry: Carry, kind: str
+) -> None:
+    async def work(ctx: RunContext) -> Any:
+        with pytest.raises(ValueError, match="An event's type"):
+            await ctx.emit(kind, {})
+        return "done"
+
+    register(work)
+    assert carry("work").final_output == "done"
+
+
+def test_a_visibility_that_is_none_shows_an_event_to_nobody_and_ends_no_run(
+    register: Register, carry: Carry, settings: Any
+) -> None:
+    async def work(ctx: RunContext) -> Any:
+        return "done"
+
+    settings.AGENTIC_DJANGO_EVENT_VISIBILITY = {"run.completed": "public"}
+    register(work)
+    run = carry("work")
+    assert run.status == "completed"
+    assert run.events.get(event_type="run.completed").visibility == "internal"

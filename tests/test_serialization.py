@@ -16,6 +16,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.core import serializers
 from django.db import connection, transaction
+from django.utils.translation import gettext_lazy, override
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -257,3 +258,28 @@ def test_rows_survive_dumpdata_and_loaddata(user: User, value: Any) -> None:
         row.save()
     loaded = AgentRun.objects.get()
     assert (loaded.pk, loaded.final_output, loaded.position) == (run.pk, value, run.position)
+
+
+@pytest.mark.parametrize(
+    "value", [10**4000, -(10**5000), {"a": [10**4500]}], ids=["even", "less", "within"]
+)
+def test_numbers_that_python_would_not_write_are_refused_at_once(value: Any) -> None:
+    with pytest.raises(NotSerializable, match="more than 4,000 digits"):
+        serialization.to_jsonable(value)
+
+
+def test_what_is_nested_too_deeply_is_refused_and_less_is_kept() -> None:
+    value: Any = "core"
+    for _ in range(490):
+        value = [value]
+    assert serialization.loads(serialization.dumps(value)) == value
+    for _ in range(20):
+        value = {"in": value}
+    with pytest.raises(NotSerializable, match="nested more than 500 levels"):
+        serialization.to_jsonable(value)
+
+
+def test_a_text_to_be_translated_is_what_it_is_now() -> None:
+    assert serialization.to_jsonable({"a": gettext_lazy("yes")}) == {"a": "yes"}
+    with override("de"):
+        assert serialization.to_jsonable(gettext_lazy("yes")) == "ja"

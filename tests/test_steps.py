@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, User
 from django.db import Error
+from django.utils.translation import gettext_lazy
 
 from agentic_django import heartbeat, registry, runs, signals
 from agentic_django.events import EVENTS, EventType
@@ -610,7 +611,7 @@ def test_names_that_are_used_twice_are_refused_at_registration(calls: Calls) -> 
 
 def test_names_that_do_not_fit_are_refused_at_registration(calls: Calls) -> None:
     Pipeline([does(calls, "a" * 255)])
-    with pytest.raises(BadSetting, match="more than 255 characters"):
+    with pytest.raises(BadSetting, match="1 to 255 characters"):
         Pipeline([does(calls, "a" * 256)])
 
 
@@ -986,3 +987,228 @@ def test_a_pipeline_in_a_conversation_keeps_the_persons_words(
     session = make_session(user)
     carry("work", given="Do it.", session=session)
     assert session.get_message_history() == [{"role": "user", "content": "Do it."}]
+
+
+# What a host may get wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"retries": -1}, "retries is a number from 0"),
+        ({"retries": None}, "retries is a number from 0"),
+        ({"retries": 1.5}, "retries is a number from 0"),
+        ({"timeout": "5"}, "timeout is a number of seconds"),
+        ({"timeout": 0}, "timeout is a number of seconds"),
+        ({"timeout": float("inf")}, "timeout is a number of seconds"),
+        ({"retry_delay": -1}, "retry_delay is a number of seconds"),
+        ({"description": 5}, "description is no text"),
+        ({"name": ""}, "1 to 255 characters"),
+        ({"name": 5}, "1 to 255 characters"),
+        ({"name": "a\0"}, "a character that databases refuse"),
+        ({"name": "a\ud800"}, "a character that databases refuse"),
+        ({"fn": "save"}, "fn is a function"),
+    ],
+)
+def test_a_step_with_a_value_that_cannot_be_is_refused(options: Any, text: str) -> None:
+    with pytest.raises(BadSetting, match=text):
+        Step(**{"name": "a", "fn": print, **options})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Pipeline([1]), lambda: Pipeline([Parallel(Parallel())])],  # type: ignore[list-item,arg-type]
+)
+def test_a_pipeline_of_what_is_no_step_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(BadSetting):
+        make()
+
+
+def test_texts_to_be_translated_and_odd_characters_may_describe_a_step(
+    register: Register, carry: Carry
+) -> None:
+    steps = [Step("a", ctx_none, description=gettext_lazy("yes")), Step("b", ctx_none)]
+    register(Pipeline([*steps, Step("c", ctx_none, description="c\0\ud800")]))
+    run = carry("work")
+    assert run.status == "completed", run.error_detail
+    told = [payload["description"] for payload in payloads(run, "step.started")]
+    assert told == ["yes", None, "c\0\ud800"]
+
+
+async def ctx_none(ctx: RunContext, state: dict[str, Any]) -> None:
+    """Do nothing."""
+
+
+def test_an_initial_state_that_is_not_json_is_refused_before_anything_is_done(
+    register: Register, carry: Carry, calls: Calls
+) -> None:
+    async def work(ctx: RunContext) -> Any:
+        return await StepExecutor(ctx).run([does(calls, "a")], initial_state={"s": {1}})
+
+    register(work)
+    run = carry("work")
+    assert (run.status, run.error_code, calls) == ("failed", "not_serializable", [])
+
+
+def test_an_executor_within_a_step_needs_a_key_of_its_own(
+    register: Register, carry: Carry, calls: Calls
+) -> None:
+    async def outer(ctx: RunContext, state: dict[str, Any]) -> Any:
+        with pytest.raises(BadSetting, match="checkpoint_key of its own"):
+            StepExecutor(ctx)
+        return await StepExecutor(ctx, "inner").run([does(calls, "a")])
+
+    register(Pipeline([Step("outer", outer)]))
+    assert carry("work").final_output == {"outer": {"a": "a is done"}}
+
+
+def test_progress_reaches_100_though_the_steps_that_were_left_are_gone(
+    resumed: Carry, calls: Calls
+) -> None:
+    before = Pipeline([does(calls, "a"), does(calls, "b", ValueError("no"))])
+    run = resumed(before, Pipeline([does(calls, "a")]))
+    assert run.status == "completed"
+    assert percents(run) == [50, 100]
+
+
+def test_the_state_behind_a_group_is_read_as_it_was(register: Register, carry: Carry) -> None:
+    async def change(ctx: RunContext, state: dict[str, Any]) -> None:
+        state["k"] = 2
+        del state["gone"]
+
+    async def add(ctx: RunContext, state: dict[str, Any]) -> None:
+        await asyncio.sleep(0.05)
+        state["z"] = 1
+
+    last: list[Any] = []
+
+    async def fail(ctx: RunContext, state: dict[str, Any]) -> None:
+        last.append(dict(state))
+        raise ValueError
+
+    register(Pipeline([Parallel(Step("a", add), Step("b", change)), Step("c", fail)]))
+    run = carry("work", context={"k": 1, "gone": 1, "same": 1})
+    state = ExecutionState.for_run(run)
+    assert state.custom_state == last[0] == {"k": 2, "z": 1, "same": 1}
+    assert state.current_step_index == 2
+
+
+def test_the_index_counts_steps_that_are_not_recorded(
+    register: Register, carry: Carry, calls: Calls
+) -> None:
+    steps = [does(calls, "log_in", checkpoint=False), does(calls, "fetch")]
+    register(Pipeline([*steps, does(calls, "save", ValueError("no"))]))
+    assert ExecutionState.for_run(carry("work")).current_step_index == 2
+
+
+# Sub-steps
+
+
+def test_gathered_sub_steps_outlast_a_retry_of_their_step(
+    register: Register, carry: Carry, calls: Calls
+) -> None:
+    async def part(n: int, ctx: RunContext) -> int:
+        calls.append(f"{n}")
+        if n == 1 and calls.count("1") == 1:
+            raise ValueError("once")
+        await asyncio.sleep(0.2)
+        calls.append(f"{n} done")
+        return n
+
+    async def embed(ctx: RunContext, state: dict[str, Any]) -> list[int]:
+        return await asyncio.gather(*[ctx.step(f"embed:{n}", part, n, ctx) for n in (1, 2, 3)])
+
+    register(Pipeline([Step("embed", embed, retries=2, retry_delay=0.05)]))
+    run = carry("work")
+    assert run.final_output == {"embed": [1, 2, 3]}, run.error_detail
+    assert sorted(call for call in calls if "done" in call) == ["1 done", "2 done", "3 done"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_name_that_two_sub_steps_share_is_refused(
+    register: Register, carry: Carry, calls: Calls, at_once: bool
+) -> None:
+    async def save(ctx: RunContext, state: dict[str, Any]) -> Any:
+        first = ctx.step("save", calls.append, "1")
+        if at_once:
+            return await asyncio.gather(first, ctx.step("save", calls.append, "2"))
+        return [await first, await ctx.step("save", calls.append, "2")]
+
+    register(Pipeline([Step("both", save)]))
+    run = carry("work")
+    assert run.status == "failed"
+    assert "Two steps here are called 'save'" in run.error_detail
+    assert "2" not in calls
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (("load", "eu:1"), ("load:eu", "1")),
+        (("load", "a%3Ab"), ("load:a", "b")),
+        (("load", "a/b"), ("load:a", "b")),
+    ],
+)
+def test_names_with_colons_do_not_run_into_each_other(
+    register: Register, carry: Carry, names: Any
+) -> None:
+    def holding(inner: str) -> Callable[..., Any]:
+        async def fn(ctx: RunContext, state: dict[str, Any]) -> Any:
+            return await ctx.step(inner, lambda: inner)
+
+        return fn
+
+    register(Pipeline([Step(outer, holding(inner)) for outer, inner in names]))
+    assert carry("work").final_output == dict(names)
+
+
+def test_what_a_sub_step_returned_is_the_callers_own(register: Register, carry: Carry) -> None:
+    async def take(ctx: RunContext, state: dict[str, Any]) -> Any:
+        items = await ctx.step("fetch", lambda: [1, 2, 3])
+        if len(items) == 3 and not state.get("left"):
+            left = list(items)
+            items.pop()
+            ctx.run.metadata["tries"] = ctx.run.metadata.get("tries", 0) + 1
+            if ctx.run.metadata["tries"] == 1:
+                raise ValueError
+            return left
+        return items
+
+    register(Pipeline([Step("take", take, retries=1, retry_delay=0)]))
+    assert carry("work").final_output == {"take": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("name", ["", "a\0", 42, "x" * 256])
+def test_a_name_that_cannot_be_one_is_refused_before_anything_is_done(
+    register: Register, carry: Carry, calls: Calls, name: Any
+) -> None:
+    async def work(ctx: RunContext) -> Any:
+        return await ctx.step(name, calls.append, "called")
+
+    register(work)
+    assert (carry("work").status, calls) == ("failed", [])
+
+
+def test_a_sub_steps_function_may_take_any_argument(register: Register, carry: Carry) -> None:
+    async def work(ctx: RunContext) -> Any:
+        return await ctx.step("greet", lambda name, fn: f"{name} {fn}", name="Bob", fn=1)
+
+    register(work)
+    assert carry("work").final_output == "Bob 1"
+
+
+# Started again
+
+
+def test_what_an_earlier_generation_did_is_not_shown(
+    register: Register, carry: Carry, calls: Calls
+) -> None:
+    steps = [does(calls, "a"), does(calls, "b"), does(calls, "c", ValueError("no"), 1)]
+    register(Pipeline(steps))
+    run = carry("work")
+    assert [stage["state"] for stage in run.stages] == ["completed", "completed", "failed"]
+    retry_agent_run(run, start_again=True)
+    again = AgentRun.objects.with_steps().get()
+    assert (again.stages, again.progress, again.texts) == ([], None, [])
+    run = finish(run)
+    assert percents(run) == [33, 67, 33, 67, 100]

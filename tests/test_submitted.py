@@ -212,3 +212,13 @@ def test_the_fragment_of_one_without_conversation_is_shown(user: User, client: C
         run.refresh_from_db()
         if not run.is_finished:
             finish(run)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"description": "a\0"}, {"name": "a\0"}, {"name": "\ud800"}, {"timeout": float("inf")}],
+)
+def test_what_no_database_keeps_is_refused_and_nothing_is_written(user: User, changed: Any) -> None:
+    with pytest.raises((BadInput, BadSetting)):
+        submit(user, {**step("fetch"), **changed})
+    assert not AgentRun.objects.exists()

@@ -82,7 +82,7 @@ def test_key_from_an_address_cannot_break_out_of_the_page() -> None:
 
 def test_assets_carry_the_nonce() -> None:
     html = render("{% agentic_django_assets %}", csp_nonce="abc")
-    assert html.count('nonce="abc"') == html.count("<script") == 2
+    assert html.count('nonce="abc"') == html.count("<script") == 3
     assert "agentic_django/agentic_django.css" in html
 
 

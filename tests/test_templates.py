@@ -134,7 +134,7 @@ def test_unfinished_run_asks_by_itself_for_what_is_new(
     fresh = loaded(become(run, status))
     attributes = root(render_to_string(FRAGMENT, {"run": fresh}))
     assert attributes["hx-get"] == f"/agents/runs/{run.pk}/fragment/?v={fresh.version}"
-    assert attributes["hx-trigger"] == "every 2.5s"
+    assert attributes["hx-trigger"] == "every 2.5s, agentic-changed"
     assert attributes["hx-swap"] == "outerHTML settle:0"
 
 

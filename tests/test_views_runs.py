@@ -85,6 +85,7 @@ def test_json_run_has_these_fields(client: Client, run: AgentRun) -> None:
             "self": base,
             "fragment": f"{base}fragment/",
             "events": f"{base}events/",
+            "stream": f"{base}stream/",
             "cancel": f"{base}cancel/",
             "retry": f"{base}retry/",
             "session": "/agents/sessions/s/",

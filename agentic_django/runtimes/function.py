@@ -19,7 +19,7 @@ class Function:
     async def perform(self, context: RunContext) -> RunResult:
         """Call the function; what it adds to the conversation stands behind the input."""
         try:
-            with context.recording():
+            async with context.recording():
                 returned = await self.run(context)
         finally:
             context.journal.check()

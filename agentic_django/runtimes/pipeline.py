@@ -17,7 +17,7 @@ class Steps:
     async def perform(self, context: RunContext) -> RunResult:
         """Perform the steps that are not recorded yet."""
         executor = StepExecutor(context)
-        with context.recording():
+        async with context.recording():
             results = await executor.run(
                 self.pipeline.steps, initial_state=context.params, version=self.pipeline.version
             )

@@ -31,6 +31,7 @@ register.filter("agent_elapsed", wording.elapsed)
 register.filter("agent_event_summary", wording.event_summary)
 register.filter("agent_event_words", wording.event)
 register.filter("agent_is_late", wording.is_late)
+register.filter("agent_growing", conversation.growing)
 register.filter("agent_markdown", conversation.markdown)
 register.filter("agent_name", conversation.agent_name)
 register.filter("agent_output", conversation.output)
@@ -114,11 +115,12 @@ def agentic_django_assets(context: template.Context) -> SafeString:
     """
     nonce = context.get("csp_nonce")
     return format_html(
-        '<meta name="htmx-config" content="{}">\n<link rel="stylesheet" href="{}">\n{}\n{}',
+        '<meta name="htmx-config" content="{}">\n<link rel="stylesheet" href="{}">\n{}\n{}\n{}',
         HTMX_CONFIG,
         static("agentic_django/agentic_django.css"),
         htmx_script(nonce=nonce),
         _script(static("agentic_django/agentic_django.js"), nonce),
+        _script(static("agentic_django/live.js"), nonce),
     )
 
 

@@ -43,7 +43,7 @@ def _run(run: AgentRun) -> dict[str, Any]:
 
 
 def _run_urls(run: AgentRun) -> dict[str, str]:
-    names = ("detail", "fragment", "events", "cancel", "retry")
+    names = ("detail", "fragment", "events", "stream", "cancel", "retry")
     urls = {name: reverse(f"agents:run-{name}", args=[run.pk]) for name in names}
     urls["self"] = urls.pop("detail")
     return urls | (_session_urls(run.session, "session") if run.session else {})

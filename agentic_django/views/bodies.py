@@ -83,6 +83,14 @@ class ItemsQuery(BaseModel):
     limit: Annotated[int, Ge(1)] = 50
 
 
+class StreamQuery(BaseModel):
+    """``GET …/stream/``; ``after`` is where a reader stands that cannot send Last-Event-ID."""
+
+    format: Literal["html", "json"] = "html"
+    after: str = ""
+    visibility: Literal["user", "debug"] = "user"
+
+
 def query[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
     """Return the query string as a model; parameters that it does not know are ignored."""
     known = {name: v for name, v in request.GET.lists() if name in model.model_fields}

@@ -77,13 +77,14 @@ def fragment(request: Request, pk: str) -> HttpResponse:
 def event_list(request: Request, pk: str) -> HttpResponse:
     """List a run's events behind a sequence number."""
     asked = bodies.query(request, bodies.EventsQuery)
-    levels = _levels(request, asked.visibility)
+    levels = visible_levels(request, asked.visibility)
     run = get_object_or_404(_runs(request), pk=run_id(pk))
     limit = min(asked.limit, MAX_EVENTS)
     return api.events(run, events.after(run, asked.after, limit=limit, levels=levels), asked.after)
 
 
-def _levels(request: Request, visibility: str) -> tuple[str, ...]:
+def visible_levels(request: Request, visibility: str) -> tuple[str, ...]:
+    """Return which events a requester may read; raises PermissionDenied if he asks for more."""
     try:
         return events.levels(staff=request.viewer.staff, asked=visibility)
     except PermissionError:

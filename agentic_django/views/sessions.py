@@ -22,19 +22,20 @@ MAX_ITEMS = 500
 def detail(request: Request, session_key: str) -> HttpResponse:
     """Show a conversation."""
     show = api.session if format_of(request) is Format.JSON else pages.session
-    return show(request, _find(request, session_key))
+    return show(request, find(request, session_key))
 
 
 @endpoint("GET", "HEAD")
 def item_list(request: Request, session_key: str) -> HttpResponse:
     """Show the last items of a conversation, oldest first."""
     limit = min(bodies.query(request, bodies.ItemsQuery).limit, MAX_ITEMS)
-    session = _find(request, session_key)
+    session = find(request, session_key)
     show = fragments.messages if format_of(request) is Format.FRAGMENT else api.items
     return show(request, session, sessions.read(session, limit))
 
 
-def _find(request: Request, session_key: str) -> AgentSession:
+def find(request: Request, session_key: str) -> AgentSession:
+    """Return a conversation of the requester's; raises Http404."""
     if not re.fullmatch(SESSION_KEY, session_key):
         raise Http404
     own = AgentSession.objects.using(database()).visible_to(request.viewer)

@@ -191,8 +191,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--soak", action="store_true", help="Watch for growth instead.")
+    parser.add_argument("--batch", type=int, default=0, help="Kill through a batch instead.")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.soak or options.batch:
+        from tests.scenarios import soak
+
+        soak.main(options)
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="agentic-chaos-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)

@@ -3,8 +3,10 @@
 ``AGENTIC_TEST_LEASE``     seconds; 3 by default
 ``AGENTIC_TEST_ATTEMPTS``  the maximum of attempts in a row that come to nothing
 ``AGENTIC_TEST_CLOCK``     seconds by which this process's clock is ahead of the database's
+``AGENTIC_TEST_LIMIT``     the cap on running runs, as JSON
 """
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -23,3 +25,4 @@ AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 120.0
 
 if ahead := float(os.environ.get("AGENTIC_TEST_CLOCK", "0")):
     time_machine.travel(datetime.now(UTC) + timedelta(seconds=ahead), tick=True).start()
+AGENTIC_DJANGO_CONCURRENCY_LIMIT = json.loads(os.environ.get("AGENTIC_TEST_LIMIT", "null"))

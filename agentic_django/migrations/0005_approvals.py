@@ -10,7 +10,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('agentic_django', '0002_runtimes'),
+        ('agentic_django', '0004_live'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -1,0 +1,439 @@
+"""What those who watch runs are told: from rows to messages, for pages and for programs.
+
+Nothing here waits or keeps a connection: ``hub`` reads for all who watch in this process, and
+``views.stream`` sends.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.db.models import Max, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from agentic_django import markup, shown
+from agentic_django.models import ACTIVE, FINISHED, AgentEvent, AgentRun, Visibility, database
+from agentic_django.viewer import Viewer
+
+__all__ = [
+    "Cursor",
+    "Follower",
+    "News",
+    "Pages",
+    "Records",
+    "Scope",
+    "State",
+    "Told",
+    "discovered",
+    "events_after",
+    "positions",
+    "states",
+]
+
+MOST_EVENTS = 500
+"""So many events of one run are read at once; the rest follows."""
+
+END = "end"
+"""The cursor of a page whose runs have all ended."""
+
+_OVERLAP = timedelta(seconds=10)
+"""How much longer than a transaction takes; what is resumed by time begins so much earlier."""
+
+_encode = DjangoJSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+# What is read
+
+
+@dataclass(slots=True)
+class State:
+    """A run and its drafts, as one statement read them."""
+
+    pk: UUID
+    session: UUID | None
+    owner: tuple[str, str]
+    """Principal and tenant."""
+    status: str
+    attempt: int
+    count: int
+    place: int | None
+    is_late: bool
+    read_at: datetime
+    created_at: datetime
+    drafts: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """Key to attempt, row and text; the last attempt's only."""
+
+    @property
+    def stamp(self) -> str:
+        """See ``AgentRun.stamp``."""
+        return shown.stamp(self.status, self.attempt, self.count, self.place, late=self.is_late)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended."""
+        return self.status in FINISHED
+
+    @property
+    def text(self) -> str:
+        """What is said so far of messages that are not complete."""
+        return shown.latest(self.drafts.values())
+
+
+def states(ids: Collection[UUID]) -> dict[UUID, State]:
+    """Return how runs stand, in one statement; those that are gone are missing."""
+    if not ids:
+        return {}
+    late = models.Case(
+        models.When(status=AgentRun.Status.RUNNING, lease_ends_at__lt=Now(), then=True),
+        default=False,
+        output_field=models.BooleanField(),
+    )
+    rows = AgentRun.objects.using(database()).filter(pk__in=ids).with_place()
+    columns = ("pk", "session_id", "principal", "tenant", "status", "attempt", "event_count")
+    draft = ("drafts__key", "drafts__attempt", "drafts__pk", "drafts__text")
+    found: dict[UUID, State] = {}
+    told = rows.values_list(*columns, "place", late, "seen_at", "created_at", *draft)
+    for row in told.order_by("pk"):
+        pk, session, principal, tenant, *rest = row[:11]
+        state = found.get(pk) or State(pk, session, (principal, tenant), *rest)
+        found[pk] = state
+        if row[11] is not None and not state.is_finished:
+            state.drafts[row[11]] = row[12:]
+    for state in found.values():
+        _keep_last_attempt(state)
+    return found
+
+
+def _keep_last_attempt(state: State) -> None:
+    last = max((attempt for attempt, _, _ in state.drafts.values()), default=0)
+    kept = sorted(state.drafts.items(), key=lambda item: item[1][1])
+    state.drafts = {key: draft for key, draft in kept if draft[0] == last}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose runs: all of a viewer, or those in one conversation."""
+
+    viewer: Viewer
+    session: UUID | None = None
+
+    def covers(self, state: State) -> bool:
+        """Whether a run is one of them."""
+        mine = state.owner == (self.viewer.principal, self.viewer.tenant)
+        return mine and self.session in (None, state.session)
+
+
+def discovered(
+    scopes: Collection[Scope], since: datetime | None = None, ids: Collection[UUID] | None = None
+) -> list[UUID]:
+    """Return runs that are in one of the scopes, or nearly: unfinished, or changed lately.
+
+    With ``ids``, only among those.
+    """
+    everything = {s.viewer.principal for s in scopes if s.session is None}
+    sessions = {s.session for s in scopes if s.session is not None}
+    rows = AgentRun.objects.using(database()).filter(
+        Q(principal__in=everything) | Q(session__in=sessions)
+    )
+    if ids is not None:
+        rows = rows.filter(pk__in=ids)
+    else:
+        begin = (Now() - _OVERLAP) if since is None else models.Value(since - _OVERLAP)
+        rows = rows.filter(Q(status__in=ACTIVE) | Q(updated_at__gte=begin))
+    return list(rows.order_by().values_list("pk", flat=True))
+
+
+def positions(ids: Collection[UUID], since: datetime) -> dict[UUID, int]:
+    """Return the numbers of the last events that runs had for sure at some time."""
+    rows = AgentEvent.objects.using(database()).filter(run__in=ids, created_at__lt=since - _OVERLAP)
+    return dict(rows.order_by().values_list("run").annotate(last=Max("sequence")))
+
+
+@dataclass(slots=True)
+class News:
+    """The events of a run up to a number; some of them may have been deleted long ago."""
+
+    upto: int = 0
+    events: list[AgentEvent] = field(default_factory=list)
+
+
+NOTHING = News()
+
+
+def events_after(cursors: Mapping[UUID, int]) -> dict[UUID, News]:
+    """Return the next events of runs behind a number each, in one statement."""
+    behind = Q()
+    for pk, sequence in cursors.items():
+        behind |= Q(run=pk, sequence__gt=sequence, sequence__lte=sequence + MOST_EVENTS)
+    if not behind:
+        return {}
+    found = {pk: News(sequence + MOST_EVENTS) for pk, sequence in cursors.items()}
+    rows = AgentEvent.objects.using(database()).filter(behind).order_by("run", "sequence")
+    for row in rows:
+        found[row.run_id].events.append(row)
+    return found
+
+
+# What is told
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One message of a stream."""
+
+    name: str
+    data: Any
+    id: str = ""
+
+    def encoded(self) -> bytes:
+        """Return it as it is sent."""
+        head = f"id: {self.id}\n" if self.id else ""
+        text = markup.printable(_encode(self.data))
+        return f"{head}event: {self.name}\ndata: {text}\n\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a reader stands: the last event, and how much of the message behind it.
+
+    Written ``sequence``, ``sequence.offset`` or ``sequence.offset.check``: the offset counts
+    characters, and the check (CRC-32) is of the text up to there, so that a text which was
+    begun anew meanwhile is told from its start. A reader of many runs stands at a time,
+    written ``t`` and milliseconds.
+    """
+
+    sequence: int = 0
+    offset: int = 0
+    check: str = ""
+    since: datetime | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read a cursor; raises ValueError for what is none."""
+        if text.startswith("t"):
+            return cls(since=datetime.fromtimestamp(_number(text[1:]) / 1000, UTC))
+        sequence, _, rest = text.partition(".")
+        offset, _, check = rest.partition(".")
+        return cls(_number(sequence), _number(offset or "0"), check)
+
+    @staticmethod
+    def at(moment: datetime) -> str:
+        """Write the cursor of a reader of many runs."""
+        return f"t{int(moment.timestamp() * 1000)}"
+
+    def is_in(self, text: str) -> bool:
+        """Whether the reader has the beginning of this text."""
+        return 0 < self.offset <= len(text) and self.check == check(text[: self.offset])
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:
+        raise ValueError(f"{text[:20]!r} is no number")
+    return int(text)
+
+
+def check(text: str) -> str:
+    """Return what shows that a text is the same up to an offset."""
+    return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"
+
+
+class Follower:
+    """One who watches, and what was told so far; ``ids`` are the runs if they are few and named."""
+
+    reads_events = False
+
+    def __init__(
+        self, ids: Iterable[UUID] = (), scope: Scope | None = None, since: datetime | None = None
+    ) -> None:
+        self.ids = frozenset(ids)
+        self.scope = scope
+        self.since = since
+        self.begun = timezone.now()
+        self.is_over = False
+        """Whether there is nothing more to be told."""
+        self._ended: set[UUID] = set()
+
+    def position(self, pk: UUID) -> int:
+        """Return up to which event of a run this one was told."""
+        return 0
+
+    def begin(self, state: State, position: int) -> None:
+        """Begin with a run at a position."""
+
+    def knows(self, pk: UUID) -> bool:
+        """Whether anything was told of a run."""
+        return False
+
+    def tell(self, state: State | None, pk: UUID, news: News = NOTHING) -> list[Told]:
+        """Return what is to be told of a run, whose state is None if it is gone."""
+        raise NotImplementedError
+
+    def _end(self, pk: UUID) -> None:
+        self._ended.add(pk)
+        self.is_over = self.scope is None and self._ended >= self.ids
+
+
+class Pages(Follower):
+    """A page: it is told which runs changed, and asks for their fragments; text comes rendered."""
+
+    def __init__(self, ids: Iterable[UUID] = (), scope: Scope | None = None) -> None:
+        super().__init__(ids, scope)
+        self._stamps: dict[UUID, str] = {}
+        self._blocks: dict[UUID, tuple[int, list[markup.Block]]] = {}
+
+    def tell(self, state: State | None, pk: UUID, news: News = NOTHING) -> list[Told]:
+        """See ``Follower``."""
+        told: list[Told] = []
+        if state is not None:
+            if self._stamps.get(pk) != state.stamp:
+                self._stamps[pk] = state.stamp
+                told.append(Told("run", {"run": str(pk), "stamp": state.stamp}))
+            told += self._grown(state)
+        if state is None or state.is_finished:
+            self._end(pk)
+            if self.is_over:
+                told.append(Told("end", {}, END))
+        else:
+            self._ended.discard(pk)
+        return told
+
+    def _grown(self, state: State) -> list[Told]:
+        count, known = self._blocks.get(state.pk, (-1, []))
+        if count != state.count:
+            known = []
+        text = state.text
+        if not text:
+            self._blocks.pop(state.pk, None)
+            return []
+        blocks = markup.blocks(text)
+        self._blocks[state.pk] = (state.count, blocks)
+        same = _common(known, blocks)
+        if count == state.count and same == len(blocks) == len(known):
+            return []
+        new = [str(block.html) for block in blocks[same:]]
+        told = {"run": str(state.pk), "sequence": state.count, "from": same, "blocks": new}
+        return [Told("draft", told)]
+
+
+def _common(known: Sequence[markup.Block], blocks: Sequence[markup.Block]) -> int:
+    same = 0
+    for old, new in zip(known, blocks, strict=False):
+        if old is not new and old.source != new.source:
+            break
+        same += 1
+    return same
+
+
+class Records(Follower):
+    """A program: it is told all events, and the text between them as it grows."""
+
+    reads_events = True
+
+    def __init__(
+        self,
+        ids: Iterable[UUID] = (),
+        scope: Scope | None = None,
+        *,
+        levels: Collection[str] = (Visibility.USER,),
+        cursor: Cursor | None = None,
+    ) -> None:
+        cursor = cursor or Cursor()
+        super().__init__(ids, scope, cursor.since)
+        self.levels = levels
+        self._cursor = cursor
+        self._positions: dict[UUID, int] = dict.fromkeys(self.ids, cursor.sequence)
+        self._texts: dict[UUID, dict[str, str]] = {}
+
+    def position(self, pk: UUID) -> int:
+        """See ``Follower``."""
+        return self._positions.get(pk, 0)
+
+    def knows(self, pk: UUID) -> bool:
+        """See ``Follower``."""
+        return pk in self._positions
+
+    def begin(self, state: State, position: int) -> None:
+        """See ``Follower``."""
+        self._positions.setdefault(state.pk, position)
+
+    def tell(self, state: State | None, pk: UUID, news: News = NOTHING) -> list[Told]:
+        """See ``Follower``."""
+        told: list[Told] = []
+        if state is None:
+            self._end(pk)
+            return told
+        for event in news.events:
+            if event.sequence > self.position(pk):
+                self._positions[pk] = event.sequence
+                if event.visibility in self.levels:
+                    told.append(self._event(state, event))
+        self._positions[pk] = max(self.position(pk), min(news.upto, state.count))
+        if self.position(pk) >= state.count:
+            told += self._deltas(state)
+            self._close(state)
+        return told
+
+    def _close(self, state: State) -> None:
+        if state.is_finished:
+            self._end(state.pk)
+        else:
+            self._ended.discard(state.pk)
+
+    def _id(self, state: State, own: str) -> str:
+        return own if self.scope is None else Cursor.at(state.read_at)
+
+    def _event(self, state: State, event: AgentEvent) -> Told:
+        data = {
+            "run_id": str(state.pk),
+            "sequence": event.sequence,
+            "event_type": event.event_type,
+            "visibility": event.visibility,
+            "payload": event.payload,
+            "created_at": event.created_at,
+        }
+        return Told(_name(event.event_type), data, self._id(state, str(event.sequence)))
+
+    def _deltas(self, state: State) -> list[Told]:
+        before = self._texts.pop(state.pk, {})
+        if not state.drafts:
+            return []
+        told: list[Told] = []
+        self._texts[state.pk] = {}
+        for key, (attempt, _, text) in state.drafts.items():
+            known = before.get(key, self._resumed(state, text))
+            known = known if text.startswith(known) else ""
+            self._texts[state.pk][key] = text
+            if text != known:
+                told.append(self._delta(state, key, attempt, len(known), text))
+        return told
+
+    def _resumed(self, state: State, text: str) -> str:
+        """Return what a reader who comes back has of a text."""
+        cursor = self._cursor
+        fits = cursor.sequence == state.count and cursor.is_in(text)
+        return text[: cursor.offset] if fits else ""
+
+    def _delta(self, state: State, key: str, attempt: int, offset: int, text: str) -> Told:
+        data = {
+            "run_id": str(state.pk),
+            "sequence": state.count,
+            "key": key,
+            "attempt": attempt,
+            "offset": offset,
+            "text": text[offset:],
+        }
+        own = f"{state.count}.{len(text)}.{check(text)}"
+        return Told("message.delta", data, self._id(state, own))
+
+
+def _name(event_type: str) -> str:
+    """Return an event's type as a name that the stream's format can hold."""
+    return "".join(" " if c in "\r\n\0" else c for c in markup.printable(event_type))

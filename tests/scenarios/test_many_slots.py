@@ -1,0 +1,378 @@
+"""Workers with many slots, on PostgreSQL and Valkey: what they carry, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import django_rq
+import pytest
+from django.contrib.auth.models import Group, User
+from django.db import connection
+from rq.job import Job as PlainJob
+from rq.worker import Worker
+
+from agentic_django import runs, tasks
+from agentic_django.models import AgentRun
+from agentic_django.services import cancel_agent_run, submit_agent_run
+from tests import servers, test_infrastructure
+from tests.processes import Process, Project, wait_until
+from tests.scenarios import effects
+from tests.scenarios.conftest import project
+from tests.scenarios.record import record_of
+from tests.scenarios.test_workers import (
+    ALLOWED,
+    all_end,
+    check_all,
+    dispatching,
+    enter,
+    statuses,
+)
+
+__all__ = ["enter"]  # A fixture of the other workers' tests.
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
+
+SOURCES = ("rq", "rows")
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest, scenario: Project) -> str:
+    """Where runs are taken from: RQ's queue, or their own table; both in turn."""
+    scenario.tasks = request.param
+    return scenario.tasks
+
+
+@pytest.fixture
+def user(in_scenario: Project, settings: Any) -> User:
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.scenarios.agents.agents"
+    return User.objects.create_user("ada")
+
+
+def submitted(user: User, key: str, count: int = 1, **more: Any) -> list[AgentRun]:
+    return [
+        submit_agent_run(owner=user, agent_key=key, input_payload="Begin.", **more)
+        for _ in range(count)
+    ]
+
+
+def end_of(process: Process, *, seconds: float = 60) -> int:
+    assert process.popen is not None
+    return process.popen.wait(seconds)
+
+
+def leave(worker: Process) -> None:
+    """Send both signals, the second once the first has been heard, and not as its echo."""
+    worker.signal(signal.SIGTERM)
+    wait_until(lambda: "is ending" in worker.output())
+    time.sleep(1)
+    worker.signal(signal.SIGTERM)
+    assert end_of(worker) == 0
+
+
+# Carrying
+
+
+def test_one_process_carries_many_runs_at_once(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    submitted(user, "waiting", 30)
+    with in_scenario.worker("--concurrency=30"):
+        wait_until(lambda: statuses()["running"] == 30, what=lambda: str(statuses()))
+        assert AgentRun.objects.values("holder").distinct().count() == 1
+
+
+def test_no_more_runs_are_taken_than_there_are_slots(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    submitted(user, "steady", 9)
+    seen = set()
+
+    def is_done() -> bool:
+        seen.add(statuses()["running"])
+        return statuses() == {"completed": 9}
+
+    with in_scenario.worker("--concurrency=3"):
+        wait_until(is_done, timeout=60)
+    assert max(seen) == 3
+    check_all(attempts=1)
+
+
+def test_a_burst_ends_when_no_run_is_left(source: str, in_scenario: Project, user: User) -> None:
+    submitted(user, "plain", 10)
+    submitted(user, "parallel", 4, session_key="one")
+    in_scenario.manage("agentic_django_worker", "--burst", "--processes=2")
+    assert statuses() == {"completed": 14}
+    in_one = AgentRun.objects.filter(session__session_key="one").order_by("started_at")
+    assert list(in_one.values_list("position", flat=True)) == [1, 2, 3, 4]
+
+
+def test_connections_to_the_database_are_bounded(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    submitted(user, "waiting", 60)
+    options = ("--concurrency=60", "--connections=3", "--threads=2")
+    with in_scenario.worker(*options) as worker:
+        wait_until(lambda: statuses()["running"] == 60, what=lambda: str(statuses()))
+        [child] = worker.children()
+        mine = {c.fd for c in child.net_connections("unix") if ".s.PGSQL" in str(c.raddr)}
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND pid <> pg_backend_pid()"
+            )
+            [count] = cursor.fetchone()
+        # Three for records, two for tools, the heartbeat's, the listener's.
+        assert len(mine) <= 7
+        assert count <= 7
+
+
+def test_a_cancelled_run_ends_in_the_worker(source: str, in_scenario: Project, user: User) -> None:
+    [run] = submitted(user, "waiting")
+    with in_scenario.worker():
+        effects.wait_for(str(run.pk), ":tool:", timeout=30)
+        run.refresh_from_db()
+        cancel_agent_run(run)
+        submitted(user, "plain", 3)
+        wait_until(lambda: statuses() == {"cancelled": 1, "completed": 3}, timeout=ALLOWED)
+    assert record_of(run).ends == ["run.cancelled"]
+
+
+# What else is on the queue
+
+
+def test_tasks_of_the_sites_own_run_as_rq_runs_them(in_scenario: Project) -> None:
+    result = test_infrastructure.write_group.enqueue("made by a task")
+    plain = django_rq.get_queue("default").enqueue(os.getpid)
+    failing = django_rq.get_queue("default").enqueue(json.loads, "not JSON")
+    with in_scenario.worker() as worker:
+        wait_until(lambda: Group.objects.filter(name="made by a task").exists(), timeout=40)
+        wait_until(lambda: _refreshed(result).is_finished)
+        wait_until(lambda: plain.is_finished and failing.is_failed, timeout=40)
+        assert plain.return_value() not in (worker.pid, os.getpid(), None)
+        assert _refreshed(result).return_value not in {p.pid for p in worker.family()}
+    assert "JSONDecodeError" in str(failing.latest_result().exc_string)
+
+
+def _refreshed(result: Any) -> Any:
+    result.refresh()
+    return result
+
+
+def test_the_worker_is_seen_in_rqs_own_pages(in_scenario: Project, user: User) -> None:
+    submitted(user, "waiting")
+    queue = django_rq.get_queue("default")
+    with in_scenario.worker() as worker:
+        wait_until(lambda: statuses()["running"])
+        [child] = worker.children()
+        wait_until(lambda: [w.pid for w in Worker.all(queue=queue)] == [child.pid])
+        wait_until(lambda: Worker.all(queue=queue)[0].get_state() == "busy")
+        [job_id] = queue.started_job_registry.get_job_ids()
+        assert PlainJob.fetch(job_id, connection=queue.connection).get_status() == "started"
+        leave(worker)
+    assert Worker.all(queue=queue) == []
+
+
+def test_stock_workers_and_ours_share_a_queue(in_scenario: Project) -> None:
+    with (
+        dispatching(in_scenario, "steady", "20"),
+        in_scenario.rq_worker(),
+        in_scenario.worker("--concurrency=4"),
+    ):
+        all_end(20, seconds=90)
+        holders = Counter(AgentRun.objects.values_list("holder", flat=True))
+    assert len(holders) >= 2
+    check_all(attempts=1)
+
+
+# Ending
+
+
+def test_the_first_signal_lets_runs_end(source: str, in_scenario: Project, user: User) -> None:
+    running = submitted(user, "steady", 5)
+    with in_scenario.worker("--concurrency=5") as worker:
+        wait_until(lambda: statuses()["running"] == 5)
+        later = submitted(user, "plain", 3)
+        worker.signal(signal.SIGTERM)
+        assert end_of(worker) == 0
+    assert {AgentRun.objects.get(pk=run.pk).status for run in running} == {"completed"}
+    assert {AgentRun.objects.get(pk=run.pk).status for run in later} == {"pending"}
+
+
+def test_a_second_signal_hands_runs_back(source: str, in_scenario: Project, user: User) -> None:
+    submitted(user, "waiting", 6)
+    with in_scenario.worker() as worker:
+        wait_until(lambda: statuses()["running"] == 6)
+        leave(worker)
+    assert statuses() == {"pending": 6}
+    assert set(AgentRun.objects.values_list("failures", "lease_ends_at")) == {(0, None)}
+
+
+def test_a_dead_process_is_replaced(source: str, in_scenario: Project) -> None:
+    with dispatching(in_scenario, "steady", "12"), in_scenario.worker("--concurrency=6") as worker:
+        wait_until(lambda: statuses()["running"] >= 3)
+        [child] = worker.children()
+        child.kill()
+        all_end(12)
+        assert [other.pid for other in worker.children()] != [child.pid]
+    check_all()
+
+
+def test_processes_whose_supervisor_is_killed_drain(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    submitted(user, "steady", 4)
+    with in_scenario.worker() as worker:
+        wait_until(lambda: statuses()["running"] == 4)
+        worker.kill_alone()
+        wait_until(lambda: not worker.children(), timeout=40)
+    assert statuses() == {"completed": 4}
+
+
+# The servers
+
+
+def test_a_database_that_is_restarted_under_load_loses_no_run(
+    postgres: servers.Postgres,
+    valkey: servers.Valkey,
+    tmp_path: Path,
+    enter: Callable[[Project], None],
+    settings: Any,
+) -> None:
+    with servers.new_database(postgres.url()) as url:
+        here = project(url, valkey.port, tmp_path)
+        here.tasks = "rows"
+        enter(here)
+        with dispatching(here, "steady", "8"), here.worker("--concurrency=8"):
+            wait_until(lambda: statuses()["running"] == 8)
+            postgres.crash()
+            time.sleep(1)
+            postgres.start()
+            all_end(8, seconds=ALLOWED + 10)
+        check_all()
+
+
+def test_a_queue_that_is_restarted_loses_no_run(
+    own_valkey: servers.Valkey, tmp_path: Path, enter: Callable[[Project], None]
+) -> None:
+    with servers.new_database() as url:
+        here = project(url, own_valkey.port, tmp_path)
+        enter(here)
+        with dispatching(here, "steady", "8"), here.worker("--concurrency=3") as worker:
+            wait_until(lambda: statuses()["running"] == 3)
+            [child] = worker.children()
+            own_valkey.kill()
+            time.sleep(2)
+            own_valkey.start()
+            all_end(8, seconds=ALLOWED + 20)
+            assert [one.pid for one in worker.children()] == [child.pid]
+        check_all()
+
+
+# Health and fresh code
+
+
+def test_the_health_file_is_fresh_while_all_is_well(
+    in_scenario: Project, user: User, tmp_path: Path
+) -> None:
+    path = tmp_path / "health"
+    with in_scenario.worker(f"--health-file={path}") as worker:
+        wait_until(path.exists)
+        told = json.loads(path.read_text())
+        assert told["pid"] == worker.pid
+        assert told["processes"] == [child.pid for child in worker.children()]
+        first = path.stat().st_mtime
+        wait_until(lambda: path.stat().st_mtime > first)
+        worker.signal(signal.SIGTERM)
+        assert end_of(worker) == 0
+    assert not path.exists()
+
+
+@contextmanager
+def editable(project: Project) -> Iterator[Path]:
+    """Give the project, in DEBUG, a module that can be changed."""
+    module = project.directory / "editable_settings.py"
+    module.write_text("from tests.scenarios.settings import *\nDEBUG = True\n")
+    path = f"{project.directory}{os.pathsep}{project.env['PYTHONPATH']}"
+    project.settings = "editable_settings"
+    project.extra["PYTHONPATH"] = path
+    yield module
+
+
+def test_changed_code_is_taken_up(in_scenario: Project, user: User) -> None:
+    with editable(in_scenario) as module, in_scenario.worker() as worker:
+        submitted(user, "waiting")
+        wait_until(lambda: statuses()["running"] == 1)
+        module.write_text(module.read_text() + "syntax error")
+        wait_until(lambda: "going on with the old" in worker.output(), timeout=40)
+        fine = module.read_text().removesuffix("syntax error")
+        module.write_text(fine + "AGENTIC_DJANGO_AGENT_REGISTRY = 'tests.agents.agents'\n")
+        wait_until(lambda: worker.output().count("takes runs of") == 2, timeout=60)
+        run = AgentRun.objects.get()
+        assert (run.status, run.failures, run.holder) != ("running", 0, runs.holder())
+
+
+def test_a_wrong_queue_or_backend_is_refused(in_scenario: Project) -> None:
+    with pytest.raises(RuntimeError, match="There is no queue 'nowhere'"):
+        in_scenario.manage("agentic_django_worker", "--queue=nowhere")
+    in_scenario.tasks = "immediate"
+    with pytest.raises(RuntimeError, match="has its own workers"):
+        in_scenario.manage("agentic_django_worker")
+
+
+# A limit
+
+
+def test_a_full_agent_holds_up_nobody_elses_runs(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    in_scenario.extra["AGENTIC_TEST_LIMIT"] = json.dumps({"*": 8, "waiting": 1})
+    submitted(user, "waiting", 6)
+    submitted(user, "steady", 12)
+    with in_scenario.worker("--processes=2"):
+        wait_until(lambda: statuses()["completed"] == 12, timeout=60)
+        assert AgentRun.objects.filter(agent_key="waiting", status="running").count() == 1
+        held = runs.rows().filter(agent_key="waiting").running().get()
+        cancel_agent_run(held)
+        following = AgentRun.objects.filter(agent_key="waiting", status="running")
+        wait_until(lambda: following.exists(), timeout=ALLOWED)
+        assert following.count() == 1
+
+
+def test_a_task_sent_twice_is_one_run(in_scenario: Project, user: User) -> None:
+    made = submitted(user, "steady", 5)
+    for run in made:
+        tasks.send(str(run.pk), run.agent_key)
+    in_scenario.manage("agentic_django_worker", "--burst")
+    check_all(attempts=1)
+
+
+# SQLite
+
+
+def test_a_site_with_nothing_but_sqlite_has_many_slots_too(sqlite_project: Project) -> None:
+    sqlite_project.tasks = "rows"
+    sqlite_project.settings = "tests.scenarios.settings"
+    sqlite_project.extra[effects.FILE] = str(sqlite_project.directory / "effects")
+    told = sqlite_project.python(
+        "from django.contrib.auth.models import User\n"
+        "from agentic_django.services import submit_agent_run\n"
+        "user = User.objects.create_user('ada')\n"
+        "for key in ['steady', 'plain', 'parallel'] * 4:\n"
+        "    submit_agent_run(owner=user, agent_key=key, input_payload='Begin.')\n"
+        "print('submitted')"
+    )
+    assert told.split() == ["submitted"]
+    sqlite_project.manage("agentic_django_worker", "--burst", "--concurrency=10")
+    statuses = sqlite_project.python(
+        "from agentic_django.models import AgentRun\n"
+        "print(set(AgentRun.objects.values_list('status', 'attempt')))"
+    )
+    assert statuses.strip() == "{('completed', 1)}"

@@ -1,0 +1,133 @@
+"""Runs that share threads, as in a worker with many slots: who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from agents import function_tool
+from django.contrib.auth.models import Group, User
+from django.db import OperationalError, connection, connections
+
+from agentic_django import executor, threads
+from agentic_django.threads import Pools
+from tests.agents import call_tool
+from tests.rows import make_run
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+RECORDS, WORK = 2, 2
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch, no_queue: None) -> Iterator[Pools]:
+    """Let this process's runs share threads for one test."""
+    monkeypatch.setattr(threads._process, "pools", None)
+    pools = threads.share(records=RECORDS, work=WORK)
+    yield pools
+    for pool, count in ((pools.records, RECORDS), (pools.work, WORK)):
+        together = threading.Barrier(count)
+
+        def close(together: threading.Barrier = together) -> None:
+            together.wait(10)
+            connections.close_all()
+
+        for future in [pool.submit(close) for _ in range(count)]:
+            future.result(20)
+        pool.shutdown()
+
+
+def shared(work: Any) -> Any:
+    return threads.run_shared(work).result(30)
+
+
+def test_an_attempt_is_carried_while_its_thread_only_waits(
+    pools: Pools, user: User, scripted: Any
+) -> None:
+    seen = []
+
+    @function_tool
+    def look() -> str:
+        seen.append(threading.current_thread().name)
+        return Group.objects.create(name="made by a tool").name
+
+    scripted("default", call_tool("look"), "Done.", tools=[look])
+    run = make_run(user, "pending", agent_key="default")
+    executor.execute(str(run.pk))
+    run.refresh_from_db()
+    assert (run.status, run.final_output) == ("completed", "Done.")
+    assert seen[0].startswith("agentic-work")
+
+
+def test_what_a_host_does_keeps_no_thread_from_records(pools: Pools) -> None:
+    is_recorded = threading.Event()
+
+    async def work() -> list[Any]:
+        blocking = [threads.call_host(is_recorded.wait, 20) for _ in range(WORK)]
+        waiting = asyncio.gather(*blocking)
+        await threads.call(Group.objects.count)
+        is_recorded.set()
+        return await waiting
+
+    assert shared(work) == [True] * WORK
+
+
+def test_a_runs_own_calls_are_made_one_at_a_time_in_order(pools: Pools) -> None:
+    order: list[str] = []
+
+    def note(name: str) -> None:
+        order.extend((f"{name} begins", f"{name} ends"))
+
+    async def work() -> None:
+        await asyncio.gather(*(threads.call_host(note, name) for name in "abc"))
+
+    shared(work)
+    assert order == [f"{name} {verb}" for name in "abc" for verb in ("begins", "ends")]
+
+
+def test_calls_of_two_runs_are_made_at_once(pools: Pools) -> None:
+    both = threading.Barrier(2)
+
+    async def work() -> int:
+        return await threads.call_host(both.wait, 20)
+
+    futures = [threads.run_shared(work) for _ in range(2)]
+    assert sorted(future.result(30) for future in futures) == [0, 1]
+
+
+def test_an_exception_reaches_who_asked(pools: Pools) -> None:
+    async def work() -> None:
+        await threads.call_host(lambda: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        shared(work)
+    with pytest.raises(ZeroDivisionError):
+        threads.record(lambda: 1 / 0)
+
+
+def test_a_thread_parts_with_a_connection_that_broke(pools: Pools) -> None:
+    def break_it() -> None:
+        connection.ensure_connection()
+        connection.connection.close()
+        connection.errors_occurred = True
+        raise OperationalError("The server has gone away.")
+
+    for _ in range(RECORDS * 2):
+        with pytest.raises(OperationalError):
+            threads.record(break_it)
+    assert [threads.record(Group.objects.count) for _ in range(RECORDS * 2)] == [0] * RECORDS * 2
+
+
+def test_a_context_crosses_with_the_call(pools: Pools) -> None:
+    from contextvars import ContextVar
+
+    said: ContextVar[str] = ContextVar("said")
+
+    async def work() -> tuple[str, str]:
+        said.set("hello")
+        return await threads.call(said.get), await threads.call_host(said.get)
+
+    assert shared(work) == ("hello", "hello")
