@@ -8,19 +8,20 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import agents
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core import checks
 from django.core.checks import CheckMessage, register
-from django.db import router
+from django.db import Error, router
 from django.tasks import task_backends
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 
-from agentic_django import limits, registry
+from agentic_django import approvals, inline, limits, registry, submitted
 from agentic_django.conf import PREFIX, Settings, load, settings
 from agentic_django.exceptions import BadSetting
-from agentic_django.models import AgentRun
+from agentic_django.models import AgentRun, ToolApproval
 
 TAG = "agentic_django"
 """Run these checks alone with ``manage.py check --tag agentic_django``."""
@@ -122,7 +123,7 @@ def check_hooks(**_: Any) -> Iterator[CheckMessage]:
             yield _error(5, f"{name}: {error}", option.hint)
 
 
-_HOOKS = ("AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR", "COMPACT_HISTORY")
+_HOOKS = ("AGENT_ACCESS", "APPROVERS", "CONTEXT_FACTORY", "CLASSIFY_ERROR", "COMPACT_HISTORY")
 
 
 @register(TAG)
@@ -148,6 +149,65 @@ def check_run_options(**_: Any) -> Iterator[CheckMessage]:
         if name not in known:
             message = f"{PREFIX}DEFAULT_RUN_OPTIONS: there is no run option {name!r}."
             yield _error(13, message, limits.suggestion(str(name), known))
+
+
+@register(checks.Tags.database)
+def check_waiting(databases: Any = None, **_: Any) -> Iterator[CheckMessage]:
+    """W020, W021: runs wait with an agent, or with a call of a tool, that is gone.
+
+    Looks into the database, so it runs with ``check --database default`` and with ``migrate``.
+    """
+    if not databases or not _is_sound("DATABASE") or settings.DATABASE not in databases:
+        return
+    try:
+        rows = list(approvals.rows().waiting_calls()[:1000])
+        keys = set(registry.keys())
+    except (Error, BadSetting):  # The table is not there yet; E002 tells of the registry.
+        return
+    for key in sorted({row.run.agent_key for row in rows} - keys - _UNREGISTERED):
+        message = f"Runs wait for a person with the agent {key!r}, which is not registered."
+        yield _warning(20, message, _KEEP)
+    known = {key: _names(key) for key in {row.run.agent_key for row in rows} & keys}
+    gone = {(r.agent, r.tool) for r in rows if _is_gone(known.get(r.run.agent_key), r)}
+    for agent, tool in sorted(gone):
+        message = f"A run waits with a call of {tool!r} by the agent {agent!r}, which is not there."
+        yield _warning(21, message, _KEEP)
+
+
+_KEEP = "Keep agents and tools under their names until these runs are decided, or cancel the runs."
+_UNREGISTERED = {submitted.AGENT_KEY, inline.AGENT_KEY}
+
+
+def _names(key: str) -> dict[str, set[str] | None] | None:
+    """Return the tools of an agent, and of those it knows, by their agents' names.
+
+    None for tools that only a running agent knows, and for work that is no agent of the SDK.
+    """
+    try:
+        agent: Any = registry.get(key)()
+    except Exception:  # noqa: BLE001 - a factory of the host's, which may want a run
+        return None
+    found: dict[str, set[str] | None] = {}
+    todo = [agent] if isinstance(agent, agents.Agent) else []
+    while todo:
+        agent = todo.pop()
+        if agent.name not in found:
+            found[agent.name] = _tools(agent)
+            todo += [h for h in agent.handoffs if isinstance(h, agents.Agent)]
+            todo += filter(None, (getattr(t, "_agent_instance", None) for t in agent.tools))
+    return found or None
+
+
+def _tools(agent: Any) -> set[str] | None:
+    is_open = agent.mcp_servers or any(not isinstance(t, agents.FunctionTool) for t in agent.tools)
+    return None if is_open else {tool.name for tool in agent.tools}
+
+
+def _is_gone(known: dict[str, set[str] | None] | None, row: ToolApproval) -> bool:
+    if known is None:
+        return False
+    tools = known.get(row.agent, set())
+    return tools is not None and row.tool not in tools
 
 
 # Queues

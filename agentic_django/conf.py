@@ -164,6 +164,12 @@ class Settings:
     CLASSIFY_ERROR = Option[Hook | None](
         Hook | None, None, "A callable (exception) -> failures.Verdict, or its dotted path."
     )
+    APPROVERS = Option[Hook | None](
+        Hook | None, None, "A callable (user, approval) -> bool, or its dotted path."
+    )
+    APPROVAL_TTL = Option[float | None](
+        Seconds | None, None, "Seconds after which nobody's decision is a rejection, or None."
+    )
     DATABASE = Option[str](str, "default", "An alias in the DATABASES setting.")
     POLL_SECONDS = Option[float](Seconds, 1.0, "How often an unfinished fragment asks again.")
     STREAM_SECONDS = Option[float](Seconds, 300.0, "How long one open stream lasts.")

@@ -82,7 +82,9 @@ EVENTS: dict[str, Kind] = {
     EventType.STEP_SKIPPED: Kind(_USER, (*_STEP, "reason")),
     EventType.PROGRESS_UPDATE: Kind(_USER, (*_STEP, "progress_percent", "description")),
     EventType.APPROVAL_REQUESTED: Kind(_USER, ("approval_id", "call_id", "tool", "arguments")),
-    EventType.APPROVAL_DECIDED: Kind(_USER, ("approval_id", "call_id", "decision", "by")),
+    EventType.APPROVAL_DECIDED: Kind(
+        _USER, ("approval_id", "call_id", "tool", "arguments", "decision", "by", "reason")
+    ),
     EventType.LOG: Kind(_DEBUG, ("message", "level")),
     EventType.ERROR: Kind(_DEBUG, ("error", "type")),
 }

@@ -96,6 +96,31 @@ class UnresolvedIntent(AgenticError):
         super().__init__(f"{self.__doc__} Tool: {tool}.")
 
 
+class AgentChanged(AgenticError):
+    """The agent was changed while the run waited: what was decided about is not there any more."""
+
+    code = "agent_changed"
+
+
+class Declined(AgenticError):
+    """A person declined to answer, or nobody answered in time."""
+
+    code = "declined"
+
+    def __init__(self, message: str = "", *, reason: str = "", expired: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """What the person said about it."""
+        self.expired = expired
+        """Whether nobody answered in time."""
+
+
+class RunWaits(AgenticError):
+    """The run waits for a person; perform it again once everything is decided."""
+
+    code = "waiting"
+
+
 class StepError(AgenticError):
     """A step did not come to a result."""
 
@@ -145,7 +170,17 @@ class RunMoved(BaseException):
         super().__init__(f"Run {run.pk} moved on; attempt {run.attempt} could not {verb} it.")
 
 
+class RunParked(BaseException):
+    """The run has to wait for a person; this attempt ends here.
+
+    A ``BaseException``, so that neither a tool's error handling nor a step's takes it for a
+    failure.
+    """
+
+
 SENTENCES: dict[str, Any] = {
+    "agent_changed": _("The agent was changed while this waited. Start it again."),
+    "declined": _("A question was not answered, so this could not go on."),
     "unknown_agent": _("This agent is no longer available."),
     "database_away": _("The database could not be reached. Trying again may help."),
     "bad_setting": _("The agent could not be started."),

@@ -19,7 +19,7 @@ from agentic_django import (
     threads,
 )
 from agentic_django.conf import settings
-from agentic_django.exceptions import RunMoved, StepCancelledError
+from agentic_django.exceptions import AgentChanged, RunMoved, RunParked, StepCancelledError
 from agentic_django.failures import Verdict
 from agentic_django.lifecycle import Failure
 from agentic_django.models import AgentRun
@@ -78,7 +78,10 @@ async def _perform(run: AgentRun) -> None:
         async with limit:
             runtime = await threads.call_host(runtimes.runtime_for, run)
             result = await runtime.perform(context)
+            context.journal.check_used()
             output = to_jsonable(result.final_output, "final_output")
+    except RunParked:
+        await _park(context)
     except StepCancelledError:
         await _end(lifecycle.stop, run)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - where a run's failure ends up
@@ -96,6 +99,17 @@ async def _complete(context: RunContext, output: Any) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - what cannot be kept would not be by another attempt
         await _finish_badly(context, error, timed_out=False)
+
+
+async def _park(context: RunContext) -> None:
+    journal = context.journal
+    try:
+        journal.check_used()
+    except AgentChanged as error:
+        await _finish_badly(context, error, timed_out=False)
+        return
+    asked = list(journal.asking.values())
+    await _end(lifecycle.suspend, context.run, asked, journal.usage(), journal.take_deferred())
 
 
 async def _finish_badly(context: RunContext, error: BaseException, *, timed_out: bool) -> None:

@@ -15,7 +15,14 @@ from django.db.models.functions import Now
 
 from agentic_django import heartbeat, lifecycle, limits, runs, signals, threads
 from agentic_django import journal as journals
-from agentic_django.exceptions import BadInput, Conflict, RunMoved, StepCancelledError
+from agentic_django.exceptions import (
+    BadInput,
+    Conflict,
+    RunMoved,
+    RunParked,
+    RunWaits,
+    StepCancelledError,
+)
 from agentic_django.failures import verdict_on
 from agentic_django.journal import Journal
 from agentic_django.lifecycle import Failure
@@ -136,6 +143,9 @@ async def holding(context: Opened) -> AsyncIterator[None]:
     except RunMoved:
         await _take_in(held, cancellations)
         raise StepCancelledError from None
+    except RunParked:
+        await _end(_park, context)
+        raise RunWaits from None
     except (Exception, asyncio.CancelledError, SystemExit) as error:
         await _take_in(held, cancellations)
         if held.is_lost and task.cancelling() == cancellations:
@@ -165,6 +175,12 @@ async def _end(verb: Callable[..., None], *args: Any) -> None:
         await asyncio.shield(threads.call(verb, *args))
     except RunMoved:
         raise StepCancelledError from None
+
+
+def _park(context: Opened) -> None:
+    journal = context.journal
+    asked, told = list(journal.asking.values()), journal.take_deferred()
+    lifecycle.suspend(context.run, asked, journal.usage(), told)
 
 
 def _complete(context: Opened, output: Any) -> None:

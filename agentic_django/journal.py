@@ -19,8 +19,9 @@ from django.db.models.functions import Now
 from agentic_django import drafts as unfinished
 from agentic_django import runs, threads
 from agentic_django.events import Event
-from agentic_django.exceptions import RunMoved
-from agentic_django.models import AgentRun, StepCheckpoint, database
+from agentic_django.exceptions import AgentChanged, RunMoved, RunParked
+from agentic_django.markup import printable
+from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
 
 __all__ = ["Journal", "Result", "begin", "load", "record"]
 
@@ -46,9 +47,20 @@ class Result:
 class Journal:
     """The recorded results of a run's generation, as one attempt reads and adds to them."""
 
-    def __init__(self, run: AgentRun, recorded: Sequence[StepCheckpoint] = ()) -> None:
+    def __init__(
+        self,
+        run: AgentRun,
+        recorded: Sequence[StepCheckpoint] = (),
+        asked: Sequence[ToolApproval] = (),
+    ) -> None:
         self.run = run
         self.reused = 0
+        self.asking: dict[str, ToolApproval] = {}
+        """What this attempt asks a person, by key; not stored yet."""
+        self.held: dict[int, tuple[Any, str]] = {}
+        """Calls of nested agents that wait for a person, by identity, and their keys."""
+        self._asked = {row.key: row for row in asked}
+        self._seen: set[str] = set()
         self._rows = {row.key: row for row in recorded if row.generation == run.generation}
         self._earlier = [row for row in recorded if row.generation != run.generation]
         self._deferred: list[Event] = []
@@ -60,20 +72,53 @@ class Journal:
         self.reused += row is not None
         return row
 
+    def decided(self, key: str) -> ToolApproval | None:
+        """Return what a person decided about what is asked under a key, or None."""
+        row = self._asked.get(short(key))
+        if row is None or row.is_open:
+            return None
+        self._seen.add(row.key)
+        return row
+
+    def ask(self, key: str, **columns: Any) -> RunParked:
+        """Note that a person is to be asked, and return what ends the attempt for that."""
+        key = short(key)
+        run = self.run
+        for name in ("call_id", "tool", "agent", "question"):  # As a text column can hold it.
+            columns[name] = printable(columns.get(name, ""))
+        asked = ToolApproval(run=run, generation=run.generation, key=key, **columns)
+        self.asking.setdefault(key, self._asked.get(key, asked))
+        return self.give_up(RunParked())
+
+    def check_used(self) -> None:
+        """Raise AgentChanged if a call that was decided about has not been met again."""
+        for key, row in self._asked.items():
+            is_met = key in self._seen or key in self._rows
+            if row.kind == ToolApproval.Kind.TOOL and not row.is_open and not is_met:
+                raise AgentChanged(
+                    f"The call of {row.tool!r} by the agent {row.agent!r} was {row.decision}, and "
+                    "is not made any more: keep agents and tools under their names while runs "
+                    "wait, or start the run again."
+                )
+
     def defer(self, event: Event) -> None:
         """Keep an event for the next write, which it will be part of."""
         self._deferred.append(event)
 
     async def record(
         self, result: Result, drafts: Sequence[Event], intent: StepCheckpoint | None = None
-    ) -> None:
+    ) -> StepCheckpoint:
         """Write a result with its events; raises RunMoved if the attempt lost the run."""
         told, self._deferred = [*self._deferred, *drafts], []
-        await self._keep(record, self.run, result, told, intent)
+        return await self._keep(record, self.run, result, told, intent)
 
     async def begin(self, key: str, kind: str, name: str) -> StepCheckpoint:
         """Write that a call which must not be made twice is about to be made."""
         return await self._keep(begin, self.run, key, kind, name)
+
+    async def begin_again(self, intent: StepCheckpoint) -> StepCheckpoint:
+        """Write that a call is made once more, because a person wants that."""
+        return await self._keep(begin_again, self.run, intent)
 
     async def keep_state(self, state: Any) -> None:
         """Write what a runtime wants to find again; it replaces what was kept before."""
@@ -139,7 +184,8 @@ def load(run: AgentRun) -> Journal:
     if run.attempt == 1:
         return Journal(run, [])
     rows = StepCheckpoint.objects.using(database()).filter(run=run)
-    return Journal(run, list(rows.order_by("id")))
+    asked = ToolApproval.objects.using(database()).filter(run=run, generation=run.generation)
+    return Journal(run, list(rows.order_by("id")), list(asked))
 
 
 def record(
@@ -178,6 +224,15 @@ def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:
         runs.advance(run)
         row.save(using=database(), force_insert=True)
     return row
+
+
+def begin_again(run: AgentRun, intent: StepCheckpoint) -> StepCheckpoint:
+    """Write that this attempt makes a call again whose intent an earlier one had recorded."""
+    with runs.together(run):
+        runs.advance(run)
+        intent.attempt = run.attempt
+        intent.save(using=database(), update_fields=["attempt"])
+    return intent
 
 
 STATE_KEY = "state"

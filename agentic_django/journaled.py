@@ -19,6 +19,11 @@ from types import MethodType, SimpleNamespace
 from typing import Any, cast
 
 import agents
+from agents.agent_tool_state import (
+    get_agent_tool_resume_state,
+    get_agent_tool_state_scope,
+    peek_agent_tool_run_result,
+)
 from agents.exceptions import ToolTimeoutError
 from agents.handoffs import Handoff
 from agents.items import ModelResponse
@@ -35,13 +40,21 @@ from agentic_django import drafts, events, prices, threads, transcript
 from agentic_django.events import EventType
 from agentic_django.exceptions import BadSetting, UnresolvedIntent
 from agentic_django.journal import Result, short
-from agentic_django.models import StepCheckpoint
+from agentic_django.models import StepCheckpoint, ToolApproval
 from agentic_django.scope import CurrentStep, Scope, calling, current_scope, making
-from agentic_django.serialization import to_jsonable
+from agentic_django.serialization import dumps, to_jsonable
 
-__all__ = ["JournaledProvider", "at_most_once", "instrumented", "journaled_model", "journaled_tool"]
+__all__ = [
+    "JournaledProvider",
+    "at_most_once",
+    "editable",
+    "instrumented",
+    "journaled_model",
+    "journaled_tool",
+]
 
 Kind = StepCheckpoint.Kind
+Decision = ToolApproval.Decision
 _TIMED_OUT = "timed out"
 
 
@@ -54,6 +67,18 @@ def at_most_once[T](tool: T) -> T:
     if getattr(tool, "_is_agent_tool", False):
         raise BadSetting("An agent as a tool is run again; mark that agent's own tools instead.")
     vars(tool)["agentic_at_most_once"] = True
+    return tool
+
+
+def editable[T](tool: T) -> T:
+    """Let a person change the arguments of a tool's calls before approving them; returns the tool.
+
+    For function tools with ``needs_approval``; what was changed is checked against the tool's
+    own schema.
+    """
+    if not isinstance(tool, FunctionTool) or getattr(tool, "_is_agent_tool", False):
+        raise BadSetting("Only the arguments of a function tool can be edited.")
+    vars(tool)["agentic_editable"] = True
     return tool
 
 
@@ -328,7 +353,10 @@ def _journaled_invoker(tool: Any, invoker: Any) -> Any:
 @cache
 def _journaled_type(kind: Any) -> type:
     def call(self: Any, ctx: ToolContext[Any], arguments: str) -> Awaitable[Any]:
-        return _invoke(self._function_tool, lambda: kind.__call__(self, ctx, arguments), ctx)
+        def make(given: str) -> Awaitable[Any]:
+            return cast("Awaitable[Any]", kind.__call__(self, ctx, given))
+
+        return _invoke(self._function_tool, make, ctx, arguments)
 
     def bind(self: Any, tool: Any) -> Any:
         bound = kind.__agents_bind_function_tool__(self, tool)
@@ -343,17 +371,23 @@ def _journaled_function(tool: Any, invoker: Callable[..., Awaitable[Any]]) -> An
         given: Any = ctx
         if isinstance(tool, FunctionTool):  # It may want less of the context than the SDK has.
             given = _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
-        return _invoke(tool, lambda: invoker(given, arguments), ctx)
+        return _invoke(tool, lambda text: invoker(given, text), ctx, arguments)
 
     vars(invoke).update(getattr(invoker, "__dict__", {}))
     invoke.is_journaled = True  # type: ignore[attr-defined]
     return invoke
 
 
-def _invoke(tool: Any, call: Callable[[], Awaitable[Any]], ctx: ToolContext[Any]) -> Awaitable[Any]:
+type Call = Callable[[Any], Awaitable[Any]]
+"""Makes a call of a tool with these arguments."""
+
+
+def _invoke(tool: Any, call: Call, ctx: ToolContext[Any], arguments: Any) -> Awaitable[Any]:
     """Begin a call of a tool; not a coroutine itself, for the SDK's time-out begins now."""
     scope = current_scope()
-    return ToolCall(scope, tool, ctx, time.monotonic()).make(call) if scope else call()
+    if scope is None:
+        return call(arguments)
+    return ToolCall(scope, tool, ctx, arguments, time.monotonic()).make(call)
 
 
 @dataclass(slots=True)
@@ -363,6 +397,7 @@ class ToolCall:
     scope: Scope
     tool: Any
     ctx: ToolContext[Any]
+    arguments: Any
     began: float
 
     @property
@@ -380,21 +415,28 @@ class ToolCall:
         """The call as the tool's own code sees it."""
         return CurrentStep(str(self.scope.journal.run.pk), self.key, self.ctx.tool_call_id)
 
-    async def make(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def make(self, call: Call) -> Any:
         """Make the call, as the current one."""
         with making(self.current):
             if getattr(self.tool, "_is_agent_tool", False):
                 return await self.run_agent(call)
             return await self.run(call)
 
-    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def run(self, call: Call) -> Any:
         """Return the recorded result, or call the tool and record what it returns."""
         row = self.scope.journal.find(self.key)
-        if row is not None:
+        if row is not None and row.is_intent:
+            row = await self.settle(row)
+        if row is not None and not row.is_intent:
             return self.replay(row)
-        intent = await self.intend()
+        decided = self.scope.journal.decided(self.key)
+        if decided is not None and decided.decision != Decision.APPROVED:
+            return self.replay(await self.record(decided.refusal, row))
+        if decided is not None and decided.was_edited:
+            self.arguments = self.ctx.tool_arguments = dumps(decided.answer)
+        intent = row or await self.intend()
         try:
-            value = await call()
+            value = await call(self.arguments)
         except asyncio.CancelledError:
             await self.record_time_out(intent)
             raise
@@ -403,17 +445,52 @@ class ToolCall:
         await self.record(value, intent)
         return value
 
-    async def run_agent(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def settle(self, intent: StepCheckpoint) -> StepCheckpoint:
+        """Return what a person decided of a call that may have happened, or have one asked.
+
+        A result, if it was marked as done; an intent, if the call is to be made again.
+        """
+        journal, key = self.scope.journal, f"{self.key}:again:{intent.attempt}"
+        decided = journal.decided(key)
+        if decided is None:
+            raise journal.ask(
+                key,
+                kind=ToolApproval.Kind.INTENT,
+                call_id=self.ctx.tool_call_id,
+                tool=self.tool.name,
+                agent=self.scope.agent,
+                arguments=transcript.parsed(self.arguments),
+            )
+        if decided.decision == Decision.REPEAT:
+            return await journal.begin_again(intent)
+        if decided.decision == Decision.DONE:
+            return await self.record(decided.answer, intent)
+        raise journal.give_up(UnresolvedIntent(tool=self.tool.name))
+
+    async def run_agent(self, call: Call) -> Any:
         """Run an agent that is a tool: its own calls are recorded, so it is run again."""
-        value = await call()
+        value = await call(self.arguments)
+        if self.hold():
+            return value
         if self.scope.journal.find(self.key) is None:
             await self.record(value, None, kind=Kind.CHILD)
         return value
 
+    def hold(self) -> bool:
+        """Note under which keys calls of the agent wait for a person, if any do."""
+        made = self.ctx.tool_call
+        place = get_agent_tool_state_scope(self.ctx)
+        result = peek_agent_tool_run_result(made, scope_id=place) if made else None
+        if result is None or get_agent_tool_resume_state(result) is not None:
+            return False
+        nested = self.scope.called(self.tool._agent_instance.name)
+        for item in result.interruptions:
+            key = nested.tool_key(item.call_id or "")
+            self.scope.journal.held.setdefault(id(item), (item, key))
+        return bool(result.interruptions)
+
     def replay(self, row: StepCheckpoint) -> Any:
-        """Return what was recorded; raises UnresolvedIntent if only the intent was."""
-        if row.is_intent:
-            raise self.scope.journal.give_up(UnresolvedIntent(tool=self.tool.name))
+        """Return what was recorded."""
         if row.error == _TIMED_OUT:
             raise ToolTimeoutError(self.tool.name, self.tool.timeout_seconds or 0)
         return row.result
@@ -431,7 +508,7 @@ class ToolCall:
         *,
         error: str = "",
         kind: str = Kind.TOOL,
-    ) -> None:
+    ) -> StepCheckpoint:
         """Record a result and tell of it."""
         seconds = time.monotonic() - self.began
         kept = value if self.is_by_hand else transcript.tool_value(self.tool, value)
@@ -445,7 +522,7 @@ class ToolCall:
         result = Result(
             key=self.key, kind=kind, name=self.tool.name, value=kept, seconds=seconds, error=error
         )
-        await self.scope.journal.record(result, [told], intent)
+        return await self.scope.journal.record(result, [told], intent)
 
     async def record_time_out(self, intent: StepCheckpoint | None) -> None:
         """Record that the SDK ended the call after the tool's own time-out, if it did."""

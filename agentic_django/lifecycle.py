@@ -14,21 +14,34 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
-from agentic_django import drafts, events, journal, runs, sessions, signals, slots, turns
+from agentic_django import (
+    approvals,
+    drafts,
+    events,
+    journal,
+    runs,
+    sessions,
+    signals,
+    slots,
+    turns,
+)
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, sentence
-from agentic_django.models import AgentRun, StepCheckpoint, database
+from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
 
 __all__ = [
     "Failure",
     "cancel",
     "complete",
+    "decide",
+    "expire",
     "fail",
     "hand_back",
     "reclaim",
     "retry",
     "stop",
+    "suspend",
     "try_later",
 ]
 
@@ -167,6 +180,85 @@ def _fail_lost(run: AgentRun, guard: models.Q) -> None:
         runs.announce(signals.agent_run_failed, run, error=None)
 
 
+def suspend(
+    run: AgentRun,
+    asked: Sequence[ToolApproval],
+    usage: dict[str, int],
+    told: Sequence[Event] = (),
+) -> None:
+    """Park a run that this attempt holds until persons have decided what it asks.
+
+    What the run needs to go on is in its journal, and in the rows that are written here.
+    """
+    requested = [_requested(row) for row in asked]
+    waiting = events.draft(EventType.RUN_WAITING, reason="approval")
+    parked = {"failures": 0, "usage": usage, "holder": ""}
+    with runs.together(run):
+        runs.finish(run, "suspend", [*told, *requested, waiting], **parked)
+        approvals.request(asked)
+        for row in asked:
+            runs.announce(signals.agent_approval_requested, run, approval=row)
+        if settings.CONCURRENCY_LIMIT is not None:
+            runs.send_next(run)
+
+
+def _requested(row: ToolApproval) -> Event:
+    return events.draft(
+        EventType.APPROVAL_REQUESTED,
+        approval_id=str(row.pk),
+        call_id=row.call_id,
+        tool=row.tool,
+        arguments=row.arguments,
+    )
+
+
+def decide(
+    approval: ToolApproval,
+    decision: str,
+    *,
+    by: Any = None,
+    name: str = "",
+    reason: str = "",
+    answer: Any = None,
+) -> None:
+    """Take one decision, and put the run back in line if it was the last that it waited for.
+
+    Raises Conflict if the run does not wait, or if somebody has decided already.
+    """
+    run = approval.run
+    with transaction.atomic(using=database()):
+        if not runs.hold_waiting(run):  # Others who decide about this run wait for us here.
+            approvals.refuse_decided(approval)
+            runs.refuse_unless_waiting(run)
+        approvals.take(approval, decision, by=by, reason=reason, answer=answer)
+        decided = _decided(approval, name)
+        if approvals.is_left(run):
+            runs.note(run, [decided])
+            return
+        again = _retrying(run, "decided", 0)
+        runs.move(run, "resume", [decided, again], **_in_line(0))
+        if not run.is_inline:
+            runs.send(run)
+
+
+def _decided(approval: ToolApproval, name: str) -> Event:
+    return events.draft(
+        EventType.APPROVAL_DECIDED,
+        approval_id=str(approval.pk),
+        call_id=approval.call_id,
+        tool=approval.tool,
+        arguments=approval.given,
+        decision=approval.decision,
+        by=name,
+        reason=approval.reason,
+    )
+
+
+def expire(approval: ToolApproval) -> None:
+    """Reject what nobody decided in time; the run goes on with that."""
+    decide(approval, ToolApproval.Decision.EXPIRED)
+
+
 def stop(run: AgentRun) -> None:
     """End a run that this attempt holds as cancelled, because its own work wants that."""
     with runs.together(run):
@@ -198,6 +290,7 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
         generation = F("generation") + (1 if fresh else 0)
         runs.move(run, "retry", [event], **line, generation=generation)
         sessions.forget(run)
+        approvals.reopen(run)
         if not run.is_inline:
             runs.send(run)
 

@@ -12,10 +12,10 @@ from agentic_django import serialization
 from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 
 if TYPE_CHECKING:
-    from agentic_django.models import AgentRun, AgentSession  # noqa: F401 - named in a string
+    from agentic_django.models import AgentRun, AgentSession, ToolApproval  # noqa: F401 - in strings
     from agentic_django.viewer import Viewer
 
-__all__ = ["SHOWN", "RunScope", "Scope", "SessionScope", "used"]
+__all__ = ["SHOWN", "ApprovalScope", "RunScope", "Scope", "SessionScope", "used"]
 
 STEP_EVENTS = (
     "message",
@@ -189,3 +189,27 @@ class RunScope(Scope["AgentRun"]):
 
     def _all(self) -> models.QuerySet[AgentRun]:
         return self.model._base_manager.all()
+
+
+class ApprovalScope(models.QuerySet["ToolApproval"]):
+    """Which approvals."""
+
+    def open(self) -> Self:
+        """What a waiting run asks and nobody has decided."""
+        return self.filter(
+            decision="", run__status=Status.WAITING, generation=models.F("run__generation")
+        )
+
+    def visible_to(self, viewer: Viewer) -> Self:
+        """What runs of this viewer ask; who else may decide is ``approvals.may_decide``."""
+        if not viewer.principal:
+            return self.none()
+        return self.filter(run__principal=viewer.principal, run__tenant=viewer.tenant)
+
+    def waiting_calls(self) -> Self:
+        """Calls of tools with which runs wait."""
+        return self.filter(kind="tool", run__status=Status.WAITING).select_related("run")
+
+    def overdue(self) -> Self:
+        """What is open, though its time is over."""
+        return self.open().filter(expires_at__lt=Now())

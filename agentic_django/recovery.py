@@ -22,12 +22,13 @@ from django.tasks import task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
-from agentic_django import lifecycle, runs, tasks
+from agentic_django import approvals, lifecycle, runs, tasks
 from agentic_django.backend import RowBackend
 from agentic_django.conf import settings
 from agentic_django.exceptions import Conflict
-from agentic_django.models import ACTIVE, AgentRun, SweepMark, database
+from agentic_django.models import AgentRun, SweepMark, database
 from agentic_django.signals import logger
+from agentic_django.states import Status
 
 __all__ = [
     "Swept",
@@ -50,11 +51,13 @@ _BATCH = 500
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep did: how many runs it put back in line, failed, and sent again."""
+    """What a sweep did: how many runs it put back in line, failed, and sent again, and how many
+    decisions it took that nobody had taken in time."""
 
     requeued: int = 0
     failed: int = 0
     sent: int = 0
+    expired: int = 0
 
 
 def pause() -> float:
@@ -72,8 +75,16 @@ def sweep(mode: str | None = None, *, force: bool = False) -> Swept:
     swept = Swept()
     if mode != "ignore":
         _reclaim_lost(mode, swept, force=force)
+    _expire_overdue(swept)
     _send_unsent(swept)
     return swept
+
+
+def _expire_overdue(swept: Swept) -> None:
+    for approval in approvals.rows().overdue().select_related("run")[:_BATCH]:
+        with _apart(approval.run), suppress(Conflict):
+            lifecycle.expire(approval)
+            swept.expired += 1
 
 
 def lost(*, force: bool = False) -> list[AgentRun]:
@@ -219,7 +230,8 @@ class Sweeper:
 
     def _is_done(self) -> bool:
         with self._lock:
-            if runs.rows().filter(status__in=ACTIVE).exists():
+            in_line = runs.rows().filter(status__in=(Status.PENDING, Status.RUNNING))
+            if in_line.exists() or approvals.rows().open().exclude(expires_at=None).exists():
                 return False
             self._thread = None
             return True

@@ -38,8 +38,11 @@ __all__ = [
     "claim",
     "claim_due",
     "finish",
+    "hold_waiting",
     "holder",
     "move",
+    "note",
+    "refuse_unless_waiting",
     "renew",
     "rows",
     "send",
@@ -303,7 +306,33 @@ def _fenced(run: AgentRun, verb: str, drafts: list[Event], changes: dict[str, An
             events.append(run, drafts)
 
 
+def hold_waiting(run: AgentRun) -> bool:
+    """Keep others from writing a waiting run until the transaction ends; reads the row again.
+
+    False if the run does not wait any more.
+    """
+    waiting = rows().filter(pk=run.pk, status=Status.WAITING)
+    is_held = bool(waiting.update(updated_at=Now()))
+    run.refresh_from_db()
+    return is_held
+
+
+def refuse_unless_waiting(run: AgentRun) -> None:
+    """Raise Conflict, which says where the run stands, for a decision that comes too late."""
+    if run.status != Status.WAITING:
+        raise Conflict(_REFUSED["decide"] % {"status": run.get_status_display()})
+
+
+def note(run: AgentRun, drafts: Sequence[Event]) -> None:
+    """Write events of a waiting run that stays so, behind ``hold_waiting``: nobody performs it."""
+    drafts = events.wanted(drafts)
+    rows().filter(pk=run.pk).update(event_count=F("event_count") + len(drafts))
+    run.refresh_from_db()
+    events.append(run, drafts)
+
+
 _REFUSED: dict[str, Any] = {
+    "decide": _("This run does not wait for a decision: it is %(status)s now."),
     "cancel": _("Cannot cancel this run: it is %(status)s now."),
     "retry": _("Cannot retry this run: it is %(status)s now."),
 }

@@ -8,24 +8,27 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 import agents
 from agents.models.interface import Model
+from pydantic import BaseModel, ValidationError
 
 from agentic_django import events, generation, inline, runs, sdk, threads
 from agentic_django.events import Event, EventType
-from agentic_django.exceptions import BadSetting
+from agentic_django.exceptions import BadSetting, Declined
 from agentic_django.generation import Answer, Message
 from agentic_django.journal import STATE_KEY, Journal, Result
-from agentic_django.journaled import at_most_once
-from agentic_django.models import AgentRun, AgentSession, StepCheckpoint
+from agentic_django.journaled import at_most_once, editable
+from agentic_django.models import AgentRun, AgentSession, StepCheckpoint, ToolApproval
 from agentic_django.scope import (
     CurrentStep,
     Scope,
     current_scope,
     current_step,
+    digest,
     making,
     outer_step,
     within,
@@ -45,6 +48,7 @@ __all__ = [
     "ToolRegistry",
     "at_most_once",
     "current_step",
+    "editable",
 ]
 
 
@@ -256,6 +260,44 @@ class RunContext:
             await scope.abandon()
             raise
 
+    # Asking
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        options: Sequence[str] = (),
+        schema: type[BaseModel] | None = None,
+        key: str = "",
+    ) -> Any:
+        """Ask a person, and return the answer; until there is one the run waits, and costs nothing.
+
+        The answer is one of ``options``, or an instance of ``schema`` (a pydantic model with
+        plain fields, shown as a form), or a text. The work is performed again from its start
+        once the answer is there: put what must not be repeated into steps. The same question is
+        asked once in one place (step or tool call); ``key`` tells such apart. Raises Declined
+        if a person declines, or if nobody answers within AGENTIC_DJANGO_APPROVAL_TTL.
+        """
+        if options and schema is not None:
+            raise TypeError("Give options or a schema, not both.")
+        outer, shown = outer_step(), question
+        place = f"ask:{outer.key if outer else ''}:{key or digest([question, list(options)])}"
+        for number in count(1):
+            decided = self.journal.decided(f"{place}#{number}")
+            if decided is None:
+                columns = {"options": list(options), "schema": _form(options, schema)}
+                raise self.journal.ask(
+                    f"{place}#{number}",
+                    kind=ToolApproval.Kind.QUESTION,
+                    agent=self.run.agent_key,
+                    question=shown,
+                    **columns,
+                )
+            try:
+                return _answer(decided, schema)
+            except ValidationError as error:  # What only the model itself can tell.
+                shown = f"{question}\n\n{error.errors()[0]['msg']}"
+
     # Models and agents
 
     def model(self, name: str | Model | None = None) -> Model:
@@ -276,6 +318,19 @@ class RunContext:
     async def run_agent(self, agent: agents.Agent[Any], given: Any) -> Any:
         """Run an SDK agent on a text or items, and return its final output; it is journaled."""
         return await sdk.run_agent(agent, self.journal, given)
+
+
+def _form(options: Sequence[str], schema: type[BaseModel] | None) -> dict[str, Any] | None:
+    if options:
+        return None
+    return schema.model_json_schema() if schema else {"type": "string", "minLength": 1}
+
+
+def _answer(decided: ToolApproval, schema: type[BaseModel] | None) -> Any:
+    if decided.decision != ToolApproval.Decision.ANSWERED:
+        expired = decided.decision == ToolApproval.Decision.EXPIRED
+        raise Declined(reason=decided.reason, expired=expired)
+    return schema.model_validate(decided.answer) if schema else decided.answer
 
 
 def check_name(name: Any) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
 
+from agents.run_state import RunState
+
 from agentic_django.journal import Journal
 
 __all__ = [
@@ -46,6 +48,9 @@ class Scope:
     children: Counter[str] = field(default_factory=Counter)
     is_by_hand: bool = False
     asked: dict[str, None] = field(default_factory=dict)
+    latest: dict[str, Scope] = field(default_factory=dict)
+    resumed: Scope | None = None
+    """The scope that the next run of an agent goes on in, behind a decision."""
     named: set[str] = field(default_factory=set)
     under_way: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -61,11 +66,23 @@ class Scope:
 
     def child(self, agent: str, given: Any = None) -> Scope:
         """Return the scope of an agent that the current tool, a guardrail or a host's code runs."""
+        if self.resumed is not None:
+            scope, self.resumed = self.resumed, None
+            return scope
+        name = self._child_name(agent)
+        if isinstance(given, RunState):  # A person has decided: it goes on where it stood.
+            return self.latest[name]
+        numbered = self._numbered(f"{name}.{digest(given)}" if self.is_by_hand else name)
+        self.latest[name] = Scope(self.journal, numbered, agent)
+        return self.latest[name]
+
+    def called(self, agent: str) -> Scope:
+        """Return the scope of an agent that the current tool has just run."""
+        return self.latest[self._child_name(agent)]
+
+    def _child_name(self, agent: str) -> str:
         short = agent.replace("/", "-")[:60]  # A slash says how deep a scope is.
-        name = f"{self.path}/{_call_id.get().replace('/', '-')}.{short}"
-        if self.is_by_hand:
-            name = f"{name}.{digest(given)}"
-        return Scope(self.journal, self._numbered(name), agent)
+        return f"{self.path}/{_call_id.get().replace('/', '-')}.{short}"
 
     def model_key(self) -> str:
         """Return the key of the next response; a call that failed did not take it."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
 import agents
+from agents.exceptions import ModelBehaviorError
+from agents.items import ToolApprovalItem
 from agents.memory import Session
 from agents.models.interface import Model
 from agents.models.multi_provider import MultiProvider
+from agents.result import RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
+from agents.run_state import RunState
+from agents.tool import FunctionTool
 
-from agentic_django import generation, threads
+from agentic_django import events, generation, threads, transcript
 from agentic_django.conf import load, settings
-from agentic_django.journal import Journal
+from agentic_django.events import EventType
+from agentic_django.exceptions import AgentChanged
+from agentic_django.journal import Journal, Result
 from agentic_django.journaled import JournaledProvider, instrumented, journaled_model
-from agentic_django.models import AgentRun
+from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.scope import Scope, current_scope, within
 
 __all__ = ["install", "options", "run_agent"]
@@ -31,16 +39,90 @@ async def run_agent(
     run = journal.run
     install()
     tool_context = await threads.call_host(_tool_context, run)
-    with within(current_scope() or Scope(journal)):
-        result = agents.Runner.run_streamed(
-            agent, given, session=history, context=tool_context, **options(run)
-        )
+    scope = current_scope() or Scope(journal)
+    chosen = {"session": history, "context": tool_context, **options(run)}
+    with within(scope):
+        result = agents.Runner.run_streamed(agent, given, **chosen)
+        child = scope.called(agent.name)
+    await _drain(result, journal)
+    while result.interruptions:
+        state = await _decided(result, child)
+        with within(scope):
+            scope.resumed = child
+            result = agents.Runner.run_streamed(agent, state, **chosen)
+        await _drain(result, journal)
+    return result.final_output
+
+
+async def _drain(result: RunResultStreaming, journal: Journal) -> None:
     try:
         async for _ in result.stream_events():
             pass
+    except ModelBehaviorError as error:
+        journal.check()
+        with suppress(AgentChanged):
+            journal.check_used()
+            raise
+        raise AgentChanged(f"{AgentChanged.__doc__} {error}") from error
     finally:
         journal.check()
-    return result.final_output
+
+
+async def _decided(result: RunResultStreaming, scope: Scope) -> RunState[Any]:
+    """Return the state from which the SDK goes on, with what a person decided of each call.
+
+    It is made anew from the journal in each attempt and never stored: it holds the host's
+    context. Raises RunParked if a person is yet to decide.
+    """
+    journal, state = scope.journal, result.to_state()
+    for item in result.interruptions:
+        _, key = journal.held.get(id(item), (item, scope.tool_key(item.call_id or "")))
+        decided = journal.decided(key)
+        if decided is None and journal.find(key) is None:
+            journal.ask(key, **_asked(item))
+        elif decided is None or decided.decision == ToolApproval.Decision.APPROVED:
+            state.approve(item)
+        else:
+            state.reject(item, rejection_message=decided.refusal)
+            await _record_refusal(journal, key, decided)
+    journal.check()
+    return state
+
+
+def _asked(item: ToolApprovalItem) -> dict[str, Any]:
+    """Return what a person is asked about a call that the SDK has held up."""
+    kind = ToolApproval.Kind
+    name, agent = item.name or "", item.agent
+    known = {tool.name: tool for tool in agent.tools if isinstance(tool, FunctionTool)}
+    is_editable = name in known and hasattr(known[name], "agentic_editable")
+    return {
+        "kind": kind.MCP if _is_hosted(item.raw_item) else kind.TOOL,
+        "call_id": (item.call_id or "")[:255],
+        "tool": name[:255],
+        "agent": agent.name[:255],
+        "arguments": transcript.parsed(item.arguments or "{}"),
+        "schema": known[name].params_json_schema if is_editable else None,
+    }
+
+
+def _is_hosted(raw: Any) -> bool:
+    kind = raw.get("type") if isinstance(raw, dict) else getattr(raw, "type", "")
+    return kind == "mcp_approval_request"
+
+
+async def _record_refusal(journal: Journal, key: str, decided: ToolApproval) -> None:
+    """Record what the model is told in the place of a result, unless it is recorded."""
+    if decided.kind != ToolApproval.Kind.TOOL or journal.find(key) is not None:
+        return
+    result = Result(key, StepCheckpoint.Kind.TOOL, decided.tool, decided.refusal, 0.0)
+    told = events.draft(
+        EventType.TOOL_OUTPUT,
+        call_id=decided.call_id,
+        tool=decided.tool,
+        output=decided.refusal,
+        duration_seconds=0,
+    )
+    await journal.record(result, [told])
 
 
 def options(run: AgentRun) -> dict[str, Any]:

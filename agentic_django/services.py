@@ -11,18 +11,31 @@ from typing import Any, Literal, get_args
 from uuid import UUID, uuid4
 
 from django.db import transaction
+from django.utils.translation import gettext as _
 
-from agentic_django import lifecycle, limits, recovery, registry, runs, signals, submitted
+from agentic_django import (
+    approvals,
+    lifecycle,
+    limits,
+    recovery,
+    registry,
+    runs,
+    signals,
+    submitted,
+)
 from agentic_django.conf import settings
-from agentic_django.exceptions import BadInput, Conflict, SessionBusy
-from agentic_django.models import ACTIVE, AgentRun, AgentSession, database
+from agentic_django.exceptions import BadInput, Conflict, NotAllowed, SessionBusy
+from agentic_django.models import ACTIVE, AgentRun, AgentSession, ToolApproval, database
 from agentic_django.serialization import to_jsonable
 from agentic_django.viewer import principal_of
 
 __all__ = [
     "OnBusy",
+    "answer_approval",
     "cancel_agent_run",
+    "decide_approval",
     "enqueue_agent_run",
+    "resolve_approval",
     "retry_agent_run",
     "submit_agent_run",
     "submit_pipeline_run",
@@ -248,6 +261,86 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     lifecycle.retry(run, fresh=start_again, by=_name(by, run))
     transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
     return run
+
+
+Decision = ToolApproval.Decision
+Kind = ToolApproval.Kind
+
+
+def decide_approval(
+    approval: ToolApproval,
+    approve: bool,
+    *,
+    by: Any = None,
+    reason: str = "",
+    arguments: Data = None,
+) -> ToolApproval:
+    """Approve or reject a call that a run waits with, or decline a question (``approve=False``).
+
+    - ``by``: the user who decides; None for your own code, which may always.
+    - ``reason``: what the model is told of a rejection.
+    - ``arguments``: those with which the call is to be made instead, for a tool that is
+      ``runtime.editable``.
+
+    The run goes on once everything that it asks is decided. Raises NotAllowed, BadInput, and
+    Conflict, which says who did what, if it is decided already or the run does not wait any
+    more. The row is read again.
+    """
+    if approve and approval.kind in (Kind.QUESTION, Kind.INTENT):
+        raise BadInput(_("This needs an answer, not an approval."))
+    if approval.kind == Kind.INTENT:
+        raise BadInput(_("Say what is to be done with this call."))
+    if arguments is not None and not approve:
+        raise BadInput(errors={"arguments": _("These are for a call that is approved.")})
+    edited = None
+    if arguments is not None and dict(arguments) != approval.arguments:
+        edited = approvals.checked(approval, _data(arguments, "arguments"))
+    decision = Decision.APPROVED if approve else Decision.REJECTED
+    return _decide(approval, decision, by, reason, edited)
+
+
+def answer_approval(approval: ToolApproval, answer: Any, *, by: Any = None) -> ToolApproval:
+    """Answer a question of ``RunContext.ask``: an option, a text, or a dict for a form.
+
+    Raises as ``decide_approval`` does.
+    """
+    if approval.kind != Kind.QUESTION:
+        raise BadInput(_("This is not a question."))
+    given = approvals.checked(approval, to_jsonable(answer, "answer"))
+    return _decide(approval, Decision.ANSWERED, by, "", given)
+
+
+def resolve_approval(
+    approval: ToolApproval,
+    outcome: Literal["done", "repeat", "fail"],
+    *,
+    by: Any = None,
+    reason: str = "",
+    result: str = "",
+) -> ToolApproval:
+    """Say what is to become of a call that must not be repeated and was interrupted.
+
+    ``done``: it happened, and came to ``result``; ``repeat``: make it again; ``fail``: give the
+    run up. Raises as ``decide_approval`` does.
+    """
+    if approval.kind != Kind.INTENT:
+        raise BadInput(_("This is not an interrupted call."))
+    if outcome not in ("done", "repeat", "fail"):
+        raise BadInput(errors={"decision": _("Give one of: done, repeat, fail.")})
+    answer = to_jsonable(result or "Done.", "result") if outcome == "done" else None
+    return _decide(approval, outcome, by, reason, answer)
+
+
+def _decide(
+    approval: ToolApproval, decision: str, by: Any, reason: str, answer: Any
+) -> ToolApproval:
+    if by is not None and not approvals.may_decide(by, approval):
+        raise NotAllowed(_("You may not decide this."))
+    limits.check_data(reason, "reason")
+    name = _name(by, approval.run)
+    lifecycle.decide(approval, decision, by=by, name=name, reason=reason, answer=answer)
+    transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
+    return approval
 
 
 def _name(user: Any, run: AgentRun) -> str:

@@ -1,15 +1,16 @@
 """The app's Django signals, sent after the commit of what they tell; and its log lines.
 
-=========================  =====================================================
-Signal                     Keyword arguments (``sender`` is the row's model)
-=========================  =====================================================
-``agent_session_created``  ``session``
-``agent_run_started``      ``run``
-``agent_run_completed``    ``run``
-``agent_run_failed``       ``run``, ``error`` (the exception, or None)
-``agent_run_cancelled``    ``run``
-``agent_run_event``        ``run, event, sequence, event_type, payload``
-=========================  =====================================================
+============================  ==================================================
+Signal                        Keyword arguments (``sender`` is the row's model)
+============================  ==================================================
+``agent_session_created``     ``session``
+``agent_run_started``         ``run``
+``agent_run_completed``       ``run``
+``agent_run_failed``          ``run``, ``error`` (the exception, or None)
+``agent_run_cancelled``       ``run``
+``agent_run_event``           ``run, event, sequence, event_type, payload``
+``agent_approval_requested``  ``run``, ``approval`` (the ToolApproval)
+============================  ==================================================
 
 Receivers are called with ``send_robust``: one that raises is logged and changes nothing.
 ``agent_run_failed`` is also sent for a run that timed out.
@@ -23,6 +24,7 @@ from typing import Any
 from django.dispatch import Signal
 
 __all__ = [
+    "agent_approval_requested",
     "agent_run_cancelled",
     "agent_run_completed",
     "agent_run_event",
@@ -39,6 +41,7 @@ agent_run_completed = Signal()
 agent_run_failed = Signal()
 agent_run_cancelled = Signal()
 agent_run_event = Signal()
+agent_approval_requested = Signal()
 
 
 def announce(signal: Signal, sender: type, **kwargs: Any) -> None:

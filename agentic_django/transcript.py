@@ -22,6 +22,7 @@ __all__ = [
     "dump_response",
     "fingerprint",
     "load_response",
+    "parsed",
     "replayed",
     "response_drafts",
     "response_of",
@@ -212,12 +213,13 @@ def _called(item: dict[str, Any], name: str, arguments: str, agent: str) -> Even
         EventType.TOOL_CALLED,
         call_id=item["call_id"],
         tool=name,
-        arguments=_parsed(arguments),
+        arguments=parsed(arguments),
         agent=agent,
     )
 
 
-def _parsed(arguments: str) -> Any:
+def parsed(arguments: str) -> Any:
+    """Return a call's arguments as JSON; what is none stays a text."""
     try:
         return to_jsonable(json.loads(arguments))
     except (ValueError, TypeError):

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from agentic_django.views import runs, sessions, stream
+from agentic_django.views import approvals, runs, sessions, stream
 
 app_name = "agents"
 
@@ -20,6 +20,8 @@ urlpatterns = [
     path("runs/<str:pk>/retry/", runs.retry, name="run-retry"),
     path("sessions/", sessions.index, name="session-list"),
     path("runs/<str:pk>/stream/", stream.run, name="run-stream"),
+    path("approvals/", approvals.listing, name="approval-list"),
+    path("approvals/<str:pk>/", approvals.detail, name="approval-detail"),
     path("sessions/<str:session_key>/", sessions.detail, name="session-detail"),
     path("sessions/<str:session_key>/rename/", sessions.rename, name="session-rename"),
     path("sessions/<str:session_key>/archive/", sessions.archive, name="session-archive"),

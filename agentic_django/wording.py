@@ -267,7 +267,9 @@ def event(event_type: str) -> str:
 
 REASONS: dict[str, Any] = {
     "asked": gettext_lazy("As asked"),
+    "approval": gettext_lazy("For a decision"),
     "database_away": gettext_lazy("The database could not be reached"),
+    "decided": gettext_lazy("Everything was decided"),
     "handed_back": gettext_lazy("The worker was ending"),
     "lost": gettext_lazy("The worker was lost"),
     "provider_busy": gettext_lazy("The model was busy"),

@@ -106,6 +106,17 @@ def over_http() -> Agent[Any]:
     return Agent(name="http", instructions="Group.", model="gpt-5-mini", tools=[add_group])
 
 
+def asks() -> Agent[Any]:
+    """Make a group, if a person approves."""
+
+    @function_tool(name_override="add_group", needs_approval=True)
+    def gated(name: str) -> str:
+        """Create a group."""
+        return str(Group.objects.get_or_create(name=name)[0])
+
+    return Agent(name="asks", instructions="Group.", model=answering(_use_tool), tools=[gated])
+
+
 BUILT_IN: dict[str, Factory] = {
     "default": echo,
     "echo": echo,
@@ -113,6 +124,7 @@ BUILT_IN: dict[str, Factory] = {
     "async_tool": partial(with_tool, add_group_async),
     "slow": slow,
     "broken": broken,
+    "asks": asks,
     "http": over_http,
 }
 

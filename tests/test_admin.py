@@ -11,7 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from agentic_django.models import AgentEvent, AgentRun, AgentSession, AgentSessionItem
+from agentic_django.models import AgentEvent, AgentRun, AgentSession, AgentSessionItem, ToolApproval
 from tests.rows import make_checkpoint, make_events, make_items, make_run, make_session
 
 pytestmark = pytest.mark.django_db
@@ -465,3 +465,22 @@ def test_a_run_is_read_and_stopped_in_a_browser_under_a_strict_policy(
     page.get_by_text("1 run was stopped.").wait_for()
     run.refresh_from_db()
     assert run.status == "cancelled"
+
+
+def test_operators_see_what_waits_and_decide_if_they_may(
+    admin_client: Client, user: User, settings: Any
+) -> None:
+    run = make_run(user, "waiting")
+    approval = ToolApproval.objects.create(
+        run=run, key="k", agent="Clerk", tool="pay", arguments={"amount": 4711}
+    )
+    assert "pay" in admin_client.get(url("toolapproval"), {"open": "yes"}).text
+    assert "4711" in admin_client.get(url("toolapproval", "change", approval.pk)).text
+    action = {"action": "approve", "_selected_action": [str(approval.pk)]}
+    page = admin_client.post(url("toolapproval"), action, follow=True).text
+    assert "You may not decide this." in page
+    settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user.is_staff
+    page = admin_client.post(url("toolapproval"), action, follow=True).text
+    assert "1 decision was taken." in page
+    approval.refresh_from_db()
+    assert (approval.decision, approval.decided_by.is_staff) == ("approved", True)

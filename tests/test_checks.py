@@ -106,6 +106,8 @@ BAD_VALUES = [
     ("RUN_TIMEOUT_SECONDS", float("inf"), "less than"),
     ("LEASE_SECONDS", None, "number"),
     ("MAX_ATTEMPTS", 0, "greater than 0"),
+    ("APPROVERS", 3, "callable"),
+    ("APPROVAL_TTL", 0, "greater than 0"),
     ("DATABASE", None, "valid string"),
     ("POLL_SECONDS", -1, "greater than 0"),
     ("STREAM_SECONDS", 0, "greater than 0"),
@@ -144,6 +146,8 @@ GOOD_VALUES = [
     ("CONCURRENCY_LIMIT", {"*": 200, "echo": 10}),
     ("RUN_TIMEOUT_SECONDS", 0.5),
     ("CLIENT_RUN_OPTIONS", []),
+    ("APPROVERS", lambda user, approval: True),
+    ("APPROVAL_TTL", 3600),
 ]
 
 
@@ -422,6 +426,41 @@ def test_a_misspelt_run_option_is_an_error_that_suggests_the_right_one(settings:
     error = found()["agentic_django.E013"]
     assert "'max_turn'" in error.msg
     assert "max_turns" in str(error.hint)
+
+
+# Runs that wait
+
+
+@pytest.mark.django_db
+def test_runs_that_wait_for_what_is_gone_are_a_warning(user: Any, scripted: Any) -> None:
+    from agents import function_tool
+
+    from agentic_django.models import ToolApproval
+    from tests.rows import make_run
+
+    @function_tool(needs_approval=True)
+    def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    def look() -> set[str]:
+        kept = checks.run_checks(databases=["default"])
+        return {message.id or "" for message in kept} & {f"agentic_django.W02{n}" for n in (0, 1)}
+
+    def wait(agent_key: str, agent: str, tool: str) -> Any:
+        run = make_run(user, "waiting", agent_key=agent_key)
+        return ToolApproval.objects.create(run=run, key="k", agent=agent, tool=tool)
+
+    scripted("default", "Hello.", tools=[pay])
+    wait("default", "default", "pay")
+    assert look() == set()
+    renamed = wait("default", "default", "pay_out")
+    assert look() == {"agentic_django.W021"}
+    renamed.delete()
+    assert look() == set()
+    wait("gone", "default", "pay")
+    assert look() == {"agentic_django.W020"}
+    assert "agentic_django.W020" not in found()
 
 
 # Waking each other

@@ -11,7 +11,16 @@ from django.contrib.auth.models import User
 from django.db import connections
 
 from agentic_django import runs, sessions
-from agentic_django.models import AgentEvent, AgentRun, AgentSession, AgentSessionItem, RunSlot
+from agentic_django.exceptions import Conflict
+from agentic_django.models import (
+    AgentEvent,
+    AgentRun,
+    AgentSession,
+    AgentSessionItem,
+    RunSlot,
+    ToolApproval,
+)
+from agentic_django.services import decide_approval
 from tests.processes import Project
 from tests.rows import make_run, make_session
 
@@ -123,3 +132,48 @@ def test_the_limit_is_exact_in_threads_on_every_database(user: User, settings: A
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 2
     assert len(claim_at_once([make_run(user, "pending") for _ in range(8)])) == 2
     assert RunSlot.objects.count() == 2
+
+
+# Decisions
+
+
+def make_waiting(user: User, count: int) -> AgentRun:
+    """Return a run that waits with so many calls."""
+    run = make_run(user, "waiting", attempt=1)
+    for n in range(count):
+        ToolApproval.objects.create(run=run, key=f"k{n}", tool="pay", arguments={"n": n})
+    return run
+
+
+def decide(pk: Any, approve: bool = True) -> str:
+    """Decide, and return what came of it."""
+    approval = ToolApproval.objects.select_related("run").get(pk=pk)
+    try:
+        decide_approval(approval, approve)
+    except Conflict as conflict:
+        return str(conflict)
+    return "decided"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_who_decide_at_once_one_wins(user: User, no_queue: None) -> None:
+    run = make_waiting(user, 1)
+    pk = run.approvals.get().pk
+    told = at_once(8, lambda: decide(pk))
+    assert sorted(told)[-1] == "decided"
+    assert set(told) == {"decided", "This was decided already: approved."}
+    assert told.count("decided") == 1
+    kinds = list(run.events.order_by("sequence").values_list("event_type", flat=True))
+    assert kinds == ["approval.decided", "run.retrying"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_of_many_decisions_at_once_sends_the_run_on(user: User, no_queue: None) -> None:
+    for _ in range(3):
+        run = make_waiting(user, 6)
+        left = list(run.approvals.values_list("pk", flat=True))
+        assert at_once(6, lambda left=left: decide(left.pop())) == ["decided"] * 6  # type: ignore[misc]
+        run.refresh_from_db()
+        assert run.status == "pending"
+        numbers = list(run.events.order_by("sequence").values_list("sequence", flat=True))
+        assert numbers == list(range(1, 8))

@@ -16,9 +16,14 @@ from django.contrib.auth.models import User
 from django.db.models import F
 
 from agentic_django import heartbeat, recovery
-from agentic_django.models import AgentRun, AgentSession
+from agentic_django.models import AgentRun, AgentSession, ToolApproval
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, ToolRegistry
-from agentic_django.services import cancel_agent_run, retry_agent_run
+from agentic_django.services import (
+    answer_approval,
+    cancel_agent_run,
+    decide_approval,
+    retry_agent_run,
+)
 from agentic_django.steps import Pipeline, Step
 from tests.agents import USAGE
 from tests.attempts import AWAY, finish, numbered, payloads, recorded
@@ -38,6 +43,7 @@ class Talk:
         self.model = ScriptedModel([_step(answer) for answer in answers], default_usage=USAGE)
         self.calls: list[str] = []
         self.act: Callable[[], Any] = lambda: None
+        self.asks_first = False
 
     async def look(self, place: str) -> str:
         """Look somewhere."""
@@ -49,7 +55,7 @@ class Talk:
 
     def agent(self) -> Agent[Any]:
         """Return an agent of the SDK with both."""
-        tool = function_tool(self.look, failure_error_function=None)
+        tool = function_tool(self.look, failure_error_function=None, needs_approval=self.asks_first)
         return Agent(name="talk", model=self.model, tools=[tool])
 
     async def by_hand(self, ctx: RunContext) -> RunResult:
@@ -64,6 +70,8 @@ class Talk:
                 return RunResult(answer.message.content, messages)
             for call in answer.tool_calls:
                 asked = call["function"]
+                if self.asks_first:
+                    await ctx.ask("May I look?", options=["yes"])
                 output = await tools.execute(asked["name"], asked["arguments"], call_id=call["id"])
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": output})
 
@@ -354,6 +362,36 @@ def test_odd_characters_are_kept(work: Work, carry: Carry) -> None:
     work([function_call("look", {"place": "\x00"}, call_id="c1")], ModelStep(output=_step(text)))
     run = carry("work")
     assert output(run) == text, run.error_detail
+
+
+@in_transaction
+def test_it_waits_for_a_person_and_goes_on(work: Work, carry: Carry, session: AgentSession) -> None:
+    talk = work(LOOK, "It is fine.")
+    talk.asks_first = True
+    run = carry("work", session=session)
+    assert (run.status, run.lease_ends_at, talk.calls) == ("waiting", None, [])
+    approval = ToolApproval.objects.open().select_related("run").get()
+    if approval.options:
+        answer_approval(approval, "yes")
+    else:
+        decide_approval(approval, True)
+    run = finish(run)
+    assert (run.status, run.failures, talk.calls) == ("completed", 0, ["out"]), run.error_detail
+    assert output(run) == "It is fine."
+    assert len(talk.model.calls) == 2
+    assert numbered(run).count("run.waiting") == 1
+
+
+@in_transaction
+def test_it_is_stopped_while_it_waits(work: Work, carry: Carry) -> None:
+    talk = work(LOOK, "It is fine.")
+    talk.asks_first = True
+    run = carry("work")
+    cancel_agent_run(run)
+    assert (run.status, talk.calls) == ("cancelled", [])
+    retry_agent_run(run)
+    assert finish(run).status == "waiting"
+    assert run.approvals.count() == 1
 
 
 # A host's own run, whose process is killed

@@ -261,6 +261,7 @@ def test_signals_are_sent_as_told(
 
     submit("echo")
     submit("broken")
+    submit("asks")
     with django_capture_on_commit_callbacks(execute=True):
         cancel_agent_run(AgentRun.objects.create(owner=user, agent_key="echo"))
     told = rows(text("reference/signals.md"))[1:]

@@ -21,7 +21,8 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
-from agentic_django.models import AgentRun, AgentSession
+from agentic_django.models import AgentRun, AgentSession, ToolApproval
+from agentic_django.services import decide_approval
 from example import demo
 from example.shop.agents import Desk, agents, desk, support_agent
 from example.shop.catalogue import catalogue
@@ -78,6 +79,11 @@ async def _conversation(inputs: tuple[str, ...], context: Desk) -> RunResult:
     for text in inputs:
         said = [*history, {"role": "user", "content": text}]
         result = await Runner.run(support_agent(), said, context=context, run_config=config)
+        while result.interruptions:
+            state = result.to_state()
+            for interruption in result.interruptions:
+                state.approve(interruption)
+            result = await Runner.run(support_agent(), state, run_config=config)
         history = result.to_input_list()
     return result
 
@@ -387,6 +393,9 @@ def test_a_question_on_the_desk_is_answered_from_the_rows(shared_shop: None, cli
 @desk_page
 def test_a_refund_on_the_desk_names_its_clerk(shared_shop: None, client: Any, user: User) -> None:
     client.post("/agents/runs/", {"input": "Refund order 1042"})
+    assert not Refund.objects.exists()
+    (waiting,) = ToolApproval.objects.open().select_related("run")
+    decide_approval(waiting, True, by=user)
     assert Refund.objects.get().clerk == user
 
 

@@ -39,7 +39,7 @@ from agentic_django.journaled import at_most_once
 from agentic_django.models import AgentRun
 from agentic_django.scope import current_scope, current_step
 from agentic_django.serialization import dumps, loads
-from agentic_django.services import retry_agent_run
+from agentic_django.services import resolve_approval, retry_agent_run
 from tests import agents as test_agents
 from tests.agents import USAGE, call_tool
 from tests.attempts import AWAY, finish, payloads, recorded
@@ -945,12 +945,13 @@ def test_a_call_that_must_not_be_repeated_is_not(scripted: Any, carry: Carry) ->
 
     scripted("default", call_tool("pay"), "Paid.", tools=[pay])
     run = carry()
-    assert (run.status, run.error_code) == ("failed", "unresolved_intent")
-    assert run.attempt == 2
-    assert "pay" in run.error_detail
+    assert (run.status, run.attempt) == ("waiting", 2)
     assert len(calls) == 1
+    resolve_approval(run.approvals.get(), "fail")
+    assert (finish(run).status, run.error_code) == ("failed", "unresolved_intent")
+    assert "pay" in run.error_detail
     retry_agent_run(run)
-    assert finish(run).error_code == "unresolved_intent"
+    assert finish(run).status == "waiting"
     assert len(calls) == 1
 
 

@@ -20,7 +20,7 @@ from agentic_django.journaled import at_most_once
 from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext, Tool, ToolRegistry
 from agentic_django.scope import current_step
-from agentic_django.services import retry_agent_run
+from agentic_django.services import resolve_approval, retry_agent_run
 from tests.agents import USAGE
 from tests.attempts import AWAY, finish, payloads, recorded
 
@@ -302,6 +302,8 @@ def test_a_call_that_must_not_be_repeated_is_not(register: Register, carry: Carr
     run_ = carry("work")
     assert run_.status == "failed"
     retry_agent_run(run_)
+    assert finish(run_).status == "waiting"
+    resolve_approval(run_.approvals.get(), "fail")
     assert finish(run_).error_code == "unresolved_intent"
     assert calls == [1]
 

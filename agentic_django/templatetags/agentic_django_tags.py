@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django_htmx.jinja import htmx_script
 
-from agentic_django import conversation, events, wording
+from agentic_django import asking, conversation, events, wording
 from agentic_django import timeline as timelines
 from agentic_django.conf import settings
 from agentic_django.models import AgentEvent, AgentRun, AgentSession, Visibility
@@ -30,6 +30,7 @@ HTMX_CONFIG = '{"allowEval":false,"includeIndicatorStyles":false}'
 register.filter("agent_activity", wording.activity)
 register.filter("agent_advice", wording.advice)
 register.filter("agent_ago", wording.ago)
+register.filter("agent_approvals", asking.of_run)
 register.filter("agent_asked", conversation.asked)
 register.filter("agent_cost", wording.cost)
 register.filter("agent_duration", wording.duration)

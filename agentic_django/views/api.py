@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from django.http import JsonResponse
 from django.urls import reverse
 
-from agentic_django.models import AgentEvent, AgentRun, AgentSession
+from agentic_django.models import AgentEvent, AgentRun, AgentSession, ToolApproval
 from agentic_django.views.negotiation import Request
 
 if TYPE_CHECKING:
     from agentic_django.views.pages import Listed
 
-__all__ = ["events", "items", "run", "session", "sessions"]
+__all__ = ["approval", "approvals", "events", "items", "run", "session", "sessions"]
 
 
 def run(request: Request, run: AgentRun) -> JsonResponse:
@@ -55,6 +55,29 @@ def _run_urls(run: AgentRun) -> dict[str, str]:
 def _session_urls(session: AgentSession, itself: str) -> dict[str, str]:
     names = {itself: "agents:session-detail", "items": "agents:session-items"}
     return {key: reverse(name, args=[session.session_key]) for key, name in names.items()}
+
+
+def approval(row: ToolApproval) -> JsonResponse:
+    """Answer with an approval."""
+    return JsonResponse(_approval(row))
+
+
+def approvals(rows: Sequence[ToolApproval]) -> JsonResponse:
+    """Answer with what waits for the caller."""
+    return JsonResponse({"approvals": [_approval(row) for row in rows]})
+
+
+def _approval(row: ToolApproval) -> dict[str, Any]:
+    names = ("kind", "call_id", "tool", "agent", "question", "arguments", "options", "schema")
+    decided = ("requested_at", "expires_at", "decision", "answer", "reason", "decided_at")
+    urls = {"self": ("approval", row.pk), "run": ("run", row.run_id)}
+    return {
+        "approval_id": str(row.pk),
+        "run_id": str(row.run_id),
+        "status": row.run.status,
+        **{name: getattr(row, name) for name in (*names, *decided)},
+        "urls": {key: reverse(f"agents:{n}-detail", args=[pk]) for key, (n, pk) in urls.items()},
+    }
 
 
 def events(run: AgentRun, rows: Sequence[AgentEvent], after: int) -> JsonResponse:

@@ -19,7 +19,9 @@ from agentic_django.services import OnBusy
 from agentic_django.views.problems import Problem, Refused
 
 __all__ = [
+    "FORMS",
     "ArchiveRequest",
+    "Body",
     "CancelRequest",
     "DeleteRequest",
     "EventsQuery",
@@ -38,7 +40,9 @@ __all__ = [
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "")
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What a body may hold: its fields, and no others."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -49,7 +53,7 @@ def _valid_input(value: Any) -> Any:
         raise ValueError(error.errors["input"]) from None
 
 
-class RunRequest(_Body):
+class RunRequest(Body):
     """``POST runs/``."""
 
     input: Annotated[Any, BeforeValidator(_valid_input)]
@@ -61,11 +65,11 @@ class RunRequest(_Body):
     show: Literal["run", "conversation"] = "run"
 
 
-class CancelRequest(_Body):
+class CancelRequest(Body):
     """``POST runs/<uuid>/cancel/``: nothing to say."""
 
 
-class RetryRequest(_Body):
+class RetryRequest(Body):
     """``POST runs/<uuid>/retry/``."""
 
     start_again: bool = False

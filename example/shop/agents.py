@@ -23,6 +23,7 @@ from agents import (
 from agents.tool_context import ToolContext
 from django.conf import settings
 
+from agentic_django.runtime import editable
 from example.shop.demo_model import DemoModel
 from example.shop.models import Order, Policy, Product, ShopError
 
@@ -127,7 +128,8 @@ def read_policy(topic: str) -> str:
     return Policy.objects.about(topic).text
 
 
-@function_tool(failure_error_function=_explain, needs_approval=False)
+@editable
+@function_tool(failure_error_function=_explain, needs_approval=True)
 def refund_order(ctx: ToolContext[Any], number: int, amount: str) -> str:
     """Pay money back to an order's customer. This cannot be undone.
 

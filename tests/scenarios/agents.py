@@ -16,7 +16,7 @@ from agents import Agent, GuardrailFunctionOutput, InputGuardrail, Runner, funct
 from agents.testing import ModelCall, assistant_message, function_call
 from pydantic import BaseModel
 
-from agentic_django.journaled import at_most_once
+from agentic_django.journaled import at_most_once, editable
 from agentic_django.scope import current_scope, current_step
 from tests.agents import answering
 from tests.scenarios import effects
@@ -209,6 +209,52 @@ def everything() -> Agent[Any]:
     return Agent(name="main", model=model(answers), tools=[add, multiply, ask], handoffs=[last])
 
 
+@editable
+@function_tool(needs_approval=True)
+async def transfer(amount: int) -> str:
+    """Ask first, then transfer."""
+    effects.note_tool_call()
+    return f"transferred {amount}"
+
+
+REFUSED, LOWERED = 13, 500
+"""Amounts that the person of the scenarios rejects, and lowers to 50."""
+
+
+def gated() -> Agent[Any]:
+    """Call gated and ungated tools at once; of the gated ones each is decided otherwise."""
+    answers = script(
+        [
+            call("transfer", "c1", amount=1),
+            call("add", "c2", a=1, b=2),
+            call("transfer", "c3", amount=REFUSED),
+            call("transfer", "c4", amount=LOWERED),
+        ],
+        [call("transfer", "c5", amount=2)],
+        say("One and two, 50 and not 13."),
+    )
+    return Agent(name="gated", model=model(answers), tools=[transfer, add])
+
+
+def gate() -> Agent[Any]:
+    """Call one tool that waits for a person."""
+    answers = script([call("transfer", "c1", amount=1)], say("Transferred."))
+    return Agent(name="gate", model=model(answers), tools=[transfer])
+
+
+def gated_nested() -> Agent[Any]:
+    """Ask another agent twice at once, beside a tool; its own calls wait for a person."""
+    inner_model = model(script([call("transfer", "s1", amount=5)], say("Transferred.")))
+    inner = Agent(name="inner", model=inner_model, tools=[transfer])
+    ask = inner.as_tool(tool_name="ask", tool_description="Ask the other.")
+    all_ = [
+        call("ask", "c1", input="five"),
+        call("add", "c2", a=1, b=2),
+        call("ask", "c3", input="five again"),
+    ]
+    return Agent(name="outer", model=model(script(all_, say("Twice."))), tools=[ask, add])
+
+
 def paying() -> Agent[Any]:
     """Call a tool that must not be repeated."""
     answers = model(script([call("pay", "c1", amount=5)], say("Paid.")))
@@ -262,6 +308,8 @@ CRASHED: dict[str, Callable[[], Agent[Any]]] = {
     "timing_out": timing_out,
     "flaky": flaky,
     "everything": everything,
+    "gated": gated,
+    "gated_nested": gated_nested,
 }
 """What is killed at every commit."""
 
@@ -270,6 +318,7 @@ def agents() -> dict[str, Callable[[], Agent[Any]]]:
     """Return the scenarios' agents by their keys; what their settings name as a registry."""
     others: dict[str, Callable[[], Agent[Any]]] = {
         "paying": paying,
+        "gate": gate,
         "steady": steady,
         "long": partial(steady, steps=12),
         "busy": busy,

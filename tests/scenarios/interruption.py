@@ -35,10 +35,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper  # noqa: E402
 from django.db.backends.utils import CursorWrapper  # noqa: E402
 from django.test import override_settings  # noqa: E402
 
-from agentic_django import executor, lifecycle, recovery, sessions  # noqa: E402
-from agentic_django.models import AgentRun, AgentSession, SweepMark  # noqa: E402
+from agentic_django import executor, lifecycle, recovery, services, sessions  # noqa: E402
+from agentic_django.models import (  # noqa: E402
+    AgentRun,
+    AgentSession,
+    SweepMark,
+    ToolApproval,
+)
 from tests.scenarios import effects  # noqa: E402
-from tests.scenarios.agents import CRASHED  # noqa: E402
+from tests.scenarios.agents import CRASHED, LOWERED, REFUSED  # noqa: E402
 from tests.scenarios.record import Record, record_of  # noqa: E402
 
 KILLED = 9
@@ -117,11 +122,37 @@ def attempt(run: AgentRun, commits: Commits) -> int:
 def _be_attempt(run: AgentRun, commits: Commits) -> None:
     try:
         commits.install()
-        executor.execute(str(run.pk))
+        live(run)
     except BaseException:  # noqa: BLE001 - this process ends here, whatever happened
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def live(run: AgentRun) -> None:
+    """Carry a run through one attempt; if a person is asked, decide, and so on."""
+    decide(run)
+    executor.execute(str(run.pk))
+    while decide(run):
+        executor.execute(str(run.pk))
+
+
+def decide(run: AgentRun) -> int:
+    """Decide all that a run asks, as its arguments say; returns how much that was.
+
+    Calls that may have happened are left to the test.
+    """
+    calls = ToolApproval.objects.open().filter(run=run).exclude(kind="intent")
+    asked = list(calls.select_related("run").order_by("key"))
+    for approval in asked:
+        if approval.options:
+            services.answer_approval(approval, approval.options[-1])
+        elif approval.arguments["amount"] == LOWERED:
+            services.decide_approval(approval, True, arguments={"amount": 50})
+        else:
+            approve = approval.arguments["amount"] != REFUSED
+            services.decide_approval(approval, approve, reason=f"By rule {approval.call_id}.")
+    return len(asked)
 
 
 def end_of(pid: int) -> int:
@@ -138,11 +169,14 @@ def new_run(scenario: str) -> AgentRun:
     return AgentRun.objects.create(session=session, agent_key=scenario, input_payload="Begin.")
 
 
-def finish(run: AgentRun) -> None:
-    """Carry a run to its end in another process, however many attempts that takes."""
+def finish(run: AgentRun, *, by_itself: bool = False) -> None:
+    """Carry a run to its end in another process, however many attempts that takes.
+
+    Or only to where it waits for a person, if it is to get on by itself.
+    """
     for _ in range(10):
         run.refresh_from_db()
-        if run.is_finished:
+        if run.is_finished or (by_itself and run.status == "waiting"):
             return
         recovery.sweep()
         status = end_of(attempt(run, Commits()))
@@ -159,7 +193,7 @@ def count_commits(scenario: str) -> tuple[int, Record]:
     pid = os.fork()
     if not pid:
         commits.install()
-        executor.execute(str(run.pk))
+        live(run)
         os.write(writer, str(commits.count).encode())
         os._exit(0)
     end_of(pid)
@@ -223,13 +257,13 @@ def kill_paying(scenario: str) -> Report:
         run = new_run(scenario)
         end_of(attempt(run, Commits(at, before, die)))
         time.sleep(LEASE)
-        finish(run)
+        finish(run, by_itself=True)
         report.interruptions += 1
         found, where = record_of(run), f"killed {'before' if before else 'after'} commit {at}"
         calls = [effect for effect in effects.read(str(run.pk)) if ":tool:" in effect.key]
         if len(calls) > 1:
             report.problems.append(f"{where}: called {len(calls)} times")
-        if found.error == "unresolved_intent":
+        if found.status == "waiting":
             report.refused += 1
         else:
             report.problems += [f"{where}: {text}" for text in found.differences(expected)]

@@ -21,7 +21,7 @@ _UNEQUAL = {
 }
 """Events of which an interrupted run has more."""
 
-_CHANGING = ("duration_seconds", "delay_seconds")
+_CHANGING = ("duration_seconds", "delay_seconds", "approval_id")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Record:
     events: Counter[str]
     ends: list[str]
     journal: Counter[str]
+    approvals: Counter[str]
     executed: set[str]
     problems: list[str]
 
@@ -67,6 +68,10 @@ def record_of(run: AgentRun) -> Record:
         ends=[row.event_type for row in told if row.event_type.startswith("run.")],
         journal=Counter(
             dumps([s.key, s.kind, s.name, s.generation, s.result, s.error, s.usage]) for s in steps
+        ),
+        approvals=Counter(
+            dumps([a.key, a.tool, a.question, a.arguments, a.decision, a.given, a.reason])
+            for a in run.approvals.all()
         ),
         executed={effect.key for effect in done},
         problems=_gaps(run, rows) + effects.repeated(done, recorded),

@@ -24,6 +24,8 @@ def check(reports: list[dict[str, Any]]) -> None:
         ("plain", "parallel", "nested"),
         ("handoffs", "guarded", "structured"),
         ("timing_out", "flaky", "everything"),
+        ("gated",),
+        ("gated_nested",),
     ],
     ids=" ".join,
 )
@@ -44,10 +46,20 @@ def test_a_run_that_is_killed_after_each_thing_it_records_comes_to_its_end(
     assert reports[0]["interruptions"] > 8
 
 
+def test_every_process_may_die_behind_each_decision(interrupt: Interrupt) -> None:
+    check(interrupt("always", "gated", "gated_nested"))
+
+
 def test_a_process_that_is_paused_past_its_lease_changes_nothing_when_it_goes_on(
     interrupt: Interrupt,
 ) -> None:
     check(interrupt("pause", "parallel", "nested"))
+
+
+def test_a_process_that_is_paused_while_a_person_decides_changes_nothing(
+    interrupt: Interrupt,
+) -> None:
+    check(interrupt("pause", "gate"))
 
 
 def test_a_call_that_must_not_be_repeated_is_not_whenever_its_process_dies(

@@ -19,8 +19,8 @@ from django.contrib.auth.models import User
 from django.db import Error, close_old_connections
 
 from agentic_django import tasks
-from agentic_django.models import ACTIVE, AgentRun
-from agentic_django.services import cancel_agent_run
+from agentic_django.models import ACTIVE, AgentRun, ToolApproval
+from agentic_django.services import cancel_agent_run, decide_approval
 from tests import servers
 from tests.processes import Process, Project, wait_until
 from tests.scenarios import chaos, effects
@@ -256,3 +256,15 @@ def test_a_paused_worker_that_goes_on_changes_nothing(in_scenario: Project) -> N
         assert not AgentRun.objects.filter(status__in=ACTIVE).exists()
     executed = Counter(effect.attempt for effect in effects.read() if ":tool:" in effect.key)
     assert executed == {1: 1, 2: 1}
+
+
+def test_a_run_that_waits_goes_on_after_all_processes_were_restarted(in_scenario: Project) -> None:
+    with working(in_scenario, 1, "gate", "1"):
+        wait_until(lambda: statuses() == {"waiting": 1}, timeout=ALLOWED, what=statuses)
+    approval = ToolApproval.objects.open().select_related("run").get()
+    assert [e for e in effects.read(str(approval.run_id)) if ":tool:" in e.key] == []
+    with working(in_scenario, 1):
+        decide_approval(approval, True)
+        all_end(1)
+    made = [e for e in effects.read(str(approval.run_id)) if ":tool:" in e.key]
+    assert len(made) == 1

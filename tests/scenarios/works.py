@@ -14,7 +14,7 @@ from agents import Agent
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, ToolRegistry
 from agentic_django.steps import Parallel, Pipeline, Step, StepExecutor
 from tests.scenarios import effects
-from tests.scenarios.agents import add, call, model, say, script
+from tests.scenarios.agents import add, call, model, say, script, transfer
 
 
 async def asks(ctx: RunContext, text: str) -> Any:
@@ -40,6 +40,16 @@ def save(ctx: RunContext, state: dict[str, Any]) -> dict[str, Any]:
     """Give back the state, synchronously."""
     effects.note_tool_call()
     return dict(state)
+
+
+async def asking(ctx: RunContext) -> Any:
+    """Ask a person between two parts of the work, and have an agent wait for one as well."""
+    before = await ctx.step("before", square, 3)
+    colour = await ctx.ask("Which colour?", options=["red", "blue"])
+    answers = model(script([call("transfer", "c1", amount=1)], say("Transferred.")))
+    agent = Agent(name="inner", model=answers, tools=[transfer])
+    said = await ctx.run_agent(agent, colour)
+    return [before, colour, said, await ctx.step("after", square, 4)]
 
 
 def beside(name: str, seconds: float) -> Step:
@@ -109,4 +119,5 @@ class ByHand(AgentRuntime):
 
 def works() -> dict[str, Callable[..., Any]]:
     """Return the scenarios' other work by its keys; what their settings name as a registry."""
-    return {"work_pipeline": PIPELINE, "work_function": by_hand, "work_class": ByHand}
+    works = {"work_pipeline": PIPELINE, "work_function": by_hand, "work_class": ByHand}
+    return {**works, "work_asking": asking}

@@ -155,7 +155,7 @@
 
   const slotOf = (element) => {
     if (!element.matches?.(".agentic form, form.agentic")) return null;
-    return element.closest(".agentic-composer, .agentic-foot")?.querySelector(".agentic-slot");
+    return element.closest(".agentic-composer, .agentic-foot, .agentic-approval")?.querySelector(".agentic-slot");
   };
 
   const settled = (element, status) => {

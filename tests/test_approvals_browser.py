@@ -1,0 +1,134 @@
+"""The example's refund asks, in a browser: approved, rejected, edited, by keyboard, without
+JavaScript, and from two windows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django_htmx.jinja import htmx_script
+from playwright.sync_api import Locator, Page, expect
+
+from agentic_django.models import AgentRun, ToolApproval
+from agentic_django.templatetags import agentic_django_tags
+from example.shop.models import Refund
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+
+
+@pytest.fixture(params=[2, 4], ids=["htmx 2", "htmx 4"])
+def visit(
+    request: pytest.FixtureRequest,
+    live_server: Any,
+    open_page: Any,
+    user: User,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Page]:
+    """Open an address as Ada, in a browser with one of the versions of htmx."""
+    versioned = partial(htmx_script, version=request.param)
+    monkeypatch.setattr(agentic_django_tags, "htmx_script", versioned)
+
+    def visit(path: str, **options: Any) -> Page:
+        page: Page = open_page(base_url=live_server.url, user=user, **options)
+        page.goto(path)
+        return page
+
+    return visit
+
+
+@pytest.fixture
+def shop(user: User, settings: Any) -> AgentRun:
+    """The example's shop, and a run of its agent that waits with a refund of 48.00."""
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = "example.shop.agents.agents"
+    settings.AGENTIC_DJANGO_CONTEXT_FACTORY = "example.shop.agents.desk"
+    settings.SHOP_DEMO_MODEL_PAUSE = 0
+    call_command("seed_shop", verbosity=0)
+    from agentic_django.services import submit_agent_run
+
+    run = submit_agent_run(owner=user, agent_key="support", input_payload="Refund order 1042")
+    run.refresh_from_db()
+    assert run.status == "waiting", run.error_detail
+    return run
+
+
+def turn(page: Page) -> Locator:
+    """Return the run's fragment."""
+    return page.locator(".agentic-run")
+
+
+def ended(page: Page) -> None:
+    """Wait until the run has completed."""
+    expect(page.locator('.agentic-run[data-status="completed"]')).to_be_visible(timeout=15_000)
+
+
+def test_a_refund_is_approved(visit: Callable[..., Page], shop: AgentRun) -> None:
+    page = visit(f"/agents/runs/{shop.pk}/")
+    asked = page.get_by_role("region", name="Support agent asks: may it do “Refund order”?")
+    expect(asked).to_be_visible()
+    expect(asked.get_by_label("Amount")).to_have_value("48.00")
+    found = Axe().run(page).response["violations"]
+    assert not found, found
+    page.get_by_role("button", name="Refund order").click()
+    ended(page)
+    assert Refund.objects.get().amount == Decimal("48.00")
+
+
+def test_a_refund_is_rejected_with_a_reason(visit: Callable[..., Page], shop: AgentRun) -> None:
+    page = visit(f"/agents/runs/{shop.pk}/")
+    page.get_by_label("Reason, if you reject").fill("Not without a picture.")
+    page.get_by_role("button", name="Reject").click()
+    ended(page)
+    expect(turn(page)).to_contain_text("Not without a picture.")
+    assert not Refund.objects.exists()
+
+
+def test_the_amount_is_edited(visit: Callable[..., Page], shop: AgentRun) -> None:
+    page = visit(f"/agents/runs/{shop.pk}/")
+    page.get_by_label("Amount").fill("20.00")
+    page.get_by_role("button", name="Refund order").click()
+    ended(page)
+    assert Refund.objects.get().amount == Decimal("20.00")
+    assert ToolApproval.objects.get().was_edited
+
+
+def test_the_list_is_decided_by_keyboard_alone(visit: Callable[..., Page], shop: AgentRun) -> None:
+    page = visit("/agents/approvals/")
+    expect(page.get_by_role("button", name="Refund order")).to_be_visible()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.locator(":focus").get_attribute("value") == "approve":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("ada has decided already: approved.")).to_be_visible(timeout=15_000)
+    assert Refund.objects.count() == 1
+
+
+def test_a_second_window_is_told_who_was_faster(
+    visit: Callable[..., Page], shop: AgentRun, problems: Any
+) -> None:
+    problems.allow("409")
+    first, second = (visit("/agents/approvals/") for _ in range(2))
+    first.get_by_role("button", name="Refund order").click()
+    expect(first.get_by_text("ada has decided already: approved.")).to_be_visible(timeout=15_000)
+    second.get_by_role("button", name="Reject").click()
+    told = second.locator(".agentic-problem", has_text="ada has decided already: approved.")
+    expect(told).to_be_visible()
+    assert Refund.objects.count() == 1
+    second.goto(f"/agents/runs/{shop.pk}/")
+    ended(second)
+
+
+@pytest.mark.parametrize("visit", [2], indirect=True)
+def test_without_javascript_the_forms_work(visit: Callable[..., Page], shop: AgentRun) -> None:
+    page = visit(f"/agents/runs/{shop.pk}/", javascript=False)
+    page.get_by_label("Amount").fill("5.00")
+    page.get_by_role("button", name="Refund order").click()
+    page.wait_for_url(f"**/agents/runs/{shop.pk}/")
+    ended(page)
+    assert Refund.objects.get().amount == Decimal("5.00")
