@@ -52,7 +52,7 @@ class Shown:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
-        return _paired([payload for _, payload in self._seen if "call_id" in payload])
+        return _paired([payload for kind, payload in self._seen if kind.startswith("tool.")])
 
     @cached_property
     def texts(self) -> list[str]:
@@ -81,12 +81,43 @@ class Shown:
 
     @cached_property
     def _seen(self) -> list[tuple[str, dict[str, Any]]]:
-        """The types and payloads of the events that a fragment shows, in order."""
+        """The types and payloads of the events that a fragment can show, in order."""
+        return [
+            (kind, _plain(payload)) for kind, payload in self._told() if _is_whole(kind, payload)
+        ]
+
+    def _told(self) -> list[tuple[str, Any]]:
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
             return [(kind, payload) for _, kind, payload in sorted(numbered, key=lambda e: e[0])]
         shown = self.events.filter(visibility=Visibility.USER, event_type__in=STEP_EVENTS)
         return list(shown.order_by("sequence").values_list("event_type", "payload"))
+
+
+_NAMED_BY = {"message": "text", "tool": "call_id", "step": "step_name"}
+"""The text without which an event cannot be shown, by how its type begins."""
+
+_NUMBERS = ("total_steps", "attempt", "max_attempts", "attempts", "duration_seconds")
+
+
+def _is_whole(kind: str, payload: Any) -> bool:
+    """Whether an event has what it is shown by; a host may write any payload to any type."""
+    if not isinstance(payload, dict):
+        return False
+    name = _NAMED_BY.get(kind.partition(".")[0])
+    return name is None or isinstance(payload.get(name), str)
+
+
+def _plain(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a payload without what should be a number and is none."""
+    return {k: v for k, v in payload.items() if k not in _NUMBERS or _is_number(v)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _MOST
+
+
+_MOST = 10**12
 
 
 def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
