@@ -75,9 +75,9 @@ EVENTS: dict[str, Kind] = {
     EventType.TOOL_OUTPUT: Kind(_USER, ("call_id", "tool", "output", "duration_seconds")),
     EventType.STEP_STARTED: Kind(_USER, (*_STEP, "attempt", "max_attempts", "description")),
     EventType.STEP_COMPLETED: Kind(_USER, (*_STEP, "result", "duration_seconds")),
-    EventType.STEP_FAILED: Kind(_USER, (*_STEP, "error", "attempts")),
+    EventType.STEP_FAILED: Kind(_USER, (*_STEP, "error", "code", "attempts")),
     EventType.STEP_RETRYING: Kind(
-        _USER, (*_STEP, "attempt", "max_attempts", "error", "retry_delay")
+        _USER, (*_STEP, "attempt", "max_attempts", "error", "code", "retry_delay")
     ),
     EventType.STEP_SKIPPED: Kind(_USER, (*_STEP, "reason")),
     EventType.PROGRESS_UPDATE: Kind(_USER, (*_STEP, "progress_percent", "description")),

@@ -12,9 +12,15 @@ from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError
 from django.db import InterfaceError, OperationalError
 
 from agentic_django.conf import load, settings
-from agentic_django.exceptions import SENTENCES, AgenticError
+from agentic_django.exceptions import (
+    SENTENCES,
+    AgenticError,
+    StepTimeoutError,
+    UserError,
+    sentence,
+)
 
-__all__ = ["Verdict", "classify", "verdict_on"]
+__all__ = ["Verdict", "classify", "told_of", "verdict_on"]
 
 _LONGEST_PAUSE = 3600.0
 _TRIPWIRES = (
@@ -60,6 +66,14 @@ def classify(error: BaseException) -> Verdict:
             if isinstance(cause, kinds):
                 return judge(cause)
     return Verdict("internal")
+
+
+def told_of(error: BaseException) -> dict[str, str]:
+    """Return what a person may read of an exception in a step: its code, and a sentence."""
+    if isinstance(error, UserError):
+        return {"code": error.code, "error": str(error)}
+    code = "timed_out" if isinstance(error, StepTimeoutError) else classify(error).code
+    return {"code": code, "error": str(sentence(code))}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

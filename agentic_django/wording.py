@@ -157,7 +157,10 @@ def _failed(told: dict[str, Any]) -> str:
 
 
 def _error(told: dict[str, Any]) -> str:
-    return Truncator(printable(str(told.get("error") or ""))).chars(500)
+    """Return why a step failed; empty if there is no more to say than that it did."""
+    if told.get("code") == "internal":
+        return ""
+    return Truncator(printable(str(_told(told, "error") or ""))).chars(500)
 
 
 def _stage_label(told: dict[str, Any]) -> str:

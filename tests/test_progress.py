@@ -115,6 +115,15 @@ def test_whatever_a_host_says_of_progress_makes_a_bar(
     assert ">Progress</label>" in html
 
 
+def test_why_a_step_failed_is_told_in_the_readers_language(run: AgentRun) -> None:
+    step(run, "failed", "fetch", error="The model is busy.", code="provider_busy", attempts=1)
+    step(run, "failed", "save", error="Something went wrong.", code="internal", attempts=1)
+    with override("de"):
+        busy, internal = wording.stages(loaded(run))
+    assert busy.error.startswith("Das Modell ist ausgelastet")
+    assert internal.error == ""
+
+
 @pytest.mark.parametrize(
     ("kind", "payload"),
     [
