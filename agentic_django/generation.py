@@ -27,7 +27,7 @@ from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.journaled import journaled_model
 from agentic_django.serialization import dumps, to_jsonable
 
-__all__ = ["Answer", "Message", "generate", "items_of", "model", "provider"]
+__all__ = ["Answer", "Message", "generate", "given_items", "items_of", "model", "provider"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,25 @@ async def _never_called(context: Any, arguments: str) -> Any:
 
 
 def items_of(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
-    """Return the SDK's input items for messages in the chat format, the system's only if asked."""
+    """Return the SDK's input items for messages in the chat format, the system's only if asked.
+
+    Raises BadInput for what is no list, and for a message that cannot be read.
+    """
+    if isinstance(messages, str | Mapping):
+        raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
     plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
-    return [item for m in plain for item in _items(to_jsonable(m, "message"), system=system)]
+    return [item for m in plain for item in _read(to_jsonable(m, "message"), system=system)]
+
+
+def given_items(messages: Sequence[Any]) -> list[Any]:
+    """Return the SDK's input items for a run's input; what is no message stays as it is."""
+    found: list[Any] = []
+    for message in messages:
+        try:
+            found += items_of([message], system=True)
+        except BadInput:
+            found.append(message)
+    return found
 
 
 def instructions_of(messages: Sequence[Any]) -> str | None:
@@ -171,6 +187,16 @@ def instructions_of(messages: Sequence[Any]) -> str | None:
 _SYSTEM = ("system", "developer")
 
 
+def _read(message: Any, *, system: bool) -> list[Any]:
+    if not isinstance(message, Mapping):
+        raise BadInput(f"A message is a dict with a role, not {type(message).__name__}.")
+    try:
+        return _items(message, system=system)
+    except (KeyError, TypeError, AttributeError) as error:
+        role = message.get("role")
+        raise BadInput(f"A message of the role {role!r} cannot be read: {error!r}.") from error
+
+
 def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
     if "type" in message:  # An item of the SDK's.
         return [dict(message)]
@@ -180,9 +206,9 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
         case "user":
             return [{"role": "user", "content": message["content"]}]
         case "assistant":
-            said = [{"role": "assistant", "content": message["content"]}]
+            said = [{"role": "assistant", "content": message.get("content")}]
             calls = [_call(call) for call in message.get("tool_calls") or ()]
-            return [*(said if message.get("content") else []), *calls]
+            return [*(said if said[0]["content"] else []), *calls]
         case "tool":
             call_id, output = message["tool_call_id"], message["content"]
             text = output if isinstance(output, str) else dumps(output)
