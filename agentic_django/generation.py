@@ -25,7 +25,7 @@ from agentic_django import threads
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.journaled import journaled_model
-from agentic_django.serialization import dumps, to_jsonable
+from agentic_django.serialization import dumps, from_part, text_of, to_jsonable
 
 __all__ = ["Answer", "Message", "generate", "given_items", "items_of", "model", "provider"]
 
@@ -163,7 +163,12 @@ def items_of(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
     if isinstance(messages, str | Mapping):
         raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
     plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
-    return [item for m in plain for item in _read(to_jsonable(m, "message"), system=system)]
+    items = [item for m in plain for item in _read(to_jsonable(m, "message"), system=system)]
+    custom = {item["call_id"] for item in items if item.get("type") == "custom_tool_call"}
+    for item in items:
+        if item.get("type") == "function_call_output" and item["call_id"] in custom:
+            item["type"] = "custom_tool_call_output"
+    return items
 
 
 def given_items(messages: Sequence[Any]) -> list[Any]:
@@ -180,7 +185,7 @@ def given_items(messages: Sequence[Any]) -> list[Any]:
 def instructions_of(messages: Sequence[Any]) -> str | None:
     """Return the words of the system among messages in the chat format."""
     plain = [m for m in messages if not isinstance(m, Message)]
-    said = [str(m["content"]) for m in plain if m.get("role") in _SYSTEM]
+    said = [str(_text(m["content"])) for m in plain if m.get("role") in _SYSTEM]
     return "\n\n".join(said) or None
 
 
@@ -202,11 +207,13 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
         return [dict(message)]
     match message.get("role"):
         case "system" | "developer" as role:
-            return [{"role": role, "content": message["content"]}] if system else []
+            return [{"role": role, "content": _text(message["content"])}] if system else []
         case "user":
-            return [{"role": "user", "content": message["content"]}]
+            content = message["content"]
+            parts = [from_part(p) for p in content] if isinstance(content, list) else content
+            return [{"role": "user", "content": parts}]
         case "assistant":
-            said = [{"role": "assistant", "content": message.get("content")}]
+            said = [{"role": "assistant", "content": _text(message.get("content"))}]
             calls = [_call(call) for call in message.get("tool_calls") or ()]
             return [*(said if said[0]["content"] else []), *calls]
         case "tool":
@@ -218,7 +225,15 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
     )
 
 
+def _text(content: Any) -> Any:
+    """Return content as text if it is parts with text."""
+    text = text_of(content) if isinstance(content, list) else None
+    return content if text is None else text
+
+
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if call.get("type") == "custom":
+        return {"type": "custom_tool_call", "call_id": call["id"], **call["custom"]}
     function = call["function"]
     return {
         "type": "function_call",

@@ -293,6 +293,26 @@ def test_messages_are_turned_into_the_sdks_items() -> None:
     ]
 
 
+def test_parts_of_messages_are_turned_into_the_sdks() -> None:
+    hello = {"type": "text", "text": "Hello"}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "You are."}]},
+        {"role": "user", "content": [hello, picture]},
+        {"role": "assistant", "content": [hello], "tool_calls": [custom]},
+        {"role": "tool", "tool_call_id": "c1", "content": "1"},
+    ]
+    assert generation.instructions_of(messages) == "You are."
+    shown = {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "auto"}
+    assert generation.items_of(messages) == [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hello"}, shown]},
+        {"role": "assistant", "content": "Hello"},
+        {"type": "custom_tool_call", "call_id": "c1", "name": "sql", "input": "SELECT 1"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "1"},
+    ]
+
+
 def test_a_message_of_an_unknown_role_is_refused() -> None:
     with pytest.raises(BadInput, match="has the role 'robot'; use system, user"):
         generation.items_of([{"role": "robot", "content": "Beep."}])
