@@ -259,6 +259,8 @@ EVENTS: dict[str, Any] = {
     "progress.update": gettext_lazy("Progress"),
     "approval.requested": gettext_lazy("Decision asked for"),
     "approval.decided": gettext_lazy("Decided"),
+    "log": gettext_lazy("Note"),
+    "error": gettext_lazy("Error"),
 }
 
 
@@ -292,6 +294,8 @@ def _told(payload: dict[str, Any], name: str) -> str:
     text, code = payload.get(name, ""), payload.get("code")
     if name == "error" and isinstance(code, str):
         return str(SENTENCES.get(code, text))
+    if name == "reason" and text.startswith("by "):
+        return _("As asked by %(name)s") % {"name": text.removeprefix("by ")}
     return str(REASONS.get(text, text)) if name == "reason" else text
 
 
