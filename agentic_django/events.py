@@ -108,10 +108,14 @@ def draft(event_type: str, visibility: str | None = None, /, **payload: Any) -> 
 
 
 def default_visibility(event_type: str) -> str:
-    """Return who sees events of a type: the setting's word, else the table's, else internal."""
+    """Return who sees events of a type: the setting's word, else the table's, else internal.
+
+    A word of the setting's that is none makes it internal: a check tells of it.
+    """
     kind = EVENTS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
-    return settings.EVENT_VISIBILITY.get(str(event_type), default)
+    said = settings.EVENT_VISIBILITY.get(str(event_type), default)
+    return said if said in Visibility.values else Visibility.INTERNAL
 
 
 def levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 import agents
@@ -122,6 +123,7 @@ async def generate(
     ``tools`` are a ToolRegistry, or tools: ours, the SDK's, or as OpenAI's chat API describes
     them.
     """
+    _check_options(options)
     response = await model(using).get_response(
         instructions_of(messages),
         items_of(messages),
@@ -135,6 +137,15 @@ async def generate(
         prompt=None,
     )
     return Answer(_message(response), response)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise BadInput for what the SDK's settings do not have; they would ignore it."""
+    known = [option.name for option in fields(agents.ModelSettings)]
+    for name in options.keys() - set(known):
+        near = get_close_matches(name, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"There is no option {name!r} of a model.{hint}")
 
 
 def _tool(given: Any) -> Any:

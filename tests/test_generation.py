@@ -260,6 +260,11 @@ def test_options_are_those_of_the_sdks_model_settings(register: Register, carry:
     assert (asked.temperature, asked.max_tokens) == (0.2, 5)
 
 
+def test_an_option_that_models_do_not_have_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"temprature.*Did you mean 'temperature'"):
+        async_to_sync(generation.generate)([], using=scripted_model("Hi."), temprature=0)
+
+
 def test_a_model_may_be_asked_outside_of_a_run() -> None:
     model = scripted_model("Fine.")
     asked = [{"role": "user", "content": "?"}]

@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from agentic_django import submitted
 from agentic_django.exceptions import BadInput, BadSetting, Conflict, NotSerializable, UnknownAgent
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext
@@ -212,3 +213,9 @@ def test_the_fragment_of_one_without_conversation_is_shown(user: User, client: C
         run.refresh_from_db()
         if not run.is_finished:
             finish(run)
+
+
+def test_a_setting_that_is_one_text_allows_no_part_of_it(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_STEP_MODULES = "tests.agents"
+    with pytest.raises(BadSetting, match="may not be submitted"):
+        submitted.validated([{"name": "a", "module": "agents", "function": "Agent"}])
