@@ -75,9 +75,9 @@ EVENTS: dict[str, Kind] = {
     EventType.TOOL_OUTPUT: Kind(_USER, ("call_id", "tool", "output", "duration_seconds")),
     EventType.STEP_STARTED: Kind(_USER, (*_STEP, "attempt", "max_attempts", "description")),
     EventType.STEP_COMPLETED: Kind(_USER, (*_STEP, "result", "duration_seconds")),
-    EventType.STEP_FAILED: Kind(_USER, (*_STEP, "error", "attempts")),
+    EventType.STEP_FAILED: Kind(_USER, (*_STEP, "error", "code", "attempts")),
     EventType.STEP_RETRYING: Kind(
-        _USER, (*_STEP, "attempt", "max_attempts", "error", "retry_delay")
+        _USER, (*_STEP, "attempt", "max_attempts", "error", "code", "retry_delay")
     ),
     EventType.STEP_SKIPPED: Kind(_USER, (*_STEP, "reason")),
     EventType.PROGRESS_UPDATE: Kind(_USER, (*_STEP, "progress_percent", "description")),
@@ -118,12 +118,14 @@ def draft(event_type: str, visibility: str | None = None, /, **payload: Any) -> 
 
 
 def default_visibility(event_type: str) -> str:
-    """Return who sees events of a type: the setting's word, else the table's, else internal."""
+    """Return who sees events of a type: the setting's word, else the table's, else internal.
+
+    A word of the setting's that is none makes it internal: a check tells of it.
+    """
     kind = EVENTS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
-    chosen = settings.EVENT_VISIBILITY.get(str(event_type), default)
-    # A wrong word is E001's to tell of; here a run has to go on, and nobody must see too much.
-    return chosen if chosen in Visibility.values else Visibility.INTERNAL
+    said = settings.EVENT_VISIBILITY.get(str(event_type), default)
+    return said if said in Visibility.values else Visibility.INTERNAL
 
 
 def are_messages_seen() -> bool:

@@ -153,6 +153,16 @@ class StepCancelledError(AgenticError):
     code = "cancelled"
 
 
+class UserError(AgenticError):
+    """This cannot be done as it was asked."""
+
+    # Raised in a step, also as a class derived from it: its message is a sentence for the person
+    # whose run it is, and shown to them. Of other exceptions they see no text.
+
+    code = "user_error"
+    told = _("This cannot be done as it was asked.")
+
+
 class PipelineChanged(AgenticError):
     """The steps are not those with which the run began."""
 

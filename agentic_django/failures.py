@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
@@ -11,12 +14,20 @@ import agents
 import openai
 from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError
 from django.db import InterfaceError, OperationalError
+from django.utils.http import parse_http_date_safe
+from django.utils.module_loading import import_string
 
 from agentic_django.conf import load, settings
-from agentic_django.exceptions import SENTENCES, AgenticError
+from agentic_django.exceptions import (
+    SENTENCES,
+    AgenticError,
+    StepTimeoutError,
+    UserError,
+    sentence,
+)
 from agentic_django.signals import logger
 
-__all__ = ["Verdict", "classify", "verdict_on"]
+__all__ = ["Verdict", "classify", "told_of", "verdict_on"]
 
 _LONGEST_PAUSE = 3600.0
 _LONGEST_CODE = 64
@@ -47,23 +58,22 @@ def verdict_on(error: BaseException) -> Verdict:
     if not hook:
         return classify(error)
     try:
-        return _bounded(load(hook)(error))
+        return _usable(load(hook)(error))
     except Exception:  # noqa: BLE001 - a mistake in the host's code
         logger.exception("AGENTIC_DJANGO_CLASSIFY_ERROR, %s, failed", hook)
         return classify(error)
 
 
-def _bounded(verdict: Verdict) -> Verdict:
+def _usable(verdict: Verdict) -> Verdict:
     """Return a verdict that can be kept, and acted on."""
-    after = float(verdict.after)
-    after = min(max(0.0, after), _LONGEST_PAUSE) if isfinite(after) else 0.0
+    after = _bounded(float(verdict.after))
     return Verdict(str(verdict.code)[:_LONGEST_CODE], bool(verdict.retry), after)
 
 
 def classify(error: BaseException) -> Verdict:
     """Return what an exception means.
 
-    Tried again are connection errors and time-outs of a provider or the database, and a
+    Tried again are connection errors and time-outs of a provider, the database or httpx, and a
     provider's answers 408, 409, 429 and 5xx (with their ``Retry-After``). Not tried again are
     other refusals, guardrail tripwires, too many turns, our own errors, and every exception
     that nobody classified: it may be a mistake in a tool, which repeating does not mend. The
@@ -78,6 +88,14 @@ def classify(error: BaseException) -> Verdict:
             if isinstance(cause, kinds):
                 return judge(cause)
     return Verdict("internal")
+
+
+def told_of(error: BaseException) -> dict[str, str]:
+    """Return what a person may read of an exception in a step: its code, and a sentence."""
+    if isinstance(error, UserError):
+        return {"code": error.code, "error": str(error)}
+    code = "timed_out" if isinstance(error, StepTimeoutError) else classify(error).code
+    return {"code": code, "error": str(sentence(code))}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -99,11 +117,24 @@ def _status(error: Any) -> Verdict:
 
 
 def _retry_after(error: openai.APIStatusError) -> float:
-    try:
-        asked = float(error.response.headers.get("retry-after", 0))
-        return min(max(0.0, asked), _LONGEST_PAUSE)
-    except ValueError:  # A date; our own back-off has to do.
-        return 0.0
+    headers = error.response.headers
+    with suppress(ValueError):
+        return _bounded(float(headers.get("retry-after-ms", "")) / 1000)
+    with suppress(ValueError):
+        return _bounded(float(headers.get("retry-after", "")))
+    moment = parse_http_date_safe(headers.get("retry-after", ""))
+    return 0.0 if moment is None else _bounded(moment - time.time())
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), _LONGEST_PAUSE) if isfinite(seconds) else 0.0
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """Return the exceptions of HTTP clients that mean what a provider's connection errors do."""
+    names = ("NetworkError", "TimeoutException", "RemoteProtocolError")
+    clients = [client for client in ("httpx", "httpx2") if find_spec(client)]
+    return tuple(import_string(f"{client}.{name}") for client in clients for name in names)
 
 
 def _fixed(verdict: Verdict) -> Callable[[Any], Verdict]:
@@ -118,5 +149,5 @@ _RULES: list[tuple[Any, Callable[[Any], Verdict]]] = [
     (openai.APIStatusError, _status),
     (openai.APIConnectionError, _fixed(Verdict("provider_unreachable", retry=True))),
     ((OperationalError, InterfaceError), _fixed(Verdict("database_away", retry=True))),
-    (ConnectionError, _fixed(Verdict("provider_unreachable", retry=True))),
+    ((ConnectionError, *_unreachable()), _fixed(Verdict("provider_unreachable", retry=True))),
 ]

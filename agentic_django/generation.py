@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 import agents
@@ -25,9 +26,9 @@ from agentic_django import threads
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.journaled import journaled_model
-from agentic_django.serialization import dumps, to_jsonable
+from agentic_django.serialization import dumps, from_part, text_of, to_jsonable
 
-__all__ = ["Answer", "Message", "generate", "items_of", "model", "provider"]
+__all__ = ["Answer", "Message", "generate", "given_items", "items_of", "model", "provider"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ async def generate(
     ``tools`` are a ToolRegistry, or tools: ours, the SDK's, or as OpenAI's chat API describes
     them.
     """
+    _check_options(options)
     response = await model(using).get_response(
         instructions_of(messages),
         items_of(messages),
@@ -135,6 +137,15 @@ async def generate(
         prompt=None,
     )
     return Answer(_message(response), response)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise BadInput for what the SDK's settings do not have; they would ignore it."""
+    known = [option.name for option in fields(agents.ModelSettings)]
+    for name in options.keys() - set(known):
+        near = get_close_matches(name, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"There is no option {name!r} of a model.{hint}")
 
 
 def _tool(given: Any) -> Any:
@@ -156,19 +167,50 @@ async def _never_called(context: Any, arguments: str) -> Any:
 
 
 def items_of(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
-    """Return the SDK's input items for messages in the chat format, the system's only if asked."""
+    """Return the SDK's input items for messages in the chat format, the system's only if asked.
+
+    Raises BadInput for what is no list, and for a message that cannot be read.
+    """
+    if isinstance(messages, str | Mapping):
+        raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
     plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
-    return [item for m in plain for item in _items(to_jsonable(m, "message"), system=system)]
+    items = [item for m in plain for item in _read(to_jsonable(m, "message"), system=system)]
+    custom = {item["call_id"] for item in items if item.get("type") == "custom_tool_call"}
+    for item in items:
+        if item.get("type") == "function_call_output" and item["call_id"] in custom:
+            item["type"] = "custom_tool_call_output"
+    return items
+
+
+def given_items(messages: Sequence[Any]) -> list[Any]:
+    """Return the SDK's input items for a run's input; what is no message stays as it is."""
+    found: list[Any] = []
+    for message in messages:
+        try:
+            found += items_of([message], system=True)
+        except BadInput:
+            found.append(message)
+    return found
 
 
 def instructions_of(messages: Sequence[Any]) -> str | None:
     """Return the words of the system among messages in the chat format."""
     plain = [m for m in messages if not isinstance(m, Message)]
-    said = [str(m["content"]) for m in plain if m.get("role") in _SYSTEM]
+    said = [str(_text(m["content"])) for m in plain if m.get("role") in _SYSTEM]
     return "\n\n".join(said) or None
 
 
 _SYSTEM = ("system", "developer")
+
+
+def _read(message: Any, *, system: bool) -> list[Any]:
+    if not isinstance(message, Mapping):
+        raise BadInput(f"A message is a dict with a role, not {type(message).__name__}.")
+    try:
+        return _items(message, system=system)
+    except (KeyError, TypeError, AttributeError) as error:
+        role = message.get("role")
+        raise BadInput(f"A message of the role {role!r} cannot be read: {error!r}.") from error
 
 
 def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
@@ -176,13 +218,15 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
         return [dict(message)]
     match message.get("role"):
         case "system" | "developer" as role:
-            return [{"role": role, "content": message["content"]}] if system else []
+            return [{"role": role, "content": _text(message["content"])}] if system else []
         case "user":
-            return [{"role": "user", "content": message["content"]}]
+            content = message["content"]
+            parts = [from_part(p) for p in content] if isinstance(content, list) else content
+            return [{"role": "user", "content": parts}]
         case "assistant":
-            said = [{"role": "assistant", "content": message["content"]}]
+            said = [{"role": "assistant", "content": _text(message.get("content"))}]
             calls = [_call(call) for call in message.get("tool_calls") or ()]
-            return [*(said if message.get("content") else []), *calls]
+            return [*(said if said[0]["content"] else []), *calls]
         case "tool":
             call_id, output = message["tool_call_id"], message["content"]
             text = output if isinstance(output, str) else dumps(output)
@@ -192,7 +236,15 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
     )
 
 
+def _text(content: Any) -> Any:
+    """Return content as text if it is parts with text."""
+    text = text_of(content) if isinstance(content, list) else None
+    return content if text is None else text
+
+
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if call.get("type") == "custom":
+        return {"type": "custom_tool_call", "call_id": call["id"], **call["custom"]}
     function = call["function"]
     return {
         "type": "function_call",

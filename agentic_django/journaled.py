@@ -56,6 +56,7 @@ __all__ = [
 Kind = StepCheckpoint.Kind
 Decision = ToolApproval.Decision
 _TIMED_OUT = "timed out"
+_AT_MOST_ONCE = "agentic_at_most_once"
 
 
 def at_most_once[T](tool: T) -> T:
@@ -64,9 +65,15 @@ def at_most_once[T](tool: T) -> T:
     That it is about to be called is recorded first. A run that is found with such a record but
     without a result does not call it again: whether it happened cannot be known.
     """
-    if getattr(tool, "_is_agent_tool", False):
+    made = getattr(tool, "function_tool", tool)  # Of a tool of ours, the SDK's.
+    if getattr(made, "_is_agent_tool", False):
         raise BadSetting("An agent as a tool is run again; mark that agent's own tools instead.")
-    vars(tool)["agentic_at_most_once"] = True
+    if not isinstance(made, FunctionTool | CustomTool):
+        raise BadSetting(
+            f"{made!r} is no tool whose calls are recorded. Mark the tool that is made of a "
+            "function: at_most_once(function_tool(fn)), at_most_once(Tool.from_function(fn))."
+        )
+    vars(journaled_tool(made).on_invoke_tool)[_AT_MOST_ONCE] = True  # What a copy keeps.
     return tool
 
 
@@ -360,7 +367,11 @@ def _journaled_type(kind: Any) -> type:
 
     def bind(self: Any, tool: Any) -> Any:
         bound = kind.__agents_bind_function_tool__(self, tool)
-        return bound if bound is self else _journaled_invoker(tool, bound)
+        if bound is self:
+            return bound
+        journaled = _journaled_invoker(tool, bound)
+        vars(journaled)[_AT_MOST_ONCE] = getattr(self, _AT_MOST_ONCE, False)
+        return journaled
 
     members = {"is_journaled": True, "__call__": call, "__agents_bind_function_tool__": bind}
     return type(f"Journaled{kind.__name__}", (kind,), members)
@@ -497,7 +508,7 @@ class ToolCall:
 
     async def intend(self) -> StepCheckpoint | None:
         """Record that a call that must not be repeated begins."""
-        if not getattr(self.tool, "agentic_at_most_once", False):
+        if not getattr(self.tool.on_invoke_tool, _AT_MOST_ONCE, False):
             return None
         return await self.scope.journal.begin(self.key, Kind.TOOL, self.tool.name)
 

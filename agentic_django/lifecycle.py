@@ -37,6 +37,7 @@ __all__ = [
     "decide",
     "expire",
     "fail",
+    "fails_lost",
     "hand_back",
     "reclaim",
     "retry",
@@ -160,7 +161,7 @@ def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
 
     Raises Conflict if the guard no longer holds: the holder is back, or another was faster.
     """
-    if mode == "fail" or run.is_inline or run.failures + 1 >= most_attempts(run):
+    if fails_lost(run, mode):
         _fail_lost(run, guard)
         return "fail"
     event, line = _retrying(run, "lost", 0), _in_line(0)
@@ -170,6 +171,11 @@ def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
         )
         runs.send(run)
     return "requeue"
+
+
+def fails_lost(run: AgentRun, mode: str) -> bool:
+    """Whether a run whose holder is gone fails: its host's own, or one lost too often, always."""
+    return mode == "fail" or run.is_inline or run.failures + 1 >= most_attempts(run)
 
 
 def _fail_lost(run: AgentRun, guard: models.Q) -> None:

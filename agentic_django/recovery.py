@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from itertools import batched
 
 from django.db import Error, connections, transaction
 from django.db.models import F, Q
@@ -27,6 +28,7 @@ from agentic_django.backend import RowBackend
 from agentic_django.conf import settings
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, SweepMark, database
+from agentic_django.querysets import RunScope
 from agentic_django.signals import logger
 from agentic_django.states import Status
 
@@ -65,18 +67,19 @@ def pause() -> float:
     return min(settings.LEASE_SECONDS / 3, _LONGEST_PAUSE)
 
 
-def sweep(mode: str | None = None, *, force: bool = False) -> Swept:
+def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) -> Swept:
     """Requeue or fail every run whose lease has ended, and send what the queue has lost.
 
     ``mode`` is "requeue", "fail" or "ignore" (by default what ``STARTUP_RECOVERY`` says).
     ``force`` takes runs whose lease is alive too: for when all workers are known to be dead.
+    A sweep looks at a batch of each, so that it is short, or at the ``whole``.
     """
     mode = mode or settings.STARTUP_RECOVERY
     swept = Swept()
     if mode != "ignore":
-        _reclaim_lost(mode, swept, force=force)
+        _reclaim_lost(mode, swept, lost(force=force, whole=whole), force=force)
     _expire_overdue(swept)
-    _send_unsent(swept)
+    _send_unsent(swept, unsent(whole=whole))
     return swept
 
 
@@ -87,14 +90,23 @@ def _expire_overdue(swept: Swept) -> None:
             swept.expired += 1
 
 
-def lost(*, force: bool = False) -> list[AgentRun]:
-    """Return running runs whose holder is gone, or all running ones."""
+def lost(*, force: bool = False, whole: bool = False) -> Iterator[AgentRun]:
+    """Yield running runs whose holder is gone, or all running ones."""
     held = runs.rows().running() if force else runs.rows().lost()
-    return list(held.select_related("session", "owner").order_by("lease_ends_at")[:_BATCH])
+    return _of(held.select_related("session", "owner").order_by("lease_ends_at"), whole=whole)
 
 
-def _reclaim_lost(mode: str, swept: Swept, *, force: bool) -> None:
-    for run in lost(force=force):
+def _of(found: RunScope, *, whole: bool) -> Iterator[AgentRun]:
+    """Yield the first batch of rows, or all of them that there are now, a batch at a time."""
+    if not whole:
+        yield from found[:_BATCH]
+        return
+    for keys in batched(list(found.values_list("pk", flat=True)), _BATCH, strict=False):
+        yield from found.filter(pk__in=keys)
+
+
+def _reclaim_lost(mode: str, swept: Swept, found: Iterable[AgentRun], *, force: bool) -> None:
+    for run in found:
         guard = Q(attempt=run.attempt) if force else Q(attempt=run.attempt, lease_ends_at__lt=Now())
         with _apart(run), suppress(Conflict):
             done = lifecycle.reclaim(run, mode, guard)
@@ -113,15 +125,15 @@ def _apart(run: AgentRun) -> Iterator[None]:
         logger.warning("Run %s cannot be recovered now: %r", run.pk, error)
 
 
-def unsent() -> list[AgentRun]:
-    """Return due runs that were not handed to the queue, or that it no longer knows."""
+def unsent(*, whole: bool = False) -> Iterator[AgentRun]:
+    """Yield due runs that were not handed to the queue, or that it no longer knows."""
     if isinstance(task_backends[settings.TASK_BACKEND], RowBackend):
-        return []  # Their rows are the queue.
+        return iter(())  # Their rows are the queue.
     patience = Now() - timedelta(seconds=pause())
     old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
     due = runs.rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
     first = F("enqueued_at").asc(nulls_first=True)
-    return [run for run in due.order_by(first)[:_BATCH] if _is_missing(run)]
+    return filter(_is_missing, _of(due.order_by(first), whole=whole))
 
 
 def _is_missing(run: AgentRun) -> bool:
@@ -155,8 +167,8 @@ def _was_sent_within(run: AgentRun, seconds: float) -> bool:
     return runs.rows().filter(pk=run.pk, enqueued_at__gt=since).exists()
 
 
-def _send_unsent(swept: Swept) -> None:
-    for run in unsent():
+def _send_unsent(swept: Swept, found: Iterable[AgentRun]) -> None:
+    for run in found:
         with _apart(run):
             swept.sent += _send_again(run)
 

@@ -64,6 +64,10 @@ class RunResult:
     final_output: Any = None
     final_messages: Sequence[Any] = field(default_factory=tuple)
 
+    def __post_init__(self) -> None:
+        """Raise BadInput for messages that cannot be read."""
+        generation.items_of(self.final_messages)
+
 
 class RunContext:
     """One attempt of a run, as a runtime sees it."""
@@ -127,7 +131,7 @@ class RunContext:
 
         If ``history`` was the session of an SDK run, both are there already.
         """
-        given = generation.items_of(self.input_messages, system=True)
+        given = generation.given_items(self.input_messages)
         said = _behind(given, generation.items_of(result.final_messages, system=True))
         if not self.history.added:
             if not said and isinstance(result.final_output, str):

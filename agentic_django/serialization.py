@@ -18,7 +18,15 @@ from pydantic import BaseModel, TypeAdapter
 
 from agentic_django.exceptions import NotSerializable
 
-__all__ = ["dumps", "is_storable", "loads", "to_jsonable", "to_messages"]
+__all__ = [
+    "dumps",
+    "from_part",
+    "is_storable",
+    "loads",
+    "text_of",
+    "to_jsonable",
+    "to_messages",
+]
 
 _DEEPEST = 500
 _LARGEST = 10**4000
@@ -100,7 +108,14 @@ def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             case {"type": "function_call", "call_id": call_id, "name": name, "arguments": given}:
                 called = {"name": name, "arguments": given}
                 _calling(messages).append({"id": call_id, "type": "function", "function": called})
-            case {"type": "function_call_output", "call_id": call_id, "output": output}:
+            case {"type": "custom_tool_call", "call_id": call_id, "name": name, "input": given}:
+                written = {"name": name, "input": given}
+                _calling(messages).append({"id": call_id, "type": "custom", "custom": written})
+            case {
+                "type": "function_call_output" | "custom_tool_call_output",
+                "call_id": call_id,
+                "output": output,
+            }:
                 text = output if isinstance(output, str) else dumps(output)
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
             case {"role": role, "content": content}:
@@ -117,10 +132,49 @@ def _calling(messages: list[dict[str, Any]]) -> list[Any]:
 
 
 def _plain(content: Any) -> Any:
-    """Return content as text if text is all that it has."""
-    if isinstance(content, list) and all(isinstance(p, dict) and "text" in p for p in content):
-        return "".join(str(part["text"]) for part in content)
-    return content
+    """Return content as text if text is all that it has, else as the chat format's parts."""
+    if not isinstance(content, list):
+        return content
+    text = text_of(content)
+    return [_part(part) for part in content] if text is None else text
+
+
+def text_of(parts: Iterable[Any]) -> str | None:
+    """Return the text of parts, of which a refusal is one; None if there are others."""
+    texts = [p.get("text", p.get("refusal")) if isinstance(p, dict) else None for p in parts]
+    return None if None in texts else "".join(map(str, texts))
+
+
+def _part(part: Any) -> Any:
+    match part:
+        case {"type": "input_text" | "output_text", "text": text}:
+            return {"type": "text", "text": text}
+        case {"type": "refusal", "refusal": text}:
+            return {"type": "text", "text": text}
+        case {"type": "input_image", "image_url": str(url)}:
+            return {"type": "image_url", "image_url": {"url": url, **_kept(part, ("detail",))}}
+        case {"type": "input_file"}:
+            return {"type": "file", "file": _kept(part, _FILE)}
+    return part
+
+
+_FILE = ("file_id", "file_data", "filename")
+
+
+def from_part(part: Any) -> Any:
+    """Return a part of a message in the chat format as the SDK has it."""
+    match part:
+        case {"type": "text", "text": text}:
+            return {"type": "input_text", "text": text}
+        case {"type": "image_url", "image_url": {"url": url, **more}}:
+            return {"type": "input_image", "image_url": url, "detail": more.get("detail", "auto")}
+        case {"type": "file", "file": {**fields}}:
+            return {"type": "input_file", **_kept(fields, _FILE)}
+    return part
+
+
+def _kept(values: Mapping[Any, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def _special(value: Any, path: str, depth: int) -> Any:

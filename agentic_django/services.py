@@ -226,7 +226,7 @@ def enqueue_agent_run(run_id: str | UUID) -> None:
     """
     run = _find(run_id)
     if run.status != AgentRun.Status.PENDING:
-        raise Conflict(f"Cannot enqueue this run: it is {run.get_status_display()} now.")
+        raise Conflict(f"Cannot enqueue this run: it is {run.status} now.")
     if run.agent_key != submitted.AGENT_KEY:
         registry.get(run.agent_key)
     _dispatch(run)
@@ -257,7 +257,7 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     the host's own code performs it. The row is read again.
     """
     if run.is_inline:
-        raise Conflict("Resume this run where it was performed, with RunContext.open(run_id).")
+        raise Conflict(_("Only the program that performed this run can resume it."))
     lifecycle.retry(run, fresh=start_again, by=_name(by, run))
     transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
     return run

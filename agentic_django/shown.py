@@ -73,7 +73,7 @@ class Shown:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
-        return _paired([payload for _, payload in self._seen if "call_id" in payload])
+        return _paired([payload for kind, payload in self._seen if kind.startswith("tool.")])
 
     @cached_property
     def texts(self) -> list[str]:
@@ -107,7 +107,12 @@ class Shown:
 
     @cached_property
     def _seen(self) -> list[tuple[str, dict[str, Any]]]:
-        """The types and payloads of the events that a fragment shows, in order."""
+        """The types and payloads of the events that a fragment can show, in order."""
+        return [
+            (kind, _plain(payload)) for kind, payload in self._told() if _is_whole(kind, payload)
+        ]
+
+    def _told(self) -> list[tuple[str, Any]]:
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
             inorder = sorted(numbered, key=lambda event: event[0])
@@ -137,6 +142,32 @@ def latest(drafts: Iterable[tuple[int, int, str]]) -> str:
     """Return the text of the last attempt's drafts, given as (attempt, id, text)."""
     rows = sorted((attempt, pk, text) for attempt, pk, text in drafts)
     return "\n\n".join(text for attempt, _, text in rows if attempt == rows[-1][0])
+
+
+_NAMED_BY = {"message": "text", "tool": "call_id", "step": "step_name"}
+"""The text without which an event cannot be shown, by how its type begins."""
+
+_NUMBERS = ("total_steps", "attempt", "max_attempts", "attempts", "duration_seconds")
+
+
+def _is_whole(kind: str, payload: Any) -> bool:
+    """Whether an event has what it is shown by; a host may write any payload to any type."""
+    if not isinstance(payload, dict):
+        return False
+    name = _NAMED_BY.get(kind.partition(".")[0])
+    return name is None or isinstance(payload.get(name), str)
+
+
+def _plain(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a payload without what should be a number and is none."""
+    return {k: v for k, v in payload.items() if k not in _NUMBERS or _is_number(v)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _MOST
+
+
+_MOST = 10**12
 
 
 def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:

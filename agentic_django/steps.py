@@ -18,7 +18,7 @@ from typing import Any
 
 from django.utils.functional import Promise
 
-from agentic_django import events, threads
+from agentic_django import events, failures, threads
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import (
     BadSetting,
@@ -392,10 +392,10 @@ class StepExecutor:
     async def _failed(self, step: Step, attempt: int, error: Exception) -> None:
         """Tell of a failure, and wait for the next attempt; raise if that was the last one."""
         self.ctx.journal.check()
-        text = f"{type(error).__name__}: {error}"
+        said = failures.told_of(error)
         if attempt > step.retries or isinstance(error, NotSerializable):
             await self.ctx.write(
-                [self._told(EventType.STEP_FAILED, step, error=text, attempts=attempt)]
+                [self._told(EventType.STEP_FAILED, step, attempts=attempt, **said)]
             )
             if isinstance(error, StepTimeoutError) and error.step == step.name:
                 raise error
@@ -406,10 +406,12 @@ class StepExecutor:
             step,
             attempt=attempt + 1,
             max_attempts=step.retries + 1,
-            error=text,
             retry_delay=delay,
+            **said,
         )
-        await self.ctx.write([told])
+        kind = type(error).__name__
+        detail = events.draft(EventType.ERROR, error=f"{kind}: {error}", type=kind)
+        await self.ctx.write([told, detail])
         await self._watched(asyncio.sleep(delay))
 
     async def _record(self, step: Step, value: dict[str, Any], seconds: float) -> None:

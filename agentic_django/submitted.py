@@ -55,7 +55,8 @@ _DEFINITIONS: TypeAdapter[list[Definition]] = TypeAdapter(list[Definition])
 
 
 def _check_allowed(module: str) -> None:
-    if module not in settings.STEP_MODULES:
+    allowed = settings.STEP_MODULES
+    if isinstance(allowed, str) or module not in allowed:  # Within a text, every part is found.
         raise BadSetting(
             f"Functions of {module!r} may not be submitted as steps. Add the module to "
             "AGENTIC_DJANGO_STEP_MODULES if they should."

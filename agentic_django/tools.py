@@ -60,10 +60,18 @@ def _crossing(fn: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(fn):
         return fn
 
-    @wraps(fn)
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        return await threads.call_host(fn, *args, **kwargs)
+    # An object that can be called has its signature in its class.
+    shape = fn if inspect.isroutine(fn) else type(fn).__call__.__get__(fn)
 
+    @wraps(shape)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        if inspect.iscoroutinefunction(shape):
+            return await fn(*args, **kwargs)
+        value = await threads.call_host(fn, *args, **kwargs)
+        return await value if inspect.isawaitable(value) else value
+
+    call.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    call.__doc__ = fn.__doc__
     return call
 
 

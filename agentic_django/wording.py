@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -15,6 +15,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, npgettext_lazy, pgettext
 
+from agentic_django.conf import settings
 from agentic_django.exceptions import SENTENCES, sentence
 from agentic_django.markup import printable
 from agentic_django.models import AgentRun
@@ -75,9 +76,15 @@ def cost(dollars: float) -> str:
 
 
 def took(run: AgentRun) -> float | None:
-    """Return the seconds from a run's start to its end; None if it has not come to both."""
+    """Return for how many seconds a run that has ended ran; None if it never did.
+
+    Of one that was tried again only the running counts, not the time in between; what was cut
+    off counts up to the last renewal of its lease.
+    """
     if run.started_at is None or run.finished_at is None:
         return None
+    if run.attempt > 1:
+        return run.active_seconds or None
     return (run.finished_at - run.started_at).total_seconds()
 
 
@@ -85,6 +92,9 @@ def elapsed(run: AgentRun) -> float | None:
     """Return for how many seconds a run has been running; None if it is not."""
     if run.status != Status.RUNNING or run.started_at is None:
         return None
+    if run.attempt > 1 and run.lease_ends_at is not None:
+        renewed = run.lease_ends_at - timedelta(seconds=settings.LEASE_SECONDS)
+        return run.active_seconds + max((run.read_at - renewed).total_seconds(), 0.0)
     return max((run.read_at - run.started_at).total_seconds(), 0.0)
 
 
@@ -168,7 +178,10 @@ def _failed(told: dict[str, Any]) -> str:
 
 
 def _error(told: dict[str, Any]) -> str:
-    return Truncator(printable(str(told.get("error") or ""))).chars(500)
+    """Return why a step failed; empty if there is no more to say than that it did."""
+    if told.get("code") == "internal":
+        return ""
+    return Truncator(printable(str(_told(told, "error") or ""))).chars(500)
 
 
 def _stage_label(told: dict[str, Any]) -> str:
@@ -257,6 +270,8 @@ EVENTS: dict[str, Any] = {
     "progress.update": gettext_lazy("Progress"),
     "approval.requested": gettext_lazy("Decision asked for"),
     "approval.decided": gettext_lazy("Decided"),
+    "log": gettext_lazy("Note"),
+    "error": gettext_lazy("Error"),
 }
 
 
@@ -292,6 +307,8 @@ def _told(payload: dict[str, Any], name: str) -> str:
     text, code = payload.get(name, ""), payload.get("code")
     if name == "error" and isinstance(code, str):
         return str(SENTENCES.get(code, text))
+    if name == "reason" and text.startswith("by "):
+        return _("As asked by %(name)s") % {"name": text.removeprefix("by ")}
     return str(REASONS.get(text, text)) if name == "reason" else text
 
 

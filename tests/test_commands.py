@@ -220,6 +220,46 @@ def test_a_dry_recovery_foretells_what_the_next_one_does(
     assert foretold[0] == f"Would have requeued {swept.requeued} run{'s' * (not swept.requeued)}."
 
 
+def test_a_dry_recovery_knows_that_a_hosts_own_run_is_not_requeued(lose: Any) -> None:
+    lose(is_inline=True)
+    foretold = run_command("recover_runs", "--dry-run")
+    assert foretold[:2] == ["Would have requeued 0 runs.", "Would have failed 1 run."]
+    assert run_command("recover_runs")[:2] == ["Requeued 0 runs.", "Failed 1 run."]
+
+
+def test_recovery_takes_more_runs_than_one_sweep_does(
+    lose: Any, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_BATCH", 2)
+    for _ in range(5):
+        lose()
+    sent = [make_run(user, "pending") for _ in range(5)]
+    AgentRun.objects.filter(pk__in=[run.pk for run in sent]).update(
+        updated_at=Now() - timedelta(hours=1)
+    )
+    assert run_command("recover_runs", "--mode=fail", "--dry-run")[1] == "Would have failed 5 runs."
+    assert run_command("recover_runs", "--mode=fail") == [
+        "Requeued 0 runs.",
+        "Failed 5 runs.",
+        "Sent 5 runs.",
+    ]
+    assert not AgentRun.objects.filter(status="running").exists()
+
+
+def test_a_run_that_was_lost_behind_many_that_are_queued_is_sent(
+    user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_BATCH", 2)
+    made = [make_run(user, "pending") for _ in range(5)]
+    AgentRun.objects.filter(pk__in=[run.pk for run in made]).update(
+        updated_at=Now() - timedelta(hours=1)
+    )
+    last = made[-1]
+    AgentRun.objects.filter(pk=last.pk).update(enqueued_at=Now() - timedelta(minutes=30))
+    monkeypatch.setattr(recovery, "_is_queued", lambda run: run.pk != last.pk)
+    assert run_command("recover_runs")[2] == "Sent 1 run."
+
+
 @pytest.mark.parametrize("mode", ["retry", "ignore", ""])
 def test_recovery_refuses_an_unknown_mode(mode: str) -> None:
     with pytest.raises(CommandError, match="invalid choice"):

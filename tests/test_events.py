@@ -238,3 +238,8 @@ def test_an_event_is_announced_after_the_commit(
         runs.advance(run, [draft(EventType.MESSAGE, text="hi")])
         assert heard == []
     assert [kwargs["event_type"] for kwargs in heard] == ["message"]
+
+
+def test_a_visibility_that_there_is_not_hides_the_event_and_fails_nothing(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_EVENT_VISIBILITY = {"step.completed": "public"}
+    assert events.draft("step.completed", step_name="a").visibility == "internal"

@@ -56,7 +56,9 @@ def test_a_refusal_is_not_repeated(status: int) -> None:
         ("nan", 0.0),
         ("inf", 3600.0),
         ("1e30", 3600.0),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2150 07:28:00 GMT", 3600.0),
+        ("soon", 0.0),
     ],
 )
 def test_a_provider_is_left_alone_for_as_long_as_it_asks_but_an_hour_at_most(
@@ -65,9 +67,17 @@ def test_a_provider_is_left_alone_for_as_long_as_it_asks_but_an_hour_at_most(
     assert classify(answer(429, header)).after == seconds
 
 
+def test_a_provider_may_say_how_long_in_milliseconds() -> None:
+    error = answer(429, "3")
+    error.response.headers["retry-after-ms"] = "1500"
+    assert classify(error).after == 1.5
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        httpx2.ConnectError("refused"),
+        httpx2.ReadTimeout("slow"),
         openai.APIConnectionError(request=REQUEST),
         openai.APITimeoutError(request=REQUEST),
         ConnectionResetError(),

@@ -260,6 +260,11 @@ def test_options_are_those_of_the_sdks_model_settings(register: Register, carry:
     assert (asked.temperature, asked.max_tokens) == (0.2, 5)
 
 
+def test_an_option_that_models_do_not_have_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"temprature.*Did you mean 'temperature'"):
+        async_to_sync(generation.generate)([], using=scripted_model("Hi."), temprature=0)
+
+
 def test_a_model_may_be_asked_outside_of_a_run() -> None:
     model = scripted_model("Fine.")
     asked = [{"role": "user", "content": "?"}]
@@ -290,6 +295,26 @@ def test_messages_are_turned_into_the_sdks_items() -> None:
         {"type": "function_call_output", "call_id": "c1", "output": '{"sky":"blue"}'},
         {"role": "assistant", "content": "Blue."},
         item,
+    ]
+
+
+def test_parts_of_messages_are_turned_into_the_sdks() -> None:
+    hello = {"type": "text", "text": "Hello"}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "You are."}]},
+        {"role": "user", "content": [hello, picture]},
+        {"role": "assistant", "content": [hello], "tool_calls": [custom]},
+        {"role": "tool", "tool_call_id": "c1", "content": "1"},
+    ]
+    assert generation.instructions_of(messages) == "You are."
+    shown = {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "auto"}
+    assert generation.items_of(messages) == [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hello"}, shown]},
+        {"role": "assistant", "content": "Hello"},
+        {"type": "custom_tool_call", "call_id": "c1", "name": "sql", "input": "SELECT 1"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "1"},
     ]
 
 

@@ -151,7 +151,7 @@ def test_what_a_host_wrote_itself_is_part_of_the_history(session: AgentSession) 
         ),
         (
             [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}],
-            [said("user", [{"type": "input_image", "image_url": "u"}])],
+            [said("user", [{"type": "image_url", "image_url": {"url": "u"}}])],
         ),
         (
             [
@@ -168,3 +168,23 @@ def test_what_a_host_wrote_itself_is_part_of_the_history(session: AgentSession) 
 )
 def test_items_of_the_sdk_become_plain_messages(items: list[Any], messages: list[Any]) -> None:
     assert to_messages(items) == messages
+
+
+def test_refusals_pictures_and_custom_tools_are_in_the_chat_format() -> None:
+    refused = {"type": "refusal", "refusal": "I cannot."}
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "low"}
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Look"}, picture]},
+        {"type": "custom_tool_call", "call_id": "c1", "name": "sql", "input": "SELECT 1"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "1"},
+        {"role": "assistant", "content": [refused]},
+    ]
+    url = {"url": "data:image/png;base64,AA", "detail": "low"}
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
+    parts = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": url}]
+    assert to_messages(items) == [
+        said("user", parts),
+        {"role": "assistant", "content": None, "tool_calls": [custom]},
+        found("c1", "1"),
+        said("assistant", "I cannot."),
+    ]

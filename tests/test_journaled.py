@@ -933,7 +933,8 @@ def test_nothing_is_recorded_outside_of_runs(carry: Carry, scripted: Any) -> Non
 # At most once
 
 
-def test_a_call_that_must_not_be_repeated_is_not(scripted: Any, carry: Carry) -> None:
+@pytest.mark.parametrize("copied", [lambda tool: tool, copy.copy, dataclasses.replace])
+def test_a_call_that_must_not_be_repeated_is_not(scripted: Any, carry: Carry, copied: Any) -> None:
     calls = []
 
     @at_most_once
@@ -943,7 +944,7 @@ def test_a_call_that_must_not_be_repeated_is_not(scripted: Any, carry: Carry) ->
         calls.append(1)
         raise AWAY
 
-    scripted("default", call_tool("pay"), "Paid.", tools=[pay])
+    scripted("default", call_tool("pay"), "Paid.", tools=[copied(pay)])
     run = carry()
     assert (run.status, run.attempt) == ("waiting", 2)
     assert len(calls) == 1

@@ -115,6 +115,44 @@ def test_whatever_a_host_says_of_progress_makes_a_bar(
     assert ">Progress</label>" in html
 
 
+def test_why_a_step_failed_is_told_in_the_readers_language(run: AgentRun) -> None:
+    step(run, "failed", "fetch", error="The model is busy.", code="provider_busy", attempts=1)
+    step(run, "failed", "save", error="Something went wrong.", code="internal", attempts=1)
+    with override("de"):
+        busy, internal = wording.stages(loaded(run))
+    assert busy.error.startswith("Das Modell ist ausgelastet")
+    assert internal.error == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        ("message", {}),
+        ("message", {"text": None}),
+        ("message", {"text": 5}),
+        ("step.started", {"name": "x"}),
+        ("step.completed", {"step_name": ["a"]}),
+        ("step.started", {"step_name": "a", "total_steps": "many"}),
+        ("step.started", {"step_name": "a", "attempt": "x", "max_attempts": []}),
+        ("step.failed", {"step_name": "a", "attempts": "x"}),
+        ("step.completed", {"step_name": "a", "duration_seconds": "fast"}),
+        ("step.completed", {"step_name": "a", "duration_seconds": 10**400}),
+        ("tool.called", {"call_id": ["x"]}),
+        ("tool.called", {"call_id": None, "tool": None}),
+        ("tool.output", {"call_id": "x", "output": 1, "duration_seconds": "fast"}),
+        ("progress.update", {"total_steps": {}}),
+    ],
+)
+@pytest.mark.parametrize("status", ["running", "completed", "failed"])
+def test_whatever_a_host_says_in_an_event_the_run_is_shown(
+    run: AgentRun, status: str, kind: str, payload: dict[str, Any]
+) -> None:
+    tell(run, kind, **payload)
+    step(run, "completed", "save", result=None, duration_seconds=1)
+    html = shown(become(run, status, final_output={"save": "kept"}))
+    assert "Save" in html
+
+
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled", "timed_out"])
 def test_a_run_that_has_ended_has_no_bar(run: AgentRun, status: str) -> None:
     complete(run, "fetch", 33)

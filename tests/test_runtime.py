@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from django.db import OperationalError
 from django.test import Client
 
 from agentic_django import events, lifecycle, registry
-from agentic_django.exceptions import NotSerializable
+from agentic_django.exceptions import BadInput, NotSerializable
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, Runtime
 from agentic_django.services import retry_agent_run
@@ -197,6 +198,10 @@ SYSTEM = {"role": "system", "content": "Be kind."}
         (RunResult({"sky": "blue"}, [SAID]), [SAID]),
         (RunResult("ok", (CALLING, FOUND, SAID)), [CALLING, FOUND, SAID]),
         (RunResult("ok", [SILENT, FOUND, SAID]), [SILENT, FOUND, SAID]),
+        (
+            RunResult("ok", [{"role": "assistant", "tool_calls": [CALL]}, FOUND, SAID]),
+            [SILENT, FOUND, SAID],
+        ),
         (RunResult("ok", [SYSTEM, ASKED, SILENT, FOUND, SAID]), [SILENT, FOUND, SAID]),
         (RunResult("ok", [SYSTEM, ASKED, {**SAID, "content": "1"}, ASKED, SAID]), [SAID]),
         (RunResult("ok", [ASKED]), [{"role": "assistant", "content": "ok"}]),
@@ -206,6 +211,39 @@ def test_final_messages_join_the_conversation_behind_the_input(
     register: Register, carry: Carry, user: User, result: Any, left: list[Any]
 ) -> None:
     assert history_of(register, carry, user, result) == [ASKED, *left]
+
+
+@pytest.mark.parametrize("given", [[{"role": "robot", "content": "x"}], [{"role": "user"}]])
+def test_input_that_only_the_function_can_read_does_not_fail_its_run(
+    register: Register, carry: Carry, user: User, given: list[Any]
+) -> None:
+    async def run(ctx: RunContext) -> str:
+        return "done"
+
+    register(run)
+    session = make_session(user)
+    run_row = carry("work", given=given, session=session)
+    assert run_row.status == "completed", run_row.error_detail
+    kept = [item.payload for item in session.items.order_by("sequence")]
+    assert kept == [*given, {"role": "assistant", "content": "done"}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ("hi", "Give a list of messages, not str."),
+        ({"role": "user", "content": "hi"}, "Give a list of messages, not dict."),
+        (["hi"], "A message is a dict with a role, not str."),
+        ([{"role": "user"}], "A message of the role 'user' cannot be read: KeyError('content')."),
+        ([{"role": "assistant", "tool_calls": ["x"]}], "A message of the role 'assistant' cannot"),
+        ([{"role": "robot", "content": "x"}], "A message has the role 'robot'"),
+    ],
+)
+def test_final_messages_that_cannot_be_read_are_refused_where_they_are_given(
+    messages: Any, text: str
+) -> None:
+    with pytest.raises(BadInput, match=re.escape(text)):
+        RunResult("ok", messages)
 
 
 def test_an_agent_of_the_sdk_can_go_on_behind_a_hand_written_loop(

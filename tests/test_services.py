@@ -308,7 +308,7 @@ def test_enqueueing_a_run_that_does_not_exist_is_an_error(db: None, run_id: str)
 
 
 def test_enqueueing_a_run_that_has_ended_is_an_error(user: User) -> None:
-    with pytest.raises(Conflict, match="Cannot enqueue this run: it is Completed now"):
+    with pytest.raises(Conflict, match="Cannot enqueue this run: it is completed now"):
         services.enqueue_agent_run(submit(user).pk)
 
 

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy
 
 from agentic_django import heartbeat, registry, runs, signals
 from agentic_django.events import EVENTS, EventType
-from agentic_django.exceptions import AgenticError, BadSetting
+from agentic_django.exceptions import AgenticError, BadSetting, UserError
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.runtime import RunContext
 from agentic_django.services import cancel_agent_run, retry_agent_run, submit_agent_run
@@ -151,7 +151,8 @@ def test_events_have_the_fields_that_are_promised(
             **place,
             "attempt": 2,
             "max_attempts": 3,
-            "error": "ValueError: no",
+            "error": "Something went wrong. Trying again may help.",
+            "code": "internal",
             "retry_delay": 0.01,
         }
     ]
@@ -170,7 +171,8 @@ def test_events_have_the_fields_that_are_promised(
         "step_name": "c",
         "step_index": 2,
         "total_steps": 3,
-        "error": "ValueError: never",
+        "error": "Something went wrong. Trying again may help.",
+        "code": "internal",
         "attempts": 1,
     }
     for event in run.events.all():
@@ -254,7 +256,8 @@ def test_a_result_that_is_not_json_fails_before_it_is_half_saved(
     run = carry("work")
     assert run.status == "failed"
     assert calls == ["a"]
-    assert "result of 'a'" in payloads(run, "step.failed")[0]["error"]
+    assert payloads(run, "step.failed")[0]["code"] == "not_serializable"
+    assert "result of 'a'" in run.error_detail
     assert payloads(run, "step.failed")[0]["attempts"] == 1
     assert not run.checkpoints.exists()
 
@@ -268,7 +271,8 @@ def test_a_state_that_is_not_json_fails_the_step_that_made_it(
 
     register(Pipeline([Step("spoil", spoil, retries=2)]))
     run = carry("work")
-    assert "state after 'spoil'.lock" in payloads(run, "step.failed")[0]["error"]
+    assert payloads(run, "step.failed")[0]["code"] == "not_serializable"
+    assert "state after 'spoil'.lock" in run.error_detail
     assert not run.checkpoints.exists()
 
 
@@ -342,9 +346,10 @@ def test_a_step_that_takes_too_long_is_tried_again_and_then_times_out(
     run = carry("work")
     assert run.status == "failed"
     assert len(ended) == 2, "What was given up had not ended when the next attempt began."
+    assert payloads(run, "step.retrying")[0]["code"] == "timed_out"
     assert (
-        "StepTimeoutError: Step 'slow' took longer than its time-out of 0.05 s"
-        in (payloads(run, "step.retrying")[0]["error"])
+        "Step 'slow' took longer than its time-out of 0.05 s"
+        in (payloads(run, "error")[0]["error"])
     )
     assert payloads(run, "step.failed")[0]["attempts"] == 2
     assert "StepTimeoutError" in run.error_detail
@@ -369,7 +374,8 @@ def test_a_timeout_error_of_the_step_itself_is_an_ordinary_failure(
     register(Pipeline([does(calls, "a", TimeoutError("theirs"), 1, retries=1, timeout=5)]))
     run = carry("work")
     assert run.status == "completed"
-    assert payloads(run, "step.retrying")[0]["error"] == "TimeoutError: theirs"
+    assert payloads(run, "step.retrying")[0]["code"] != "timed_out"
+    assert payloads(run, "error") == [{"error": "TimeoutError: theirs", "type": "TimeoutError"}]
 
 
 def test_a_step_whose_own_work_is_cancelled_fails_like_any_other(
@@ -378,7 +384,21 @@ def test_a_step_whose_own_work_is_cancelled_fails_like_any_other(
     register(Pipeline([does(calls, "a", asyncio.CancelledError(), 1, retries=1)]))
     run = carry("work")
     assert run.status == "completed"
-    assert "own work was cancelled" in payloads(run, "step.retrying")[0]["error"]
+    assert "own work was cancelled" in payloads(run, "error")[0]["error"]
+
+
+def test_what_a_step_raises_is_not_told_to_users_unless_it_is_made_for_them(
+    register: Register, carry: Carry, calls: Calls
+) -> None:
+    secret, theirs = RuntimeError("password=hunter2"), UserError("Row 7 has no price.")
+    register(Pipeline([does(calls, "a", secret, theirs, secret, retries=2, retry_delay=0)]))
+    run = carry("work")
+    told = [payload["error"] for payload in payloads(run, "step.retrying")]
+    assert told == ["Something went wrong. Trying again may help.", "Row 7 has no price."]
+    public = run.events.filter(visibility="user")
+    assert "hunter2" not in str(list(public.values_list("payload", flat=True)))
+    assert "hunter2" in payloads(run, "error")[0]["error"]
+    assert "hunter2" in run.error_detail
 
 
 def test_a_time_out_of_the_run_is_not_a_retry_of_the_step(

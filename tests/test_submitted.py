@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from agentic_django import submitted
 from agentic_django.exceptions import BadInput, BadSetting, Conflict, NotSerializable, UnknownAgent
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext
@@ -222,3 +223,9 @@ def test_what_no_database_keeps_is_refused_and_nothing_is_written(user: User, ch
     with pytest.raises((BadInput, BadSetting)):
         submit(user, {**step("fetch"), **changed})
     assert not AgentRun.objects.exists()
+
+
+def test_a_setting_that_is_one_text_allows_no_part_of_it(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_STEP_MODULES = "tests.agents"
+    with pytest.raises(BadSetting, match="may not be submitted"):
+        submitted.validated([{"name": "a", "module": "agents", "function": "Agent"}])

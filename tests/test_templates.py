@@ -19,6 +19,7 @@ from django.utils.translation import override
 from django_htmx.jinja import htmx_script
 from playwright.sync_api import Page, expect
 
+from agentic_django import conf
 from agentic_django.conversation import messages
 from agentic_django.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
@@ -201,6 +202,20 @@ def test_running_run_says_for_how_long_after_ten_seconds(run: AgentRun) -> None:
     assert ">12 s</span>" in shown(become(run, "running"))
     started = timezone.now() - timedelta(seconds=5)
     assert "5 s</span>" not in shown(become(run, "running", started_at=started))
+
+
+def test_time_between_attempts_does_not_count(run: AgentRun) -> None:
+    now = timezone.now()
+    times = {
+        "attempt": 2,
+        "started_at": now - timedelta(days=1),
+        "active_seconds": 3660.0,
+        "lease_ends_at": now + timedelta(seconds=conf.settings.LEASE_SECONDS - 180),
+    }
+    assert ">1 h 4 m</span>" in shown(become(run, "running", **times))
+    assert "Done in 1 h 1 m" in shown(become(run, "completed", final_output="Yes", **times))
+    never_again = {**times, "active_seconds": 0.0}
+    assert "You stopped this before it began" in shown(become(run, "cancelled", **never_again))
 
 
 def test_tool_call_is_a_line_that_opens(run: AgentRun) -> None:

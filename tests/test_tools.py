@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from datetime import date
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
 from pydantic import BaseModel
 
-from agentic_django.exceptions import BadInput, NotSerializable
+from agentic_django.exceptions import BadInput, BadSetting, NotSerializable
 from agentic_django.journaled import at_most_once
 from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext, Tool, ToolRegistry
@@ -161,6 +162,26 @@ def test_an_asynchronous_tool_is_called_too() -> None:
     assert execute(registry_of(wait), "wait", {"seconds": 0.01}) == "waited"
 
 
+def test_an_asynchronous_tool_that_does_not_look_like_one_is_awaited() -> None:
+    async def wait(seconds: float) -> str:
+        """Wait."""
+        return "waited"
+
+    @wraps(wait)
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        return wait(*args, **kwargs)
+
+    class Sleep:
+        """Sleep."""
+
+        async def __call__(self, seconds: float) -> str:
+            return "slept"
+
+    registry = registry_of(decorated, Sleep())
+    assert execute(registry, "wait", {"seconds": 0.01}) == "waited"
+    assert execute(registry, "Sleep", {"seconds": 0.01}) == "slept"
+
+
 def test_a_tool_may_take_the_sdks_context() -> None:
     def look(ctx: RunContextWrapper[Any], place: str) -> str:
         """Look."""
@@ -284,7 +305,10 @@ def test_a_call_knows_its_idempotency_key(executing: Callable[..., AgentRun]) ->
     assert keys == [f"{run.pk}::tool:c1"]
 
 
-def test_a_call_that_must_not_be_repeated_is_not(register: Register, carry: Carry) -> None:
+@pytest.mark.parametrize("mark", [at_most_once, lambda t: at_most_once(t.function_tool)])
+def test_a_call_that_must_not_be_repeated_is_not(
+    register: Register, carry: Carry, mark: Any
+) -> None:
     calls = []
 
     def pay() -> str:
@@ -293,7 +317,7 @@ def test_a_call_that_must_not_be_repeated_is_not(register: Register, carry: Carr
         raise SystemExit
 
     registry = ToolRegistry()
-    at_most_once(registry.register(pay).function_tool)
+    mark(registry.register(pay))
 
     async def run(ctx: RunContext) -> Any:
         return await registry.execute("pay", {}, call_id="c1")
@@ -306,6 +330,11 @@ def test_a_call_that_must_not_be_repeated_is_not(register: Register, carry: Carr
     resolve_approval(run_.approvals.get(), "fail")
     assert finish(run_).error_code == "unresolved_intent"
     assert calls == [1]
+
+
+def test_a_function_cannot_be_marked_as_at_most_once() -> None:
+    with pytest.raises(BadSetting, match="Mark the tool that is made of a function"):
+        at_most_once(add)
 
 
 def test_a_tool_serves_an_agent_of_the_sdk_as_well(register: Register, carry: Carry) -> None:

@@ -389,3 +389,9 @@ def test_clock_of_the_page_has_its_three_units() -> None:
         assert pgettext("units of duration", "h m s").split() == ["h", "min", "s"]
         assert wording.duration(161) == "2 min 41 s"
         assert wording.duration(7260) == "2 h 1 min"
+
+
+def test_who_asked_for_another_try_is_said_in_the_language_of_the_reader() -> None:
+    with override("de"):
+        assert wording.event_summary({"reason": "by ada"}) == "Auf Wunsch von ada"
+        assert (wording.event("log"), wording.event("error")) == ("Hinweis", "Fehler")

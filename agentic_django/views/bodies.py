@@ -75,19 +75,19 @@ class RetryRequest(Body):
     start_again: bool = False
 
 
-class RenameRequest(_Body):
+class RenameRequest(Body):
     """``POST sessions/<slug>/rename/``."""
 
     title: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
 
 
-class ArchiveRequest(_Body):
+class ArchiveRequest(Body):
     """``POST sessions/<slug>/archive/``."""
 
     archived: bool = True
 
 
-class DeleteRequest(_Body):
+class DeleteRequest(Body):
     """``POST sessions/<slug>/delete/``: nothing to say."""
 
 

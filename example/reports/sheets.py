@@ -8,12 +8,14 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from agentic_django.exceptions import UserError
+
 COLUMNS = ("date", "region", "product", "quantity", "price")
 MAX_ROWS = 20_000
 LONGEST_NAME = 80
 
 
-class SheetError(Exception):
+class SheetError(UserError):
     """This file cannot be used. The message is a sentence for the person who uploaded it."""
 
 

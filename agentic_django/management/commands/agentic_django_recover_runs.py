@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -39,7 +40,8 @@ class Command(BaseCommand):
 
     def handle(self, *, mode: str, force: bool, dry_run: bool, **_: Any) -> None:
         """Recover, and write one line for each count."""
-        swept = _foretell(mode, force=force) if dry_run else recovery.sweep(mode, force=force)
+        recover = _foretell if dry_run else partial(recovery.sweep, whole=True)
+        swept = recover(mode, force=force)
         for verb, count in asdict(swept).items():
             runs = "1 run" if count == 1 else f"{count} runs"
             self.stdout.write(
@@ -48,8 +50,6 @@ class Command(BaseCommand):
 
 
 def _foretell(mode: str, *, force: bool) -> Swept:
-    lost = recovery.lost(force=force)
-    # Those that were lost too often are failed in either mode.
-    failed = [r for r in lost if mode == "fail" or r.failures + 1 >= lifecycle.most_attempts(r)]
-    sent = len(recovery.unsent())
-    return Swept(requeued=len(lost) - len(failed), failed=len(failed), sent=sent)
+    fails = [lifecycle.fails_lost(run, mode) for run in recovery.lost(force=force, whole=True)]
+    sent = sum(1 for _ in recovery.unsent(whole=True))
+    return Swept(requeued=fails.count(False), failed=fails.count(True), sent=sent)
