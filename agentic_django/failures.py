@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import isfinite
+from math import isnan
 from typing import Any
 
 import agents
@@ -127,7 +127,7 @@ def _retry_after(error: openai.APIStatusError) -> float:
 
 
 def _bounded(seconds: float) -> float:
-    return min(max(0.0, seconds), _LONGEST_PAUSE) if isfinite(seconds) else 0.0
+    return 0.0 if isnan(seconds) else min(max(0.0, seconds), _LONGEST_PAUSE)
 
 
 def _unreachable() -> tuple[type[Exception], ...]:

@@ -234,6 +234,7 @@ ADVICE: dict[str, Any] = {
     "unknown_agent": _SUPPORT,
     "bad_setting": _SUPPORT,
     "guardrail": gettext_lazy("Asking in other words may help."),
+    "declined": _AGAIN,
     "max_turns": _AGAIN,
     "not_serializable": _SUPPORT,
     "provider_refused": gettext_lazy("Asking in other words may help."),

@@ -242,6 +242,7 @@ def test_recovery_takes_more_runs_than_one_sweep_does(
         "Requeued 0 runs.",
         "Failed 5 runs.",
         "Sent 5 runs.",
+        "Expired 0 approvals.",
     ]
     assert not AgentRun.objects.filter(status="running").exists()
 
@@ -268,4 +269,9 @@ def test_recovery_refuses_an_unknown_mode(mode: str) -> None:
 
 def test_recovery_works_from_a_shell(sqlite_project: Project) -> None:
     written = sqlite_project.manage("agentic_django_recover_runs", "--mode=requeue")
-    assert written.splitlines() == ["Requeued 0 runs.", "Failed 0 runs.", "Sent 0 runs."]
+    assert written.splitlines() == [
+        "Requeued 0 runs.",
+        "Failed 0 runs.",
+        "Sent 0 runs.",
+        "Expired 0 approvals.",
+    ]

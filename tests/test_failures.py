@@ -164,7 +164,7 @@ def test_a_function_of_the_hosts_that_fails_leaves_it_to_ours(
     ("said", "kept"),
     [
         (Verdict("x" * 100, True, 5), Verdict("x" * 64, True, 5)),
-        (Verdict("x", True, float("inf")), Verdict("x", True, 0)),
+        (Verdict("x", True, float("nan")), Verdict("x", True, 0)),
         (Verdict("x", True, -5), Verdict("x", True, 0)),
         (Verdict("x", True, 1e9), Verdict("x", True, 3600)),
     ],

@@ -147,4 +147,4 @@ def test_what_a_row_backend_is_told_needs_no_sending_again(user: User, settings:
     tasks.send(str(run.pk), run.agent_key)
     assert backend.arrivals.is_set()
     enqueue_agent_run(run.pk)
-    assert recovery.unsent() == []
+    assert list(recovery.unsent()) == []

@@ -15,7 +15,7 @@ from agentic_django.services import cancel_agent_run
 from tests.attempts import attempt, finish
 from tests.test_approvals import MADE, Address, pay_call, paying, the
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)  # A thread looks after lost runs.
 
 JSON = {"Accept": "application/json"}
 PAGE = {"Accept": "text/html"}

@@ -43,7 +43,8 @@ class Command(BaseCommand):
         recover = _foretell if dry_run else partial(recovery.sweep, whole=True)
         swept = recover(mode, force=force)
         for verb, count in asdict(swept).items():
-            runs = "1 run" if count == 1 else f"{count} runs"
+            noun = "approval" if verb == "expired" else "run"
+            runs = f"1 {noun}" if count == 1 else f"{count} {noun}s"
             self.stdout.write(
                 f"Would have {verb} {runs}." if dry_run else f"{verb.title()} {runs}."
             )
