@@ -194,6 +194,7 @@ def test_a_task_that_was_taken_and_came_to_nothing_is_sent_again(
     from django_tasks_db.models import DBTaskResult
 
     run = submit_agent_run(owner=user, input_payload="hi", agent_key="echo")
+    recovery.stop()  # Its thread would be faster now and then.
     DBTaskResult.objects.update(status="RUNNING")
     AgentRun.objects.filter(pk=run.pk).update(enqueued_at=Now() - timedelta(hours=5))
     assert recovery.sweep().sent == 1
