@@ -97,6 +97,7 @@ def test_the_amount_is_edited(visit: Callable[..., Page], shop: AgentRun) -> Non
     assert ToolApproval.objects.get().was_edited
 
 
+@pytest.mark.long
 def test_the_list_is_decided_by_keyboard_alone(visit: Callable[..., Page], shop: AgentRun) -> None:
     page = visit("/agents/approvals/")
     expect(page.get_by_role("button", name="Refund order")).to_be_visible()
@@ -109,6 +110,7 @@ def test_the_list_is_decided_by_keyboard_alone(visit: Callable[..., Page], shop:
     assert Refund.objects.count() == 1
 
 
+@pytest.mark.long
 def test_a_second_window_is_told_who_was_faster(
     visit: Callable[..., Page], shop: AgentRun, problems: Any
 ) -> None:

@@ -118,6 +118,7 @@ def test_reload_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -> No
     expect_the_answer(page)
 
 
+@pytest.mark.long
 def test_second_tab_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -> None:
     page = ask(server.url)
     expect(draft(page)).to_contain_text("depot", timeout=20_000)
@@ -129,6 +130,7 @@ def test_second_tab_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -
         expect_the_answer(tab)
 
 
+@pytest.mark.long
 def test_restart_of_the_server_is_got_over(server: Process, ask: Ask, problems: Any) -> None:
     problems.allow(
         "htmx:|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_CONNECTION_RESET|ERR_EMPTY"
@@ -153,6 +155,7 @@ def test_killed_worker_is_told_and_another_goes_on(
 
 
 @pytest.mark.parametrize("fault", ["cut", "freeze"])
+@pytest.mark.long
 def test_network_that_drops_is_got_over(
     server: Process, ask: Ask, problems: Any, fault: str
 ) -> None:
@@ -179,6 +182,7 @@ def test_without_javascript_the_text_so_far_is_there(
     expect_the_answer(plain)
 
 
+@pytest.mark.long
 def test_text_is_in_the_page_soon_after_the_model_said_it(
     server: Process, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ def test_failed_run_is_tried_again_by_keyboard_alone(
     expect(page.locator(".agentic-state-words")).to_have_text("In line")
 
 
+@pytest.mark.long
 def test_two_hundred_messages_are_painted_within_a_second(
     visit: Callable[..., Page], user: User
 ) -> None:

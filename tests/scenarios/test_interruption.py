@@ -24,8 +24,8 @@ def check(reports: list[dict[str, Any]]) -> None:
         ("plain", "parallel", "nested"),
         ("handoffs", "guarded", "structured"),
         ("timing_out", "flaky", "everything"),
-        ("gated",),
-        ("gated_nested",),
+        pytest.param(("gated",), marks=pytest.mark.long),
+        pytest.param(("gated_nested",), marks=pytest.mark.long),
     ],
     ids=" ".join,
 )
@@ -46,6 +46,7 @@ def test_a_run_that_is_killed_after_each_thing_it_records_comes_to_its_end(
     assert reports[0]["interruptions"] > 8
 
 
+@pytest.mark.long
 def test_every_process_may_die_behind_each_decision(interrupt: Interrupt) -> None:
     check(interrupt("always", "gated", "gated_nested"))
 
@@ -56,6 +57,7 @@ def test_a_process_that_is_paused_past_its_lease_changes_nothing_when_it_goes_on
     check(interrupt("pause", "parallel", "nested"))
 
 
+@pytest.mark.long
 def test_a_process_that_is_paused_while_a_person_decides_changes_nothing(
     interrupt: Interrupt,
 ) -> None:

@@ -10,7 +10,9 @@ import pytest
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("kind", ["pipeline", "function", "class", "asking"])
+@pytest.mark.parametrize(
+    "kind", ["pipeline", "function", "class", pytest.param("asking", marks=pytest.mark.long)]
+)
 def test_a_kill_at_any_commit_changes_nothing(interrupt: Callable[..., Any], kind: str) -> None:
     [report] = interrupt("kill", f"work_{kind}")
     assert not report["problems"], report
