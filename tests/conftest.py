@@ -134,6 +134,20 @@ def django_db_modify_db_settings(
     request.getfixturevalue("django_db_modify_db_settings_parallel_suffix")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nobody_else_is_in_the_database(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """End what threads of the process still hold of PostgreSQL, before it drops the database."""
+    yield
+    with django_db_blocker.unblock():
+        if connections["default"].vendor == "postgresql":
+            with connections["default"].cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            connections["default"].close()
+
+
 @pytest.fixture(scope="session")
 def live_server(django_db_setup: None, live_server: Any) -> Any:
     """Django's live server, started on the test database.

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from agentic_django import executor, journal
 from agentic_django.journal import Journal
-from agentic_django.models import AgentRun, StepCheckpoint
+from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.scope import outer_step
 from agentic_django.steps import StepExecutor
 
@@ -101,4 +101,5 @@ def replaying() -> Iterator[Replays]:
 def load(run: AgentRun) -> Journal:
     """Return a run's journal, read anew; what its host performs cannot be performed again."""
     kind = Journal if run.is_inline else WatchedJournal
-    return kind(run, list(StepCheckpoint.objects.filter(run=run).order_by("id")))
+    asked = ToolApproval.objects.filter(run=run, generation=run.generation)
+    return kind(run, list(StepCheckpoint.objects.filter(run=run).order_by("id")), list(asked))

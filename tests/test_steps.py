@@ -882,6 +882,7 @@ def within(*args: Any, **kwargs: Any) -> Any:
     return run
 
 
+@pytest.mark.not_replayed
 def test_executors_with_keys_of_their_own_keep_apart(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
@@ -1220,6 +1221,7 @@ def test_a_sub_steps_function_may_take_any_argument(register: Register, carry: C
 # Started again
 
 
+@pytest.mark.not_replayed
 def test_what_an_earlier_generation_did_is_not_shown(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
