@@ -49,7 +49,8 @@ def request(asked: Sequence[ToolApproval]) -> None:
     """Write what a run asks, in the transaction that parks it; what is asked again stays one."""
     ttl = settings.APPROVAL_TTL
     expires = None if ttl is None else Now() + timedelta(seconds=ttl)
-    for row in asked:
+    for position, row in enumerate(asked):
+        row.position = position
         row.expires_at = expires
         row.requested_at = Now()
         row.save(using=database())

@@ -457,6 +457,7 @@ class ToolApproval(models.Model):
     options = models.JSONField(_("options"), default=list, blank=True)
     schema = models.JSONField(_("form"), null=True, blank=True)
     requested_at = models.DateTimeField(_("asked"), db_default=Now(), editable=False)
+    position = models.PositiveSmallIntegerField(_("position"), default=0, editable=False)
     expires_at = models.DateTimeField(_("decide by"), null=True, blank=True, editable=False)
     decision = models.CharField(
         _("decision"), max_length=8, choices=Decision, blank=True, default="", editable=False
@@ -479,7 +480,7 @@ class ToolApproval(models.Model):
     class Meta:
         verbose_name = _("approval")
         verbose_name_plural = _("approvals")
-        ordering = ("requested_at", "id")
+        ordering = ("requested_at", "position")
         constraints = (
             models.UniqueConstraint(
                 fields=("run", "generation", "key"), name="agentic_approval_key_unique"

@@ -164,6 +164,16 @@ def test_a_partial_decision_keeps_the_run_waiting(scripted: Any, begin: Any) -> 
     numbered(run)
 
 
+def test_what_is_asked_at_once_is_listed_in_the_order_of_the_calls(
+    scripted: Any, begin: Any
+) -> None:
+    calls = [pay_call(amount, f"p{amount}") for amount in range(8)]
+    scripted("default", calls, "Done.", tools=[paying()])
+    run = begin()
+    ToolApproval.objects.update(requested_at=Now())
+    assert [approval.arguments["amount"] for approval in asked(run)] == list(range(8))
+
+
 def test_the_conversation_is_that_of_an_uninterrupted_run(
     scripted: Any, begin: Any, user: User
 ) -> None:

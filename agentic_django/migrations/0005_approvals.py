@@ -30,6 +30,7 @@ class Migration(migrations.Migration):
                 ('options', models.JSONField(blank=True, default=list, verbose_name='options')),
                 ('schema', models.JSONField(blank=True, null=True, verbose_name='form')),
                 ('requested_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False, verbose_name='asked')),
+                ('position', models.PositiveSmallIntegerField(default=0, editable=False, verbose_name='position')),
                 ('expires_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='decide by')),
                 ('decision', models.CharField(blank=True, choices=[('approved', 'approved'), ('rejected', 'rejected'), ('expired', 'rejected, as nobody decided in time'), ('answered', 'answered'), ('done', 'marked as done'), ('repeat', 'to be repeated'), ('fail', 'given up')], default='', editable=False, max_length=8, verbose_name='decision')),
                 ('answer', agentic_django.fields.JSONTextField(editable=False, null=True, verbose_name='answer')),
@@ -41,7 +42,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'approval',
                 'verbose_name_plural': 'approvals',
-                'ordering': ('requested_at', 'id'),
+                'ordering': ('requested_at', 'position'),
                 'indexes': [models.Index(condition=models.Q(('decision', '')), fields=['expires_at'], name='agentic_approval_open')],
                 'constraints': [models.UniqueConstraint(fields=('run', 'generation', 'key'), name='agentic_approval_key_unique')],
             },
