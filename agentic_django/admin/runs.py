@@ -1,0 +1,285 @@
+"""Runs: what was asked, what came of it, and why not; how all of them do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import F, OuterRef, QuerySet, Subquery
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from agentic_django import operations, services, wording
+from agentic_django.admin.base import (
+    SHOWN_ROWS,
+    OwnerFilter,
+    Record,
+    Rows,
+    link,
+    list_link,
+    owner_search,
+    pretty,
+    shown,
+)
+from agentic_django.exceptions import AgenticError
+from agentic_django.models import AgentEvent, AgentRun, StepCheckpoint
+from agentic_django.steps import ExecutionState
+
+
+class EventRows(Rows):
+    """The last events of a run."""
+
+    model = AgentEvent
+    verbose_name_plural = _("last events")
+    fields = readonly_fields = (
+        "sequence",
+        "created_at",
+        "event_type",
+        "visibility",
+        "shown_payload",
+    )
+    ordering = ("sequence",)
+    shown_payload = shown("payload", _("payload"))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AgentEvent]:
+        """Return the last events of each run."""
+        rows = super().get_queryset(request)
+        return rows.filter(sequence__gt=F("run__event_count") - SHOWN_ROWS)
+
+
+class CheckpointRows(Rows):
+    """The last calls that a run recorded."""
+
+    model = StepCheckpoint
+    verbose_name_plural = _("last recorded calls")
+    fields = readonly_fields = (
+        "key",
+        "kind",
+        "name",
+        "attempt",
+        "finished_at",
+        "took",
+        "error",
+        "shown_result",
+    )
+    ordering = ("id",)
+    shown_result = shown("result", _("result"))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[StepCheckpoint]:
+        """Return the last recorded calls of each run."""
+        rows = super().get_queryset(request)
+        beside = StepCheckpoint.objects.filter(run=OuterRef("run")).order_by("-pk").values("pk")
+        return rows.filter(pk__in=Subquery(beside[:SHOWN_ROWS]))
+
+    @admin.display(description=_("duration"))
+    def took(self, row: StepCheckpoint) -> str:
+        """Return how long the call took, with its unit."""
+        return wording.duration(row.duration_seconds)
+
+
+@admin.register(AgentRun)
+class RunAdmin(Record):
+    """Runs: what was asked, what came of it, and why not."""
+
+    list_display = (
+        "__str__",
+        "status",
+        "agent_key",
+        "owner",
+        "session_link",
+        "attempt",
+        "created_at",
+        "finished_at",
+        "error_code",
+    )
+    list_filter = ("status", "agent_key", OwnerFilter, "created_at")
+    list_select_related = ("owner", "session")
+    ordering = ("-created_at",)
+    inlines = (EventRows, CheckpointRows)
+    actions = ("stop_runs", "retry_runs")
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    "id",
+                    "status",
+                    "agent_key",
+                    "owner",
+                    "session_link",
+                    "parent_link",
+                    "children_link",
+                    "shown_input",
+                    "shown_output",
+                    "error",
+                )
+            },
+        ),
+        (
+            _("For operators"),
+            {
+                "fields": (
+                    "error_code",
+                    "shown_detail",
+                    "activity",
+                    "attempt",
+                    "failures",
+                    "generation",
+                    "holder",
+                    "lease_ends_at",
+                    "task_id",
+                    "priority",
+                    "position",
+                    "shown_state",
+                    "events_link",
+                )
+            },
+        ),
+        (
+            _("Given and used"),
+            {
+                "fields": (
+                    "tenant",
+                    "principal",
+                    "shown_config",
+                    "shown_context",
+                    "shown_metadata",
+                    "shown_usage",
+                )
+            },
+        ),
+        (
+            _("Times"),
+            {
+                "fields": (
+                    "created_at",
+                    "available_at",
+                    "enqueued_at",
+                    "started_at",
+                    "finished_at",
+                    "updated_at",
+                    "active_seconds",
+                )
+            },
+        ),
+    )
+    readonly_fields = tuple(str(name) for _label, part in fieldsets for name in part["fields"])
+    shown_input = shown("input_payload", _("input"))
+    shown_output = shown("final_output", _("output"))
+    shown_detail = shown("error_detail", _("error detail"))
+    shown_config = shown("config", _("run options"))
+    shown_context = shown("context", _("context"))
+    shown_metadata = shown("metadata", _("metadata"))
+    shown_usage = shown("usage", _("usage"))
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        """Return what a search looks at."""
+        return ("^id", "session__session_key", "error", "error_detail", owner_search())
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
+        """Leave the long columns out of the list, and look up what a page links to."""
+        rows = super().get_queryset(request)
+        if request.resolver_match and request.resolver_match.url_name.endswith("_changelist"):  # type: ignore[union-attr]
+            return rows.defer("input_payload", "final_output", "error_detail", "context")
+        return rows.select_related("owner", "session", "parent")
+
+    def get_urls(self) -> list[Any]:
+        """Return the admin's addresses, and that of the figures."""
+        view = self.admin_site.admin_view(self.operations)
+        return [path("operations/", view, name="agentic_django_operations"), *super().get_urls()]
+
+    def operations(self, request: HttpRequest) -> HttpResponse:
+        """Show how the whole installation does."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        asked = operations.asked(request.GET)
+        figures = operations.operations(**asked)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Operations"),
+            "opts": self.opts,
+            "figures": figures,
+            "charts": operations.charts(figures),
+            "choices": operations.choices(asked),
+            "columns": operations.columns(asked),
+            "runs_address": reverse("admin:agentic_django_agentrun_changelist"),
+        }
+        return TemplateResponse(request, "admin/agentic_django/operations.html", context)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Whether the person may stop runs and try them again."""
+        return bool(request.user.has_perm("agentic_django.change_agentrun"))
+
+    @admin.display(description=_("session"), ordering="session__session_key")
+    def session_link(self, run: AgentRun) -> str:
+        """Link to the run's session."""
+        return link(run.session)
+
+    @admin.display(description=_("parent"))
+    def parent_link(self, run: AgentRun) -> str:
+        """Link to the run that started this one."""
+        return link(run.parent)
+
+    @admin.display(description=_("children"))
+    def children_link(self, run: AgentRun) -> str:
+        """Link to the runs that this one started."""
+        return list_link(AgentRun, str(_("Show")), parent__id__exact=run.pk)
+
+    @admin.display(description=_("state of its steps"))
+    def shown_state(self, run: AgentRun) -> str:
+        """Return what the steps of a pipeline keep between them, and which are done."""
+        state = ExecutionState.for_run(run)
+        if not state.completed_steps:
+            return "-"
+        return pretty({"completed_steps": state.completed_steps, "state": state.custom_state})
+
+    @admin.display(description=_("events"))
+    def events_link(self, run: AgentRun) -> str:
+        """Link to all events of the run."""
+        return list_link(AgentEvent, str(run.event_count), run__id__exact=run.pk)
+
+    def busy(self, rows: Iterable[Any]) -> Iterable[AgentRun]:
+        """Return those of the runs that have not ended."""
+        return [run for run in rows if run.is_active]
+
+    @admin.action(description=_("Stop selected runs"), permissions=["operate"])
+    def stop_runs(self, request: HttpRequest, queryset: QuerySet[AgentRun]) -> None:
+        """Cancel the selected runs."""
+        cancel = partial(services.cancel_agent_run, by=request.user)
+        done = self._each(request, queryset, cancel)
+        if done:
+            text = ngettext("%d run was stopped.", "%d runs were stopped.", done) % done
+            self.message_user(request, text)
+
+    @admin.action(description=_("Try again"), permissions=["operate"])
+    def retry_runs(self, request: HttpRequest, queryset: QuerySet[AgentRun]) -> None:
+        """Retry the selected runs."""
+        retry = partial(services.retry_agent_run, by=request.user)
+        done = self._each(request, queryset, retry)
+        if done:
+            text = ngettext("%d run is tried again.", "%d runs are tried again.", done) % done
+            self.message_user(request, text)
+
+    def _each(
+        self, request: HttpRequest, runs: QuerySet[AgentRun], verb: Callable[[AgentRun], Any]
+    ) -> int:
+        """Do something to each run; tell the reasons of those that refused, return the rest."""
+        refused: Counter[str] = Counter()
+        done = 0
+        for run in runs.select_related("session", "owner"):
+            try:
+                verb(run)
+                done += 1
+            except AgenticError as error:
+                refused[str(error)] += 1
+        for reason, count in refused.items():
+            text = ngettext("%(n)d run was left: %(why)s", "%(n)d runs were left: %(why)s", count)
+            self.message_user(request, text % {"n": count, "why": reason}, messages.WARNING)
+        return done
