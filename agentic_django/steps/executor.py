@@ -1,22 +1,12 @@
-"""Pipelines: named steps, each recorded once.
-
-A step's result, the state after it and the events that tell of it are written together. What
-is recorded is not done again; what a failed attempt did to the state is forgotten.
-"""
+"""Performs steps within a run, each once, and tells of it."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from math import inf
+from collections.abc import Coroutine, Sequence
 from typing import Any
-
-from django.utils.functional import Promise
 
 from agentic_django import events, failures, threads
 from agentic_django.events import Event, EventType
@@ -32,164 +22,17 @@ from agentic_django.exceptions import (
 )
 from agentic_django.journal import Result
 from agentic_django.markup import printable
-from agentic_django.models import AgentRun, StepCheckpoint, database
+from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.runtime import RunContext, check_name, perform
 from agentic_django.scope import outer_step
 from agentic_django.serialization import to_jsonable
 from agentic_django.shown import of_this_generation
+from agentic_django.steps.definitions import Step, Steps, check_names, flat, group_of
+from agentic_django.steps.state import CHECKPOINT_KEY, merged
 
-__all__ = [
-    "ExecutionState",
-    "Parallel",
-    "Pipeline",
-    "Step",
-    "StepCancelledError",
-    "StepExecutionError",
-    "StepExecutor",
-    "StepTimeoutError",
-]
+__all__ = ["StepExecutor"]
 
-CHECKPOINT_KEY = "_step_executor_state"
 _LONGEST_KEY = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step: ``fn(ctx, state)`` returns what JSON can hold, and may change ``state``.
-
-    - ``retries``: how often it is tried again; ``retry_delay``: seconds before the first of
-      those, twice as many before each further one.
-    - ``timeout``: seconds that one attempt may take.
-    - ``description``: what it does, in words for a person.
-    - ``checkpoint``: False for a step that is done again each time the run is resumed.
-
-    Raises BadSetting for a value that cannot be used.
-    """
-
-    name: str
-    fn: Callable[..., Any]
-    retries: int = 0
-    retry_delay: float = 1.0
-    timeout: float | None = None
-    description: str | None = None
-    checkpoint: bool = True
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        retries: Any = self.retries
-        if not callable(self.fn):
-            raise BadSetting(f"Step {self.name!r}: fn is a function, not {self.fn!r:.60}.")
-        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-            raise BadSetting(f"Step {self.name!r}: retries is a number from 0, not {retries!r}.")
-        self._check_seconds("retry_delay", 0)
-        if self.timeout is not None:
-            self._check_seconds("timeout", 1e-9)
-        if not isinstance(self.description, str | Promise | None):
-            raise BadSetting(
-                f"Step {self.name!r}: description is no text: {self.description!r:.60}."
-            )
-
-    def _check_seconds(self, name: str, least: float) -> None:
-        value = getattr(self, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not least <= value < inf
-        ):
-            raise BadSetting(f"Step {self.name!r}: {name} is a number of seconds, not {value!r}.")
-
-
-class Parallel:
-    """Steps that are done at the same time.
-
-    Each works on a copy of the state as it was before the group; what each changed is put
-    together behind it, in the order in which the steps are written. If one fails, those that
-    have not ended are cancelled. Synchronous functions share the run's thread, and so take
-    turns.
-    """
-
-    def __init__(self, *steps: Step) -> None:
-        for step in steps:
-            if not isinstance(step, Step):
-                raise BadSetting(f"Parallel takes steps, not {step!r:.60}.")
-        self.steps = steps
-
-
-type Steps = Sequence[Step | Parallel]
-
-
-class Pipeline:
-    """Steps under an agent's key; it is its own factory.
-
-    Raises BadSetting for a name that is used twice or too long.
-
-    ``version`` says which definition it is: a run that was begun with another one is refused.
-    """
-
-    def __init__(self, steps: Steps, *, version: str | int = 1) -> None:
-        self.steps = list(steps)
-        self.version = str(version)
-        check_names(self.steps)
-
-    def __call__(self) -> Pipeline:
-        """Return the pipeline, as a registered factory does."""
-        return self
-
-
-def flat(steps: Steps) -> list[Step]:
-    """Return all steps, those of groups among them."""
-    return [step for part in steps for step in _group(part)]
-
-
-def check_names(steps: Steps) -> None:
-    """Raise BadSetting for steps that share a name, and for what is no step."""
-    for part in steps:
-        if not isinstance(part, Step | Parallel):
-            raise BadSetting(f"A pipeline is made of Step and Parallel, not of {part!r:.60}.")
-    names = Counter(step.name for step in flat(steps))
-    for name, n in names.items():
-        if n > 1:
-            raise BadSetting(f"Two steps are called {name!r}. Give each step a name of its own.")
-
-
-@dataclass(slots=True)
-class ExecutionState:
-    """How far a run's steps have come."""
-
-    execution_id: str
-    current_step_index: int = 0
-    completed_steps: list[str] = field(default_factory=list)
-    step_results: dict[str, Any] = field(default_factory=dict)
-    started_at: str | None = None
-    custom_state: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as what JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ExecutionState:
-        """Return the state that ``to_dict`` gave."""
-        return cls(**data)
-
-    @classmethod
-    def for_run(cls, run: AgentRun, checkpoint_key: str = CHECKPOINT_KEY) -> ExecutionState:
-        """Read how far a run has come from its journal; steps without checkpoint are not in it."""
-        rows = StepCheckpoint.objects.using(database()).filter(
-            run=run, generation=run.generation, key__startswith=f"{checkpoint_key}/"
-        )
-        return cls._of(str(run.pk), list(rows.order_by("id")))
-
-    @classmethod
-    def _of(cls, execution_id: str, rows: Sequence[StepCheckpoint]) -> ExecutionState:
-        return cls(
-            execution_id,
-            current_step_index=max((row.result["index"] + 1 for row in rows), default=0),
-            completed_steps=[row.name for row in rows],
-            step_results={row.name: row.result["result"] for row in rows},
-            started_at=rows[0].started_at.isoformat() if rows else None,
-            custom_state=_state_behind([row.result for row in rows]),
-        )
 
 
 class StepExecutor:
@@ -251,14 +94,14 @@ class StepExecutor:
         self.state = to_jsonable(copy.deepcopy(initial_state or {}), "initial_state")
         recorded = self._recorded()
         if resume:
-            self._refuse_changes([_group(part) for part in steps], recorded)
+            self._refuse_changes([group_of(part) for part in steps], recorded)
         else:
             self._is_again = self.ctx.run.attempt > 1 or bool(recorded)
             self._replaced, recorded = recorded, {}
         if self.ctx.run.attempt > 1:
             self._shown = await threads.call(_shown_before, self.ctx.run, self._names)
         for part in steps:
-            await self._perform_group(_group(part), recorded)
+            await self._perform_group(group_of(part), recorded)
         await self._tell_the_end(flat(steps))
         return self.results
 
@@ -310,7 +153,7 @@ class StepExecutor:
         values = {name: row.result for name, row in recorded.items()}
         values |= {step.name: value for step, value in zip(missing, made, strict=True)}
         self.results |= {step.name: values[step.name]["result"] for step in group}
-        self.state = _merged([values[step.name] for step in group], self.state)
+        self.state = merged([values[step.name] for step in group], self.state)
 
     async def _skip(self, steps: Sequence[Step]) -> None:
         self._done |= {step.name for step in steps}
@@ -453,31 +296,6 @@ class StepExecutor:
             progress_percent=self._shown,
             description=step.description or step.name,
         )
-
-
-def _merged(values: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
-    """Return the state behind the steps of a group: what each changed, put together."""
-    if not values:
-        return before
-    merged = dict(values[0]["state"])
-    for value in values[1:]:
-        for key in value["gone"]:
-            merged.pop(key, None)
-        merged |= {key: value["state"][key] for key in value["changed"]}
-    return merged
-
-
-def _state_behind(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the state behind recorded steps; those of a group stand in the order of writing."""
-    state: dict[str, Any] = {}
-    for together, group in groupby(values, lambda value: value.get("together")):
-        made = sorted(group, key=lambda value: value["index"])
-        state = made[-1]["state"] if together is None else _merged(made, state)
-    return state
-
-
-def _group(part: Step | Parallel) -> Sequence[Step]:
-    return part.steps if isinstance(part, Parallel) else (part,)
 
 
 def _shown_before(run: AgentRun, names: Sequence[str]) -> int:

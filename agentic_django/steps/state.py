@@ -1,0 +1,76 @@
+"""How far a run's steps have come, read from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+from agentic_django.models import AgentRun, StepCheckpoint, database
+
+__all__ = ["CHECKPOINT_KEY", "ExecutionState", "merged"]
+
+CHECKPOINT_KEY = "_step_executor_state"
+"""What the keys of recorded steps begin with, unless an executor is given another."""
+
+
+@dataclass(slots=True)
+class ExecutionState:
+    """How far a run's steps have come."""
+
+    execution_id: str
+    current_step_index: int = 0
+    completed_steps: list[str] = field(default_factory=list)
+    step_results: dict[str, Any] = field(default_factory=dict)
+    started_at: str | None = None
+    custom_state: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as what JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ExecutionState:
+        """Return the state that ``to_dict`` gave."""
+        return cls(**data)
+
+    @classmethod
+    def for_run(cls, run: AgentRun, checkpoint_key: str = CHECKPOINT_KEY) -> ExecutionState:
+        """Read how far a run has come from its journal; steps without checkpoint are not in it."""
+        rows = StepCheckpoint.objects.using(database()).filter(
+            run=run, generation=run.generation, key__startswith=f"{checkpoint_key}/"
+        )
+        return cls._of(str(run.pk), list(rows.order_by("id")))
+
+    @classmethod
+    def _of(cls, execution_id: str, rows: Sequence[StepCheckpoint]) -> ExecutionState:
+        return cls(
+            execution_id,
+            current_step_index=max((row.result["index"] + 1 for row in rows), default=0),
+            completed_steps=[row.name for row in rows],
+            step_results={row.name: row.result["result"] for row in rows},
+            started_at=rows[0].started_at.isoformat() if rows else None,
+            custom_state=_state_behind([row.result for row in rows]),
+        )
+
+
+def _state_behind(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state behind recorded steps; those of a group stand in the order of writing."""
+    state: dict[str, Any] = {}
+    for together, group in groupby(values, lambda value: value.get("together")):
+        made = sorted(group, key=lambda value: value["index"])
+        state = made[-1]["state"] if together is None else merged(made, state)
+    return state
+
+
+def merged(values: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
+    """Return the state behind the steps of a group: what each changed, put together."""
+    if not values:
+        return before
+    state = dict(values[0]["state"])
+    for value in values[1:]:
+        for key in value["gone"]:
+            state.pop(key, None)
+        state |= {key: value["state"][key] for key in value["changed"]}
+    return state
