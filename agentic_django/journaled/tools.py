@@ -1,9 +1,4 @@
-"""Models and tools that record what they return, and return what is recorded.
-
-Hooks cannot replay a result and the SDK's run states are kept once a turn, so the journal sits
-in the model and in the tools themselves. Outside of a run they do what they always did, and a
-host's agents keep their shape.
-"""
+"""Tools that record their results; those whose calls must not be repeated, or may be edited."""
 
 from __future__ import annotations
 
@@ -11,23 +6,18 @@ import asyncio
 import copy
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from functools import cache, wraps
-from types import MethodType, SimpleNamespace
+from functools import cache
+from types import SimpleNamespace
 from typing import Any, cast
 
-import agents
 from agents.agent_tool_state import (
     get_agent_tool_resume_state,
     get_agent_tool_state_scope,
     peek_agent_tool_run_result,
 )
 from agents.exceptions import ToolTimeoutError
-from agents.handoffs import Handoff
-from agents.items import ModelResponse
-from agents.models.interface import Model, ModelProvider
 from agents.tool import (
     CustomTool,
     FunctionTool,
@@ -36,22 +26,16 @@ from agents.tool import (
 )
 from agents.tool_context import ToolContext
 
-from agentic_django import drafts, events, prices, threads, transcript
+from agentic_django import events, transcript
 from agentic_django.events import EventType
 from agentic_django.exceptions import BadSetting, UnresolvedIntent
-from agentic_django.journal import Result, short
+from agentic_django.journal import Result
+from agentic_django.journaled.guardrails import name_guardrails
 from agentic_django.models import StepCheckpoint, ToolApproval
-from agentic_django.scope import CurrentStep, Scope, calling, current_scope, making
+from agentic_django.scope import CurrentStep, Scope, current_scope, making
 from agentic_django.serialization import dumps, to_jsonable
 
-__all__ = [
-    "JournaledProvider",
-    "at_most_once",
-    "editable",
-    "instrumented",
-    "journaled_model",
-    "journaled_tool",
-]
+__all__ = ["ToolCall", "at_most_once", "editable", "journaled_tool"]
 
 Kind = StepCheckpoint.Kind
 Decision = ToolApproval.Decision
@@ -89,256 +73,12 @@ def editable[T](tool: T) -> T:
     return tool
 
 
-def instrumented(agent: agents.Agent[Any], seen: set[int] | None = None) -> agents.Agent[Any]:
-    """Return an agent whose models and tools, and those of its hand-offs, are journaled.
-
-    It is changed in place, once; the graph of hand-offs may have cycles.
-    """
-    seen = set() if seen is None else seen
-    if id(agent) in seen:
-        return agent
-    seen.add(id(agent))
-    if isinstance(agent.model, Model):
-        agent.model = journaled_model(agent.model)
-    tools = vars(agent).get("get_all_tools")
-    if not isinstance(tools, _Tools) or tools.agent is not agent:
-        vars(agent)["get_all_tools"] = _Tools(agent)
-    _name_guardrails("input", agent.input_guardrails)
-    _name_guardrails("output", agent.output_guardrails)
-    for handoff in agent.handoffs:
-        _follow(handoff, seen)
-    return agent
-
-
-def _name_guardrails(kind: str, guardrails: Iterable[Any]) -> None:
-    """Keep apart what guardrails that run side by side have asked of the same agent."""
-    for index, guardrail in enumerate(guardrails):
-        if "agentic_named" not in vars(guardrail):
-            vars(guardrail)["agentic_named"] = guardrail.guardrail_function
-            name = f"{kind}{index}-{guardrail.get_name()}".replace("/", "-")[:60]
-            guardrail.guardrail_function = _named(guardrail.guardrail_function, name)
-
-
-def _named(function: Callable[..., Any], name: str) -> Callable[..., Awaitable[Any]]:
-    @wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        context = getattr(args[0], "context", None) if args else None
-        with calling(f"{getattr(context, 'tool_call_id', '')}{name}"):
-            verdict = function(*args, **kwargs)
-            return await verdict if inspect.isawaitable(verdict) else verdict
-
-    return call
-
-
-class _Tools:
-    """What is put in the place of an agent's ``get_all_tools``."""
-
-    def __init__(self, agent: agents.Agent[Any]) -> None:
-        self.agent = agent
-        self.inner: Callable[..., Awaitable[list[Any]]] = agent.get_all_tools
-        if isinstance(self.inner, _Tools):  # The agent is a copy of one that was instrumented.
-            self.inner = self.inner.inner
-        if inspect.ismethod(self.inner):
-            self.inner = MethodType(self.inner.__func__, agent)
-
-    async def __call__(self, run_context: Any) -> list[Any]:
-        scope = current_scope()
-        if scope is not None:
-            scope.enter(self.agent.name)
-        return [journaled_tool(tool) for tool in await self.inner(run_context)]
-
-
-def _follow(handoff: Any, seen: set[int]) -> None:
-    if isinstance(handoff, agents.Agent):
-        instrumented(handoff, seen)
-    elif isinstance(handoff, Handoff) and "agentic_followed" not in vars(handoff):
-        vars(handoff)["agentic_followed"] = handoff.on_invoke_handoff
-        handoff.on_invoke_handoff = _following(handoff.on_invoke_handoff)
-
-
-def _following(invoke: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def on_invoke_handoff(context: Any, given: str) -> Any:
-        return instrumented(await invoke(context, given))
-
-    return on_invoke_handoff
-
-
-class JournaledProvider(ModelProvider):
-    """A host's provider, whose models are journaled."""
-
-    def __init__(self, inner: ModelProvider) -> None:
-        self.inner = inner
-
-    def get_model(self, model_name: str | None) -> Model:
-        """Return the inner provider's model, journaled."""
-        return journaled_model(self.inner.get_model(model_name))
-
-
-def journaled_model(model: Model) -> Model:
-    """Return a model that records its responses, and replays those that are recorded."""
-    return model if isinstance(model, JournaledModel) else JournaledModel(model)
-
-
-class JournaledModel(Model):
-    """A model around a host's."""
-
-    def __init__(self, inner: Model) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # Not set yet, while a copy is made.
-            raise AttributeError(name)
-        return getattr(self.inner, name)
-
-    async def _cleanup_on_run_end(self, owner: object) -> None:
-        await self.inner._cleanup_on_run_end(owner)
-
-    async def close(self) -> None:
-        """Close the inner model."""
-        await self.inner.close()
-
-    def get_retry_advice(self, request: Any) -> Any:
-        """Ask the inner model."""
-        return self.inner.get_retry_advice(request)
-
-    async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
-        """Return the recorded response, or ask the inner model and record what it says."""
-        call = ModelCall.of(args, kwargs, self.inner)
-        if call is None:
-            return await self.inner.get_response(*args, **kwargs)
-        recorded = call.recorded()
-        if recorded is not None:
-            return recorded
-        with call.being_made():
-            response = await self.inner.get_response(*args, **kwargs)
-            await call.record(response)
-        return response
-
-    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Stream the recorded response as one event, or the inner model's.
-
-        The latter is recorded before its last event is passed on.
-        """
-        call = ModelCall.of(args, kwargs, self.inner)
-        recorded = call.recorded() if call else None
-        if recorded is not None:
-            yield transcript.replayed(recorded)
-            return
-        items: list[Any] = []
-        event: Any
-        with call.being_made() if call else nullcontext():
-            async for event in self.inner.stream_response(*args, **kwargs):
-                if event.type == "response.output_item.done":
-                    items.append(event.item)
-                elif call and event.type in _TEXTS:
-                    call.draft.add(event.delta, event.output_index)
-                if call and event.type == "response.completed":
-                    await call.record(transcript.response_of(event, items))
-                yield event
-
-
-_TEXTS = ("response.output_text.delta", "response.refusal.delta")
-
-_MODEL_ARGUMENTS = (
-    "system_instructions",
-    "input",
-    "model_settings",
-    "tools",
-    "output_schema",
-    "handoffs",
-    "tracing",
-)
-
-
-class ModelCall:
-    """One call of a model within a scope."""
-
-    def __init__(self, scope: Scope, asked: dict[str, Any], model: Any = None) -> None:
-        self.scope = scope
-        self.model = model
-        self.handoffs = asked["handoffs"]
-        self.fingerprint = transcript.fingerprint(
-            asked["system_instructions"], asked["input"], asked["tools"]
-        )
-        self.key = scope.ask(self.fingerprint)
-        self.draft = drafts.Draft(scope.journal.run, short(self.key))
-        self.draft.is_wanted = (
-            not scope.is_nested
-            and _is_text(asked.get("output_schema"))
-            and events.are_messages_seen()
-        )
-        self.is_recorded = False
-        self.began = time.monotonic()
-
-    @classmethod
-    def of(
-        cls, args: tuple[Any, ...], kwargs: dict[str, Any], model: Any = None
-    ) -> ModelCall | None:
-        """Return the call with these arguments of ``Model.get_response``; None outside a run."""
-        scope = current_scope()
-        if scope is None:
-            return None
-        return cls(scope, {**dict(zip(_MODEL_ARGUMENTS, args, strict=False)), **kwargs}, model)
-
-    @contextmanager
-    def being_made(self) -> Iterator[None]:
-        """Ask the inner model in this block; if that fails, the key is free again."""
-        try:
-            yield
-        finally:
-            self.draft.drop()
-            if not self.is_recorded:
-                self.scope.give_back(self.key)
-
-    def recorded(self) -> ModelResponse | None:
-        """Return the response if it is recorded; tells of it if the question has changed."""
-        row = self.scope.journal.find(self.key)
-        if row is None:
-            return None
-        self.scope.responses += 1
-        self.scope.arrived = False
-        if row.fingerprint != self.fingerprint:
-            text = f"The input of {self.key} is not the one whose recorded answer is used."
-            self.scope.journal.defer(events.draft(EventType.LOG, message=text, level="warning"))
-        return transcript.load_response(row.result)
-
-    async def record(self, response: ModelResponse) -> None:
-        """Record the response and tell of it."""
-        scope = self.scope
-        if self.draft.has_begun:
-            await threads.aside(self.draft.close)
-        result = Result(
-            key=self.key,
-            kind=Kind.MODEL,
-            name=scope.agent,
-            value=transcript.dump_response(response),
-            seconds=time.monotonic() - self.began,
-            usage=transcript.usage_counts(response.usage) | prices.cost(self.model, response.usage),
-            fingerprint=self.fingerprint,
-            has_draft=self.draft.is_written,
-        )
-        told = transcript.response_drafts(
-            response, scope.agent, nested=scope.is_nested, handoffs=self.handoffs
-        )
-        if scope.arrived and not scope.is_nested:
-            told.insert(0, events.draft(EventType.AGENT_UPDATED, agent=scope.agent))
-        await scope.journal.record(result, told)
-        self.is_recorded = True
-        scope.responses += 1
-        scope.arrived = False
-
-
-def _is_text(schema: Any) -> bool:
-    """Whether a model's answer is for people; one that follows a schema is for programs."""
-    return schema is None or schema.is_plain_text()
-
-
 def journaled_tool(tool: Any) -> Any:
     """Return a function tool that records its results; it is changed in place, once."""
     if isinstance(tool, FunctionTool | CustomTool):
         invoker: Any = tool.on_invoke_tool
-        _name_guardrails("before", getattr(tool, "tool_input_guardrails", None) or ())
-        _name_guardrails("after", getattr(tool, "tool_output_guardrails", None) or ())
+        name_guardrails("before", getattr(tool, "tool_input_guardrails", None) or ())
+        name_guardrails("after", getattr(tool, "tool_output_guardrails", None) or ())
         if not getattr(invoker, "is_journaled", False):
             tool.on_invoke_tool = _journaled_invoker(tool, invoker)
     return tool
