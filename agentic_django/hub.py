@@ -21,8 +21,9 @@ from uuid import UUID
 from django.db import Error, connections
 from django.utils import timezone
 
-from agentic_django import live, runs, wakeup
-from agentic_django.live import Follower, News, State
+from agentic_django import live, news, runs, wakeup
+from agentic_django.live import Follower
+from agentic_django.news import News, State
 from agentic_django.signals import logger
 
 __all__ = ["Watch", "once", "stop"]
@@ -187,9 +188,9 @@ class _Hub:
             watch.runs = set(watch.follower.ids)
         for since, watches in _by_since(joining).items():
             scopes = {w.follower.scope for w in watches if w.follower.scope}
-            ids = live.discovered(scopes, since) if scopes else []
-            states = live.states(ids)
-            before = live.positions(ids, since) if since and ids else {}
+            ids = news.discovered(scopes, since) if scopes else []
+            states = news.states(ids)
+            before = news.positions(ids, since) if since and ids else {}
             for watch in watches:
                 for state in _covered(watch, states.values()):
                     position = before.get(state.pk, 0) if since else state.count
@@ -240,7 +241,7 @@ def _covered(watch: Watch, states: Iterable[State]) -> list[State]:
 def _discover(watches: list[Watch], among: Collection[UUID] | None) -> set[UUID]:
     """Find runs that are new to those who watch more than named runs."""
     scopes = {watch.follower.scope for watch in watches if watch.follower.scope}
-    states = live.states(live.discovered(scopes, ids=among))
+    states = news.states(news.discovered(scopes, ids=among))
     found: set[UUID] = set()
     for watch in watches:
         for state in _covered(watch, states.values()):
@@ -256,7 +257,7 @@ def _begin(watch: Watch, state: State) -> None:
     follower = watch.follower
     if follower.reads_events and not follower.knows(state.pk):
         is_older = state.created_at < watch.joined
-        before = live.positions([state.pk], watch.joined) if is_older else {}
+        before = news.positions([state.pk], watch.joined) if is_older else {}
         follower.begin(state, before.get(state.pk, 0))
 
 
@@ -268,8 +269,8 @@ def _tell(watches: Iterable[Watch], ids: set[UUID]) -> set[UUID]:
     if not ids:
         return set()
     watching = [watch for watch in watches if not watch.runs.isdisjoint(ids)]
-    states = live.states(ids)
-    events = live.events_after(_behind(watching, states))
+    states = news.states(ids)
+    events = news.events_after(_behind(watching, states))
     mail: dict[asyncio.AbstractEventLoop, list[tuple[Watch, bytes, bool]]] = defaultdict(list)
     for watch in watching:
         try:
@@ -303,7 +304,7 @@ def _part(
     told: list[live.Told] = []
     for pk in sorted(watch.runs & ids):
         state = states.get(pk)
-        told += watch.follower.tell(state, pk, events.get(pk, live.NOTHING))
+        told += watch.follower.tell(state, pk, events.get(pk, news.NOTHING))
         if watch.follower.scope is not None and (state is None or state.is_finished):
             watch.runs.discard(pk)
     return b"".join(each.encoded() for each in told)
@@ -318,9 +319,9 @@ def once(follower: Follower) -> bytes:
     """Return what there is to be told now, where nothing can be kept open."""
     ids = set(follower.ids)
     if follower.scope is not None:
-        ids |= set(live.discovered([follower.scope], follower.since))
-    states = live.states(ids)
-    before = live.positions(ids, follower.since) if follower.since else {}
+        ids |= set(news.discovered([follower.scope], follower.since))
+    states = news.states(ids)
+    before = news.positions(ids, follower.since) if follower.since else {}
     told: list[live.Told] = []
     for pk in sorted(ids):
         state = states.get(pk)
@@ -331,8 +332,8 @@ def once(follower: Follower) -> bytes:
             follower.begin(state, begun)
         while True:
             position = follower.position(pk)
-            events = live.events_after({pk: position}) if follower.reads_events else {}
-            told += follower.tell(state, pk, events.get(pk, live.NOTHING))
+            events = news.events_after({pk: position}) if follower.reads_events else {}
+            told += follower.tell(state, pk, events.get(pk, news.NOTHING))
             if follower.position(pk) == position:
                 break
     runs.watch([pk for pk, state in states.items() if not state.is_finished])

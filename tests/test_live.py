@@ -12,9 +12,10 @@ from django.contrib.auth.models import User
 from django.template.loader import render_to_string
 from django.utils import timezone
 
-from agentic_django import hub, live, markup
-from agentic_django.live import Cursor, Pages, Records, Scope, Told
+from agentic_django import hub, live, markup, news
+from agentic_django.live import Cursor, Pages, Records, Told
 from agentic_django.models import AgentDraft, AgentEvent, AgentRun
+from agentic_django.news import Scope
 from agentic_django.viewer import Viewer
 from tests.rows import make_events, make_run, make_session
 from tests.statements import at_most
@@ -37,9 +38,9 @@ def say(run: AgentRun, text: str, attempt: int = 1, key: str = "main:model:1") -
 
 
 def told(follower: live.Follower, pk: UUID) -> list[Told]:
-    state = live.states([pk]).get(pk)
+    state = news.states([pk]).get(pk)
     behind = {pk: follower.position(pk)} if follower.reads_events else {}
-    return follower.tell(state, pk, live.events_after(behind).get(pk, live.NOTHING))
+    return follower.tell(state, pk, news.events_after(behind).get(pk, news.NOTHING))
 
 
 def names(found: list[Told]) -> list[str]:
@@ -101,7 +102,7 @@ def test_text_that_was_begun_anew_is_told_from_its_start(run: AgentRun) -> None:
 def test_text_is_not_told_before_the_events_that_came_first(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "MOST_EVENTS", 1)
+    monkeypatch.setattr(news, "MOST_EVENTS", 1)
     say(run, "Text")
     reader = Records([run.pk])
     assert [names(told(reader, run.pk)) for _ in range(3)] == [
@@ -238,9 +239,9 @@ def test_reading_takes_one_statement_for_states_and_one_for_events(user: User) -
         make_events(run, 3)
         say(run, "Text")
     with at_most(1):
-        states = live.states(ids)
+        states = news.states(ids)
     with at_most(1):
-        events = live.events_after(dict.fromkeys(ids, 1))
+        events = news.events_after(dict.fromkeys(ids, 1))
     assert {len(news.events) for news in events.values()} == {2}
     assert {state.text for state in states.values()} == {"Text"}
 
@@ -252,7 +253,7 @@ def test_scope_covers_what_is_its_viewers(user: User, other_user: User) -> None:
     viewer = Viewer.for_user(user)
 
     def covered(scope: Scope) -> set[UUID]:
-        found = live.states(live.discovered([scope]))
+        found = news.states(news.discovered([scope]))
         return {pk for pk, state in found.items() if scope.covers(state)}
 
     assert covered(Scope(viewer)) == {mine.pk, talk.pk}
@@ -265,12 +266,12 @@ def test_nobody_is_told_of_runs_that_ended_long_ago(user: User) -> None:
     run = make_run(user, "completed")
     AgentRun.objects.update(updated_at=timezone.now() - timedelta(minutes=1))
     scope = Scope(Viewer.for_user(user))
-    assert live.discovered([scope]) == []
-    assert live.discovered([scope], timezone.now() - timedelta(minutes=2)) == [run.pk]
+    assert news.discovered([scope]) == []
+    assert news.discovered([scope], timezone.now() - timedelta(minutes=2)) == [run.pk]
 
 
 def test_once_tells_all_there_is(run: AgentRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MOST_EVENTS", 1)
+    monkeypatch.setattr(news, "MOST_EVENTS", 1)
     say(run, "Text")
     found = messages(hub.once(Records([run.pk])).decode())
     assert [each.name for each in found] == ["message", "message", "message.delta"]

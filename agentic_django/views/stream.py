@@ -22,8 +22,9 @@ from django.utils.translation import gettext as _
 from agentic_django import hub, live, recovery, threads
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput
-from agentic_django.live import Cursor, Follower, Pages, Records, Scope
+from agentic_django.live import Cursor, Follower, Pages, Records
 from agentic_django.models import AgentRun, AgentSession, database
+from agentic_django.news import Scope
 from agentic_django.querysets import RunScope
 from agentic_django.views import bodies, sessions
 from agentic_django.views.access import endpoint
