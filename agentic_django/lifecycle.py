@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 
 from agentic_django import (
     approvals,
+    dispatch,
     drafts,
     events,
     journal,
@@ -96,7 +97,7 @@ def complete(
         run.final_output = output
         runs.announce(signals.agent_run_completed, run)
         if slots.caps() or _is_followed(run, items):
-            runs.send_next(run)
+            dispatch.send_next(run)
 
 
 _JSON_NULL = models.Value("null", output_field=models.TextField())
@@ -124,7 +125,7 @@ def _leave(run: AgentRun) -> None:
     if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
         sessions.leave(run, turns.items_of(run))
         drafts.forget_all(run)
-    runs.send_next(run)
+    dispatch.send_next(run)
 
 
 def try_later(
@@ -134,12 +135,12 @@ def try_later(
     if run.failures + 1 >= most_attempts(run):
         fail(run, failure, told)
         return
-    delay = runs.soonest(max(after, backoff(run.failures)))
+    delay = dispatch.soonest(max(after, backoff(run.failures)))
     event = _retrying(run, failure.code, delay)
     with runs.together(run):
         runs.finish(run, "requeue", [*told, event], **_in_line(delay), failures=run.failures + 1)
         if not delay:
-            runs.send(run)
+            dispatch.send(run)
 
 
 def hand_back(run: AgentRun) -> None:
@@ -153,7 +154,7 @@ def hand_back(run: AgentRun) -> None:
     event = _retrying(run, "handed_back", 0)
     with runs.together(run):
         runs.finish(run, "requeue", [event], **_in_line(0))
-        runs.send(run)
+        dispatch.send(run)
 
 
 def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
@@ -169,7 +170,7 @@ def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
         runs.move(
             run, "requeue", [event], guard, **line, failures=F("failures") + 1, lease_ends_at=None
         )
-        runs.send(run)
+        dispatch.send(run)
     return "requeue"
 
 
@@ -205,7 +206,7 @@ def suspend(
         for row in asked:
             runs.announce(signals.agent_approval_requested, run, approval=row)
         if settings.CONCURRENCY_LIMIT is not None:
-            runs.send_next(run)
+            dispatch.send_next(run)
 
 
 def _requested(row: ToolApproval) -> Event:
@@ -244,7 +245,7 @@ def decide(
         again = _retrying(run, "decided", 0)
         runs.move(run, "resume", [decided, again], **_in_line(0))
         if not run.is_inline:
-            runs.send(run)
+            dispatch.send(run)
 
 
 def _decided(approval: ToolApproval, name: str) -> Event:
@@ -298,7 +299,7 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
         sessions.forget(run)
         approvals.reopen(run)
         if not run.is_inline:
-            runs.send(run)
+            dispatch.send(run)
 
 
 def _refuse_unless_last(run: AgentRun) -> None:

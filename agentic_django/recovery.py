@@ -23,7 +23,7 @@ from django.tasks import task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
-from agentic_django import approvals, lifecycle, runs, tasks
+from agentic_django import approvals, dispatch, lifecycle, runs, tasks
 from agentic_django.backend import RowBackend
 from agentic_django.conf import settings
 from agentic_django.exceptions import Conflict
@@ -175,9 +175,9 @@ def _send_unsent(swept: Swept, found: Iterable[AgentRun]) -> None:
 
 def _send_again(run: AgentRun) -> bool:
     with transaction.atomic(using=database()):
-        if not runs.take_up(run):
+        if not dispatch.take_up(run):
             return False
-        runs.send(run)
+        dispatch.send(run)
     return True
 
 

@@ -22,7 +22,7 @@ from django.db.models import F
 from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django import events, signals, slots, tasks, wakeup
+from agentic_django import events, signals, slots, tasks
 from agentic_django.conf import settings
 from agentic_django.events import Event, EventType
 from agentic_django.exceptions import Conflict, RunMoved
@@ -45,10 +45,6 @@ __all__ = [
     "refuse_unless_waiting",
     "renew",
     "rows",
-    "send",
-    "send_next",
-    "soonest",
-    "take_up",
     "together",
     "watch",
 ]
@@ -257,16 +253,6 @@ def watch(ids: Collection[Any]) -> None:
         active.unlocked().update(watched_until=Now() + timedelta(seconds=WATCH_SECONDS))
 
 
-def take_up(run: AgentRun) -> bool:
-    """Note that a run which the queue has lost is sent again; False if another was faster."""
-    same = rows().pending().filter(pk=run.pk)
-    if run.enqueued_at is None:
-        same = same.filter(enqueued_at__isnull=True)
-    else:  # Not "equal": SQLite compares texts, and writes fewer digits than it is asked for.
-        same = same.filter(enqueued_at__lte=run.enqueued_at)
-    return bool(same.unlocked().update(enqueued_at=Now()))
-
-
 def advance(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> None:
     """Write to a run that this attempt holds, with the events that tell of it.
 
@@ -376,41 +362,3 @@ def announce(signal: Any, run: AgentRun, **kwargs: Any) -> None:
     """Send a signal about a run once the transaction is committed."""
     send_it = partial(signals.announce, signal, AgentRun, run=run, **kwargs)
     transaction.on_commit(send_it, using=database(), robust=True)
-
-
-def soonest(delay: float) -> float:
-    """Return the delay that the backend allows: one that executes at once cannot wait."""
-    return 0.0 if tasks.executes_at_once() else delay
-
-
-def send(run: AgentRun) -> None:
-    """Hand a run to the queue once the transaction is committed.
-
-    If the queue cannot be reached, that is logged and the run stays pending; the sweep for
-    lost runs sends it again.
-    """
-    transaction.on_commit(partial(wakeup.tell, run.pk), using=database(), robust=True)
-    transaction.on_commit(partial(_send, run), using=database(), robust=True)
-
-
-def _send(run: AgentRun) -> None:
-    result = tasks.send(str(run.pk), run.agent_key)
-    if result is not None and result.id:
-        run.task_id = result.id
-        rows().filter(pk=run.pk).update(task_id=result.id, enqueued_at=Now())
-
-
-def send_next(run: AgentRun) -> None:
-    """Send what could not start while this run held its conversation or its place."""
-    waiting = rows().due().exclude(pk=run.pk)
-    following = _first(waiting.filter(session=run.session_id)) if run.session_id else []
-    if limits := slots.caps():
-        refused = slots.open_to(waiting.filter(enqueued_at=None))
-        following += _first(refused) if slots.ALL in limits else []
-        following += _first(refused.filter(agent_key=run.agent_key))
-    for each in {one.pk: one for one in following}.values():
-        send(each)
-
-
-def _first(waiting: RunScope) -> list[AgentRun]:
-    return list(waiting.in_turn()[:1])

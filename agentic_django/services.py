@@ -15,11 +15,11 @@ from django.utils.translation import gettext as _
 
 from agentic_django import (
     approvals,
+    dispatch,
     lifecycle,
     limits,
     recovery,
     registry,
-    runs,
     signals,
     submitted,
 )
@@ -98,7 +98,7 @@ def submit_agent_run(
 
 def _dispatch(run: AgentRun) -> None:
     """Hand a run to the queue, and see to it from then on that it does not get lost."""
-    runs.send(run)
+    dispatch.send(run)
     transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
 
 

@@ -20,7 +20,7 @@ from django_tasks_rq import Job
 from rq import SimpleWorker
 from rq.job import JobStatus
 
-from agentic_django import recovery, runs
+from agentic_django import dispatch, recovery
 from agentic_django.models import AgentRun, SweepMark
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from tests.attempts import attempt, finish, numbered
@@ -155,7 +155,7 @@ def test_an_enqueue_that_was_lost_is_made_up_for(
     user: User, rq: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(runs, "_send", lambda run: None)
+        broken.setattr(dispatch, "_send", lambda run: None)
         run = submit(user)
     assert recovery.sweep().sent == 0  # The sender may be just about to do it.
     time.sleep(0.2)

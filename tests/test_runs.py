@@ -13,7 +13,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
-from agentic_django import events, runs, signals
+from agentic_django import dispatch, events, runs, signals
 from agentic_django.events import EventType
 from agentic_django.exceptions import Conflict, RunMoved
 from agentic_django.models import AgentEvent, AgentRun, RunSlot
@@ -419,7 +419,7 @@ def test_a_signal_about_a_run_waits_for_the_commit(
 def test_a_run_whose_transaction_is_rolled_back_is_not_sent(user: User) -> None:
     def submit() -> None:
         with transaction.atomic():
-            runs.send(make_run(user, "pending"))
+            dispatch.send(make_run(user, "pending"))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -436,7 +436,7 @@ def test_a_queue_that_is_away_leaves_the_run_pending(
     monkeypatch.setattr("agentic_django.tasks.send", refuse)
     run = make_run(user, "pending")
     with django_capture_on_commit_callbacks(execute=True):
-        runs.send(run)
+        dispatch.send(run)
     run.refresh_from_db()
     assert (run.status, run.enqueued_at) == ("pending", None)
 
@@ -447,6 +447,6 @@ def test_the_next_run_of_a_session_is_sent_when_one_ends(
     session = make_session(user)
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
     with django_capture_on_commit_callbacks(execute=True):
-        runs.send(first)
+        dispatch.send(first)
     second.refresh_from_db()
     assert second.status == "completed"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 
-from agentic_django import runs, slots, tasks
+from agentic_django import dispatch, runs, slots, tasks
 from agentic_django.models import AgentRun, RunSlot
 from tests.rows import make_run
 
@@ -69,7 +69,7 @@ def test_a_run_that_had_no_place_is_sent_when_one_is_free(
     assert held is not None
     assert other == queued
     runs.finish(held, "complete")
-    runs.send_next(held)
+    dispatch.send_next(held)
     refused.refresh_from_db()
     assert refused.enqueued_at is None
     assert slots.full() == set()
