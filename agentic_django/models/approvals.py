@@ -1,0 +1,120 @@
+"""What runs ask persons, and what was decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from agentic_django.fields import JSONTextField, new_id
+from agentic_django.models.runs import AgentRun
+from agentic_django.querysets import ApprovalScope
+
+__all__ = ["ToolApproval"]
+
+
+class ToolApproval(models.Model):
+    """Something that a run asks a person, and what was decided; the run waits meanwhile."""
+
+    class Kind(models.TextChoices):
+        """What is asked."""
+
+        TOOL = "tool", _("Tool call")  # May this call be made?
+        MCP = "mcp", _("Hosted tool call")  # May the provider make this call?
+        QUESTION = "question", _("Question")  # What a host's own code wants to know.
+        INTENT = "intent", _("Interrupted call")  # It may have happened: what now?
+
+    class Decision(models.TextChoices):
+        """What was decided; nothing yet is the empty text."""
+
+        APPROVED = "approved", _("approved")
+        REJECTED = "rejected", _("rejected")
+        EXPIRED = "expired", _("rejected, as nobody decided in time")
+        ANSWERED = "answered", _("answered")
+        DONE = "done", _("marked as done")
+        REPEAT = "repeat", _("to be repeated")
+        FAIL = "fail", _("given up")
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="approvals")
+    generation = models.PositiveIntegerField(_("generation"), default=1)
+    key = models.CharField(_("key"), max_length=255)
+    kind = models.CharField(_("kind"), max_length=8, choices=Kind, default=Kind.TOOL)
+    call_id = models.CharField(_("call"), max_length=255, blank=True, default="")
+    tool = models.CharField(_("tool"), max_length=255, blank=True, default="")
+    agent = models.CharField(_("agent"), max_length=255, blank=True, default="")
+    question = models.TextField(_("question"), blank=True, default="")
+    arguments = JSONTextField(_("arguments"), null=True)
+    options = models.JSONField(_("options"), default=list, blank=True)
+    schema = models.JSONField(_("form"), null=True, blank=True)
+    requested_at = models.DateTimeField(_("asked"), db_default=Now(), editable=False)
+    position = models.PositiveSmallIntegerField(_("position"), default=0, editable=False)
+    expires_at = models.DateTimeField(_("decide by"), null=True, blank=True, editable=False)
+    decision = models.CharField(
+        _("decision"), max_length=8, choices=Decision, blank=True, default="", editable=False
+    )
+    answer = JSONTextField(_("answer"), null=True, editable=False)
+    reason = models.TextField(_("reason"), blank=True, default="", editable=False)
+    decided_by = models.ForeignKey(
+        django_settings.AUTH_USER_MODEL,
+        on_delete=models.DB_SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        editable=False,
+        verbose_name=_("decided by"),
+    )
+    decided_at = models.DateTimeField(_("decided"), null=True, editable=False)
+
+    objects = ApprovalScope.as_manager()
+
+    class Meta:
+        verbose_name = _("approval")
+        verbose_name_plural = _("approvals")
+        ordering = ("requested_at", "position")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("run", "generation", "key"), name="agentic_approval_key_unique"
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("expires_at",), condition=Q(decision=""), name="agentic_approval_open"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.tool or self.question[:60]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has decided yet."""
+        return not self.decision
+
+    @property
+    def is_editable(self) -> bool:
+        """Whether the arguments of a call may be changed before it is approved."""
+        return self.kind == self.Kind.TOOL and self.schema is not None
+
+    @property
+    def was_edited(self) -> bool:
+        """Whether a call is made with other arguments than the agent wanted."""
+        edited = self.decision == self.Decision.APPROVED and self.answer is not None
+        return edited and self.answer != self.arguments
+
+    @property
+    def given(self) -> Any:
+        """The arguments with which a call is made, or would be."""
+        return self.answer if self.was_edited else self.arguments
+
+    @property
+    def refusal(self) -> str:
+        """What the model is told of a call that was not approved."""
+        if self.decision == self.Decision.EXPIRED:
+            return "This call was rejected, because nobody approved it in time."
+        because = f" Reason: {self.reason}" if self.reason else ""
+        return f"This call was rejected by a person.{because}"

@@ -1,0 +1,48 @@
+"""What tables have in common: their database, and columns that say whose a row is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from agentic_django.conf import settings
+from agentic_django.fields import OwnerKey
+from agentic_django.viewer import principal_of
+
+__all__ = ["Owned", "database"]
+
+
+def database() -> str:
+    """Return the alias of the database that holds all rows of the app."""
+    return settings.DATABASE
+
+
+class Owned(models.Model):
+    """A row that belongs to somebody."""
+
+    owner = OwnerKey(
+        django_settings.AUTH_USER_MODEL,
+        on_delete=models.DB_CASCADE,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("owner"),
+    )
+    tenant = models.CharField(_("tenant"), max_length=64, blank=True, default="")
+    principal = models.CharField(_("principal"), max_length=80, blank=True, editable=False)
+
+    class Meta:
+        abstract = True
+
+    def save(self, **kwargs: Any) -> None:
+        """Save the row, filled in if it is new."""
+        if self._state.adding:
+            self.fill()
+        super().save(**kwargs)
+
+    def fill(self) -> None:
+        """Set what follows from the other columns, before the first save."""
+        self.principal = self.principal or principal_of(self.owner)
