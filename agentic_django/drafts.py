@@ -8,7 +8,6 @@ otherwise. A draft goes in the transaction that records its message, or ends its
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from agentic_django import runs, wakeup
+from agentic_django.background import Background
 from agentic_django.models import AgentDraft, AgentRun, database
 from agentic_django.signals import logger
 
@@ -83,15 +83,15 @@ class Draft:
             _writer.remove(self)
 
 
-class _Writer:
+class _Writer(Background):
     """The thread that writes, and what has grown since it last did."""
 
+    name = "agentic-draft"
+
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        super().__init__()
         self._grown: dict[Draft, None] = {}
         self._writing: frozenset[Draft] = frozenset()
-        self._thread: threading.Thread | None = None
-        self._stopped = False
 
     def add(self, draft: Draft) -> None:
         with self._changed:
@@ -99,10 +99,7 @@ class _Writer:
                 return
             self._grown[draft] = None
             draft.due = draft.due or time.monotonic() + FIRST_SECONDS
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="agentic-draft", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._begin()
 
     def remove(self, draft: Draft) -> None:
         with self._changed:
@@ -111,13 +108,6 @@ class _Writer:
     def wait_for(self, draft: Draft) -> None:
         with self._changed:
             self._changed.wait_for(lambda: draft not in self._writing)
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped, thread = True, self._thread
-            self._changed.notify_all()
-        if thread is not None:
-            thread.join()
 
     def _run(self) -> None:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable
@@ -22,6 +21,7 @@ from django.db import Error, connections
 from django.utils import timezone
 
 from agentic_django import live, news, runs, wakeup
+from agentic_django.background import Background
 from agentic_django.live import Follower
 from agentic_django.news import News, State
 from agentic_django.signals import logger
@@ -74,16 +74,16 @@ class Watch:
         self._news.set()
 
 
-class _Hub:
+class _Hub(Background):
     """The thread, and who watches."""
 
+    name = "agentic-hub"
+
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        super().__init__()
         self._joining: list[Watch] = []
         self._watches: set[Watch] = set()
         self._named: set[UUID] = set()
-        self._thread: threading.Thread | None = None
-        self._stopped = False
         self._looked = self._noted = 0.0
         self._listener: wakeup.Listener | None = None
 
@@ -92,10 +92,7 @@ class _Hub:
     def join(self, watch: Watch) -> None:
         with self._changed:
             self._joining.append(watch)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="agentic-hub", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._begin()
 
     def leave(self, watch: Watch) -> None:
         with self._changed:
@@ -111,13 +108,6 @@ class _Hub:
         with self._changed:
             self._named |= named
             self._changed.notify()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped, thread = True, self._thread
-            self._changed.notify()
-        if thread is not None:
-            thread.join()
 
     # In the thread
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from django.db import connections
 
+from agentic_django.background import Background
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadSetting
 from agentic_django.signals import logger
@@ -135,30 +136,20 @@ def _line(name: str) -> Line:
 # Telling
 
 
-class _Teller:
+class _Teller(Background):
     """The thread that tells; started when there is something, ended when there is long nothing."""
 
+    name = "agentic-tell"
+
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        super().__init__()
         self._ids: dict[str, None] = {}
-        self._thread: threading.Thread | None = None
-        self._stopped = False
         self._is_away = False
 
     def tell(self, run_id: str) -> None:
         with self._changed:
             self._ids[run_id] = None
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="agentic-tell", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped, thread = True, self._thread
-            self._changed.notify()
-        if thread is not None:
-            thread.join()
+            self._begin()
 
     def _run(self) -> None:
         line: Line | None = None
