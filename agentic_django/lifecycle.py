@@ -197,7 +197,7 @@ def suspend(
 
     What the run needs to go on is in its journal, and in the rows that are written here.
     """
-    requested = [_requested(row) for row in asked]
+    requested = [_told(EventType.APPROVAL_REQUESTED, row) for row in asked]
     waiting = events.draft(EventType.RUN_WAITING, reason="approval")
     parked = {"failures": 0, "usage": usage, "holder": ""}
     with runs.together(run):
@@ -209,13 +209,14 @@ def suspend(
             dispatch.send_next(run)
 
 
-def _requested(row: ToolApproval) -> Event:
+def _told(kind: EventType, approval: ToolApproval, **more: Any) -> Event:
     return events.draft(
-        EventType.APPROVAL_REQUESTED,
-        approval_id=str(row.pk),
-        call_id=row.call_id,
-        tool=row.tool,
-        arguments=row.arguments,
+        kind,
+        approval_id=str(approval.pk),
+        call_id=approval.call_id,
+        tool=approval.tool,
+        arguments=approval.given,
+        **more,
     )
 
 
@@ -249,12 +250,9 @@ def decide(
 
 
 def _decided(approval: ToolApproval, name: str) -> Event:
-    return events.draft(
+    return _told(
         EventType.APPROVAL_DECIDED,
-        approval_id=str(approval.pk),
-        call_id=approval.call_id,
-        tool=approval.tool,
-        arguments=approval.given,
+        approval,
         decision=approval.decision,
         by=name,
         reason=approval.reason,
