@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ import pytest
 from django.conf import settings
 from django.db import connections
 from django.test import Client
+from django_htmx.jinja import htmx_script
 from playwright.sync_api import (
     Browser,
     ConsoleMessage,
@@ -30,6 +32,8 @@ from playwright.sync_api import (
     ViewportSize,
     sync_playwright,
 )
+
+from agentic_django.templatetags import agentic_django_tags
 
 ARTIFACTS = Path(__file__).resolve().parent / "artifacts"
 ARGUMENTS = [
@@ -170,6 +174,32 @@ def log_in(page: Page, base_url: str, user: Any) -> None:
     name = settings.SESSION_COOKIE_NAME
     cookie = {"name": name, "value": client.cookies[name].value, "url": base_url}
     page.context.add_cookies([cookie])  # type: ignore[list-item]
+
+
+def visiting(open_page: OpenPage, base_url: str, user: Any) -> Callable[..., Page]:
+    """Return what opens an address in a page of its own, as this user."""
+
+    def visit(path: str, **options: Any) -> Page:
+        page = open_page(base_url=base_url, user=user, **options)
+        page.goto(path)
+        return page
+
+    return visit
+
+
+@pytest.fixture(params=[2, 4], ids=["htmx 2", "htmx 4"])
+def htmx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The pages load this version of htmx."""
+    versioned = partial(htmx_script, version=request.param)
+    monkeypatch.setattr(agentic_django_tags, "htmx_script", versioned)
+    version: int = request.param
+    return version
+
+
+@pytest.fixture
+def visit(htmx: int, live_server: Any, open_page: OpenPage, user: Any) -> Callable[..., Page]:
+    """Open an address of the app as Ada, with each of the versions of htmx."""
+    return visiting(open_page, live_server.url, user)
 
 
 @pytest.fixture

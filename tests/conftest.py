@@ -21,7 +21,7 @@ from agentic_django.models import AgentRun
 from tests import agents as test_agents
 from tests import servers
 from tests.attempts import finish
-from tests.browser import browser, open_page, page, problems, screenshot  # noqa: F401
+from tests.browser import browser, htmx, open_page, page, problems, screenshot, visit  # noqa: F401
 from tests.openai_server import OpenAIServer
 from tests.processes import Project
 from tests.replaying import Replays, replaying

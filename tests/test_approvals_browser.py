@@ -5,41 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
-from functools import partial
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.auth.models import User
 from django.core.management import call_command
-from django_htmx.jinja import htmx_script
 from playwright.sync_api import Locator, Page, expect
 
 from agentic_django.models import AgentRun, ToolApproval
-from agentic_django.templatetags import agentic_django_tags
 from example.shop.models import Refund
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
-
-
-@pytest.fixture(params=[2, 4], ids=["htmx 2", "htmx 4"])
-def visit(
-    request: pytest.FixtureRequest,
-    live_server: Any,
-    open_page: Any,
-    user: User,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Page]:
-    """Open an address as Ada, in a browser with one of the versions of htmx."""
-    versioned = partial(htmx_script, version=request.param)
-    monkeypatch.setattr(agentic_django_tags, "htmx_script", versioned)
-
-    def visit(path: str, **options: Any) -> Page:
-        page: Page = open_page(base_url=live_server.url, user=user, **options)
-        page.goto(path)
-        return page
-
-    return visit
 
 
 @pytest.fixture
@@ -126,7 +103,7 @@ def test_a_second_window_is_told_who_was_faster(
     ended(second)
 
 
-@pytest.mark.parametrize("visit", [2], indirect=True)
+@pytest.mark.parametrize("htmx", [2], indirect=True)
 def test_without_javascript_the_forms_work(visit: Callable[..., Page], shop: AgentRun) -> None:
     page = visit(f"/agents/runs/{shop.pk}/", javascript=False)
     page.get_by_label("Amount").fill("5.00")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.auth.models import User
 from django.utils import timezone
-from django_htmx.jinja import htmx_script
 from playwright.sync_api import Page, expect
 
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
-from agentic_django.templatetags import agentic_django_tags
+from tests.browser import visiting
 from tests.processes import wait_until
 from tests.rows import make_checkpoint, make_events, make_run, make_session
 
@@ -112,25 +110,10 @@ def staff(user: User) -> User:
     return User.objects.get(pk=user.pk)
 
 
-@pytest.fixture(params=[2, 4], ids=["htmx 2", "htmx 4"])
-def htmx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The pages load this version of htmx."""
-    versioned = partial(htmx_script, version=request.param)
-    monkeypatch.setattr(agentic_django_tags, "htmx_script", versioned)
-    version: int = request.param
-    return version
-
-
 @pytest.fixture
 def visit(live_server: Any, open_page: Any, staff: User) -> Callable[..., Page]:
     """Open an address as Ada, who is staff."""
-
-    def visit(path: str, **options: Any) -> Page:
-        page: Page = open_page(base_url=live_server.url, user=staff, **options)
-        page.goto(path)
-        return page
-
-    return visit
+    return visiting(open_page, live_server.url, staff)
 
 
 @pytest.mark.parametrize("look", ["wide", "dark", "narrow", "rtl"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from django.template.loader import render_to_string
 from django.test import Client, RequestFactory
 from django.utils import timezone
 from django.utils.translation import override
-from django_htmx.jinja import htmx_script
 from playwright.sync_api import Page, expect
 
 from agentic_django import conf
 from agentic_django.conversation import messages
 from agentic_django.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
-from agentic_django.templatetags import agentic_django_tags
 from tests.rows import write
 from tests.statements import at_most
 
@@ -369,32 +366,6 @@ def test_host_gives_the_pages_its_own_frame(
 
 
 # In a browser
-
-
-@pytest.fixture(scope="session")
-def live_server(django_db_setup: None, live_server: Any) -> Any:
-    """The server, started once the database is known: before, its threads share a connection."""
-    return live_server
-
-
-@pytest.fixture(params=[2, 4], ids=["htmx 2", "htmx 4"])
-def visit(
-    request: pytest.FixtureRequest,
-    live_server: Any,
-    open_page: Any,
-    user: User,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Page]:
-    """Open an address of the app as Ada, in a browser with one of the versions of htmx."""
-    versioned = partial(htmx_script, version=request.param)
-    monkeypatch.setattr(agentic_django_tags, "htmx_script", versioned)
-
-    def visit(path: str, **options: Any) -> Page:
-        page: Page = open_page(base_url=live_server.url, user=user, **options)
-        page.goto(path)
-        return page
-
-    return visit
 
 
 @pytest.mark.browser
