@@ -1,4 +1,4 @@
-"""Tables, constraints, query scopes and predicates. Transitions are in ``runs``."""
+"""Tables, constraints, query scopes and predicates. Transitions are in ``agentic_django.runs``."""
 
 from agentic_django.models.approvals import ToolApproval
 from agentic_django.models.base import database
