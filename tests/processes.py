@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
 import psutil
@@ -22,11 +23,10 @@ import redis
 from django.db import connections
 from django.test import override_settings
 
+from tests.forkserver import Forked, fork
 from tests.settings import ROOT, TASK_BACKENDS, database, rq_queues
 
 __all__ = ["Process", "Project", "free_port", "wait_until"]
-
-_MARK = "AGENTIC_TEST_PROCESS"
 
 
 def wait_until(
@@ -51,14 +51,13 @@ def free_port() -> int:
 
 @dataclass
 class Process:
-    """A subprocess whose output goes to a file; it and all its descendants can be killed."""
+    """A process whose output goes to a file; it and all its descendants can be killed."""
 
     arguments: list[str]
     env: Mapping[str, str]
     log: Path
     ready: Callable[[Process], bool] = lambda process: True
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    popen: subprocess.Popen[bytes] | None = None
+    popen: subprocess.Popen[bytes] | Forked | None = None
     url: str = ""
 
     @property
@@ -84,10 +83,12 @@ class Process:
         wait_until(self._is_ready, timeout=timeout, what=self._complaint)
         return self
 
-    def _open(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _open(self, log: IO[bytes]) -> subprocess.Popen[bytes] | Forked:
+        if self.arguments[0] == sys.executable:
+            return fork(self.arguments[1:], self.env, ROOT, log)
         return subprocess.Popen(
             self.arguments,
-            env={**self.env, _MARK: self.mark},
+            env=self.env,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -106,13 +107,13 @@ class Process:
     def family(self) -> list[psutil.Process]:
         """Return the process and its descendants, orphans included.
 
-        They are known by a mark in the environment: a worker puts each job into a process
-        group of its own, which outlives it.
+        They are known by the file they write to: a worker puts each job into a session of its
+        own, which outlives it.
         """
         family = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == self.mark:
+                if any(Path(file.path) == self.log.resolve() for file in process.open_files()):
                     family.append(process)
         return family
 
@@ -201,26 +202,24 @@ class Project:
 
     def manage(self, *arguments: str, timeout: float = 120.0) -> str:
         """Run a management command to its end and return what it wrote; raises if it fails."""
-        return self._run([sys.executable, "-m", "django", *arguments], timeout)
+        return self._run(["-m", "django", *arguments], timeout)
 
     def python(self, code: str, *, timeout: float = 120.0) -> str:
         """Run code in a fresh process, Django set up, and return what it wrote."""
-        return self._run([sys.executable, "-c", f"import django\ndjango.setup()\n{code}"], timeout)
+        return self._run(["-c", f"import django\ndjango.setup()\n{code}"], timeout)
 
     def _run(self, arguments: list[str], timeout: float) -> str:
-        done = subprocess.run(
-            arguments,
-            env=self.env,
-            cwd=ROOT,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"Exit status {done.returncode}:\n{done.stdout}\n{done.stderr}")
-        return done.stdout
+        with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+            process = fork(arguments, self.env, ROOT, stdout, stderr)
+            try:
+                status = process.wait(timeout)
+            finally:
+                process.kill()
+            stdout.seek(0)
+            stderr.seek(0)
+            if status:
+                raise RuntimeError(f"Exit status {status}:\n{stdout.read()}\n{stderr.read()}")
+            return stdout.read()
 
     def process(
         self,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -60,6 +62,7 @@ class Stream:
         parts = urlsplit(self.url)
         self._connection = http.client.HTTPConnection(parts.netloc, timeout=30)
         self._connection.request("GET", f"{parts.path}?{parts.query}", headers=self._headers())
+        self._socket = self._connection.sock  # The connection forgets it behind the headers.
         self._response = self._connection.getresponse()
         self.status = self._response.status
         self.headers = dict(self._response.getheaders())
@@ -110,7 +113,6 @@ class Stream:
         raise AssertionError(f"The stream ended before that, after {self.arrived}.")
 
     def __exit__(self, *_: object) -> None:
-        sock = self._connection.sock
-        if sock is not None:
-            sock.close()
+        with suppress(OSError):  # It may be closed already.
+            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads.
         self._connection.close()

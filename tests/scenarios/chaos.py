@@ -124,9 +124,9 @@ class Chaos:
         self.workers[self.workers.index(worker)] = self._again(worker)
 
     def _again(self, worker: Process) -> Process:
-        """Start a worker of another name; its family is still known by its mark."""
+        """Start a worker of another name; its family is still known by its log."""
         fresh = self.project.rq_worker()
-        fresh.mark, fresh.ready = worker.mark, lambda process: True
+        fresh.log, fresh.ready = worker.log, lambda process: True
         return fresh.start()
 
     def _pause(self, worker: Process) -> None:

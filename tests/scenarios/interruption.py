@@ -80,9 +80,9 @@ class Commits:
     def around(self, commit: Callable[[], Any]) -> Any:
         """Commit; act before or after it if it is the chosen one.
 
-        The heart commits whenever it is time, and is not counted.
+        The heart and the writer of drafts commit whenever it is time, and are not counted.
         """
-        if threading.current_thread().name == "agentic-heart":
+        if threading.current_thread().name in {"agentic-heart", "agentic-draft"}:
             return commit()
         self.count += 1
         chosen = self.count == self.at
