@@ -170,6 +170,7 @@ def become(arguments: list[str], env: dict[str, str], cwd: str) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    sys.path[:0] = [cwd, *env.get("PYTHONPATH", "").split(os.pathsep)]
     sys.orig_argv = [sys.executable, *arguments]
     match arguments:
         case ["-m", module, *rest]:
