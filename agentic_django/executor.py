@@ -27,7 +27,7 @@ from agentic_django.runtime import RunContext
 from agentic_django.serialization import to_jsonable
 from agentic_django.signals import logger
 
-__all__ = ["attempt", "execute"]
+__all__ = ["attempt", "carry", "execute"]
 
 
 def execute(run_id: str) -> None:
@@ -36,12 +36,13 @@ def execute(run_id: str) -> None:
     In a worker with many slots the calling thread only waits, and the worker itself sweeps.
     """
     if threads.is_shared():
-        threads.run_shared(lambda: _carry(run_id)).result()
+        threads.run_shared(lambda: carry(run_id)).result()
     else:
         _execute_here(run_id)
 
 
-async def _carry(run_id: str) -> None:
+async def carry(run_id: str) -> None:
+    """Carry a run, or another that is due, through one attempt; on the running loop."""
     run = await threads.call(runs.claim, run_id)
     if run is not None:
         await attempt(run)

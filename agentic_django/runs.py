@@ -37,6 +37,7 @@ __all__ = [
     "bill",
     "claim",
     "claim_due",
+    "claim_named",
     "finish",
     "hold_waiting",
     "holder",
@@ -132,6 +133,16 @@ def claim_due(queue: str, most: int) -> list[AgentRun]:
         return _take_all(_due_on(queue), most)
     except IntegrityError:  # Another run of a conversation was claimed at the same moment.
         return [run for run in list(_due_on(queue).in_turn()[:most]) if _take(run)]
+
+
+def claim_named(run_ids: Sequence[str]) -> list[AgentRun]:
+    """Take those of these runs that are due, if no caps have to be looked at for each."""
+    if slots.caps():
+        return []
+    try:
+        return _take_all(_whole().due().filter(pk__in=run_ids), len(run_ids))
+    except IntegrityError:  # Another run of a conversation was claimed at the same moment.
+        return []
 
 
 def _take_all(due: RunScope, most: int) -> list[AgentRun]:

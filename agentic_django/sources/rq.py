@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import copy
+import queue
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import django_rq
+from django.db import Error
 from django_tasks_rq import Job
 from redis import BlockingConnectionPool
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.exceptions import DequeueTimeout
+from rq.intermediate_queue import IntermediateQueue
 from rq.suspension import is_suspended
 from rq.timeouts import BaseDeathPenalty
+from rq.utils import as_text
 from rq.worker import BaseWorker, WorkerStatus
 
-from agentic_django import others
+from agentic_django import deliveries, executor, others, runs, threads
 from agentic_django.duty import Duty
+from agentic_django.models import AgentRun
 from agentic_django.signals import logger
 
 __all__ = ["RedisQueue"]
 
 _OURS = "agentic_django.tasks.execute"
+
+_BATCH = 20
+"""At most so many jobs are taken, begun and ended at once."""
+
+_MOVES = (6, 2, 0)
+"""The Redis since which what is taken from a queue is kept until it is begun."""
+
+_GATHERING_SECONDS = 0.01
+"""Ends that come so soon behind another are told with it."""
 
 _CONNECTIONS = 16
 """To Redis, whatever the number of slots: each command takes one for a moment."""
@@ -59,11 +75,13 @@ class SlotWorker(BaseWorker):
             default_result_ttl=_RESULT_SECONDS,
         )
         self.duty = duty
+        self.deliveries = deliveries.Deliveries(self)
         self._threads = ThreadPoolExecutor(duty.slots.count, "agentic-slot")
         self._others = others.Others(queue.name)
         self._looked, self._suspended = 0.0, False
-        self._at: dict[str, tuple[BaseWorker, Any]] = {}
+        self._reserved = 0
         self._beaten = time.monotonic()
+        self._ends = Ends(self.deliveries, duty)
 
     def take_jobs(self) -> None:
         """Take jobs while the duty lasts, or until there are none; outlasts Redis' absences."""
@@ -87,75 +105,156 @@ class SlotWorker(BaseWorker):
         return self._suspended
 
     def _is_last_look(self) -> bool:
-        """Take a slot, then a job for it; whether a burst is over, for there is none.
+        """Take slots, then jobs for them; whether a burst is over, for there is none.
 
         No more is dequeued than there are slots. A run that ends may send another one, so it
         has to have ended before the look.
         """
-        if not self.duty.slots.take():
+        wanted = self._reserved = self.duty.slots.take(_BATCH)
+        if not wanted:
             return False
-        was_alone = self.duty.slots.busy == 1
-        found = None
+        was_alone = self.duty.slots.busy == wanted
+        found: list[Any] = []
         try:
-            found = self._dequeue()
+            found = self._dequeue(wanted)
         finally:
-            if found is None:
-                self.duty.slots.give_back()
-        if found is not None:
-            self.execute_job(*found)
-        return found is None and was_alone and self.duty.is_burst
+            self._reserved = 0
+            self.duty.slots.give_back(wanted - len(found))
+        ours = [job for job in found if job.func_name == _OURS]
+        for job in found:
+            if job not in ours:
+                done = self._threads.submit(self._perform_other, job)
+                self.duty.slots.give_back_after(done)
+        if ours:
+            self._perform(ours)
+        return not found and was_alone and self.duty.is_burst
 
-    def _dequeue(self) -> tuple[Any, Any] | None:
+    def _dequeue(self, most: int) -> list[Any]:
+        """Wait for a job, at most for a second; return it and those behind it."""
+        queue = self.queues[0]
         seconds = None if self.duty.is_burst else 1
         try:
-            found: tuple[Any, Any] | None = self.queue_class.dequeue_any(
+            found = self.queue_class.dequeue_any(
                 self.queues, seconds, connection=self.connection, job_class=self.job_class
             )
         except DequeueTimeout:
-            return None
+            return []
         if found is None:
             self.duty.ending.wait(0.05)
-        else:
-            version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
-            found[0].redis_server_version = version
-        return found
+            return []
+        more = min(most - 1, queue.count)
+        return [found[0], *self._fetch(self._pop(more))] if more > 0 else [found[0]]
 
-    def execute_job(self, job: Any, queue: Any) -> None:
-        """Hand a job to a thread; the slot is free again when it is done."""
-        perform = self._perform_run if job.func_name == _OURS else self._others.perform
-        self.duty.slots.give_back_after(self._threads.submit(self._guarded, perform, job, queue))
+    def _pop(self, most: int) -> list[str]:
+        """Take ids from the queue, as RQ does: they are kept until they are begun."""
+        queue = self.queues[0]
+        if self.get_redis_server_version() < _MOVES:  # type: ignore[no-untyped-call]
+            return []
+        kept = IntermediateQueue(queue.key, self.connection).key
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for _ in range(most):
+                pipeline.lmove(queue.key, kept)
+            return [as_text(job_id) for job_id in pipeline.execute() if job_id is not None]
 
-    def _guarded(self, perform: Any, job: Any, queue: Any) -> None:
+    def _fetch(self, ids: Sequence[str]) -> list[Any]:
+        """Return the jobs with these ids, as far as they still are."""
+        jobs = Job.fetch_many(ids, connection=self.connection)
+        return [job for job in jobs if job is not None]
+
+    def _perform_other(self, job: Any) -> None:
+        job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
         try:
-            perform(job, queue)
-        except RedisError as error:  # The run's own row is not concerned.
-            logger.warning("Redis cannot be told of job %s: %s", job.id, error)
+            self._others.perform(job, self.queues[0])
         except Exception:  # noqa: BLE001 - one job's trouble is not the others'
             logger.exception("Job %s cannot be carried out", job.id)
 
-    def _perform_run(self, job: Any, queue: Any) -> None:
-        one = copy.copy(self)  # RQ keeps in the worker which job it is at.
-        one.prepare_execution(job)
-        self._at[job.id] = (one, job)
+    def _perform(self, jobs: Sequence[Any]) -> None:
+        """Carry the runs that jobs deliver; each job frees its slot when its end is told."""
         try:
-            one.perform_job(job, queue)
-        finally:
-            del self._at[job.id]
+            self.deliveries.begin(jobs)
+        except RedisError:  # What cannot be told is not begun: the sweep sends it again.
+            self.duty.slots.give_back(len(jobs))
+            raise
+        try:
+            claimed = threads.record(runs.claim_named, [job.args[0] for job in jobs])
+        except Error:
+            claimed = []  # Each says for itself what is wrong.
+        taken = {str(run.pk): run for run in claimed}
+        for job in jobs:
+            run_id = job.args[0]
+            self._carry(job, partial(_attempt, taken.pop(run_id, None), run_id))
+
+    def _carry(self, job: Any, attempt: Any) -> None:
+        threads.run_shared(attempt).add_done_callback(partial(self._ends.add, job))
 
     def beat(self) -> None:
         """Tell RQ how the worker stands, and now and then that its jobs are alive."""
-        state = WorkerStatus.BUSY if self.duty.slots.busy else WorkerStatus.IDLE
+        is_busy = self.duty.slots.busy > self._reserved
+        state = WorkerStatus.BUSY if is_busy else WorkerStatus.IDLE
         if state != self.get_state():
             self.set_state(state)
         if time.monotonic() - self._beaten > _JOBS_BEAT:
             self._beaten = time.monotonic()
             self.heartbeat()
-            for one, job in list(self._at.values()):
-                if one.execution is not None:
-                    copy.copy(one).maintain_heartbeats(job)
+            self.deliveries.beat()
 
     def procline(self, message: str) -> None:
         """Leave the process its name."""
+
+    def close(self) -> None:
+        """Tell the last ends, and that the worker is gone."""
+        self._ends.close()
+        self.teardown()  # type: ignore[no-untyped-call]
+
+
+def _attempt(run: AgentRun | None, run_id: str) -> Coroutine[Any, Any, None]:
+    """Carry the run that was taken; or else that of a delivery, or another that is due."""
+    return executor.carry(run_id) if run is None else executor.attempt(run)
+
+
+class Ends:
+    """A thread that tells of ends, those together that come together."""
+
+    def __init__(self, deliveries: deliveries.Deliveries, duty: Duty) -> None:
+        self.deliveries = deliveries
+        self.duty = duty
+        self._come: queue.SimpleQueue[tuple[Any, BaseException | None] | None]
+        self._come = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="agentic-ends", daemon=True)
+        self._thread.start()
+
+    def add(self, job: Any, future: Future[None]) -> None:
+        """Have told that a job's attempt has ended."""
+        cancelled = future.cancelled()
+        self._come.put((job, None if cancelled else future.exception()))
+
+    def close(self) -> None:
+        """Wait until all is told."""
+        self._come.put(None)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while (first := self._come.get()) is not None:
+            time.sleep(_GATHERING_SECONDS)
+            ended = [first]
+            while len(ended) < _BATCH and not self._come.empty():
+                if (end := self._come.get()) is None:
+                    self._come.put(None)
+                    break
+                ended.append(end)
+            self._tell(ended)
+            self.duty.slots.give_back(len(ended))
+
+    def _tell(self, ended: Sequence[tuple[Any, BaseException | None]]) -> None:
+        try:
+            for job, error in ended:
+                if error is not None:
+                    self.deliveries.fail(job, error)
+            self.deliveries.end([job for job, error in ended if error is None])
+        except RedisError as error:  # The runs' own rows are not concerned.
+            logger.warning("Redis cannot be told of %s jobs: %s", len(ended), error)
+        except Exception:  # noqa: BLE001 - the next ends are to be told
+            logger.exception("The ends of %s jobs cannot be told", len(ended))
 
 
 class RedisQueue:
@@ -178,7 +277,7 @@ class RedisQueue:
     def close(self) -> None:
         """See ``duty.Source``."""
         try:
-            self.worker.teardown()  # type: ignore[no-untyped-call]
+            self.worker.close()
         except RedisError as error:
             logger.warning("Redis cannot be told that the worker is gone: %s", error)
 
