@@ -267,7 +267,7 @@ def _is_on_rq(alias: str) -> bool:
 
 def _seconds(timeout: Any) -> float:
     from rq.exceptions import TimeoutFormatError  # noqa: PLC0415 - there only if RQ is used
-    from rq.utils import parse_timeout  # noqa: PLC0415
+    from rq.utils import parse_timeout  # noqa: PLC0415 - an extra
 
     try:
         return float(parse_timeout(timeout) or _RQ_SECONDS)

@@ -339,4 +339,4 @@ def backoff(failures: int) -> float:
 
     The spread keeps runs that failed together from coming back together.
     """
-    return min(2.0**failures, _LONGEST_DELAY) * random.uniform(0.5, 1.5)  # noqa: S311
+    return min(2.0**failures, _LONGEST_DELAY) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret

@@ -135,10 +135,10 @@ async def _nothing() -> None:
 def _source(name: str, duty: Duty) -> Source:
     """Return the source of a name; RQ need not be installed for the other one."""
     if name == "rq":
-        from agentic_django.sources.rq import RedisQueue  # noqa: PLC0415
+        from agentic_django.sources.rq import RedisQueue  # noqa: PLC0415 - an extra
 
         return RedisQueue(duty)
-    from agentic_django.sources.database import Rows  # noqa: PLC0415
+    from agentic_django.sources.database import Rows  # noqa: PLC0415 - as the other
 
     connections.close_all()
     return Rows(duty)

@@ -107,7 +107,7 @@ def _check_csrf(request: HttpRequest) -> None:
 
 def check_agent(request: HttpRequest, agent_key: str) -> None:
     """Raise UnknownAgent, or NotAllowed if ``AGENTIC_DJANGO_AGENT_ACCESS`` says no."""
-    if agent_key not in registry.keys():  # noqa: SIM118 - a function of ours
+    if agent_key not in registry.keys():  # noqa: SIM118 - a registry, no dict - a function of ours
         # The names of agents that are not theirs are not theirs either.
         raise UnknownAgent(registry.suggestion(agent_key, agents(request)))
     if not _may_use(request, agent_key):

@@ -86,7 +86,7 @@ class Command(BaseCommand):
         )
         if supervisor.run():
             self._say("The code has changed; starting anew.")
-            os.execv(sys.executable, autoreload.get_child_arguments())  # noqa: S606
+            os.execv(sys.executable, autoreload.get_child_arguments())  # noqa: S606 - ourselves
 
     def _say(self, text: str) -> None:
         self.stdout.write(text)
