@@ -15,6 +15,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connections
 from django.test import Client
+from xdist.scheduler import LoadScopeScheduling
 
 from agentic_django import drafts, hub, lifecycle, recovery, registry, wakeup
 from agentic_django.models import AgentRun
@@ -60,6 +61,9 @@ SERVERS = {"project", "in_project", "sqlite_project", "postgres", "valkey", "own
 """Fixtures with servers or processes of their own: the tests' own database is nothing to them."""
 
 
+TOGETHER = {"test_demo.py"}
+"""Files whose tests one worker runs, for what they start is shared."""
+
 RUNS = {"carry", "no_queue", "openai_server", "register", "scripted"}
 """Fixtures with which agents run in the tests' own process."""
 
@@ -79,6 +83,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # The session: what its processes share
+
+
+class TogetherScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Spreads tests one by one, but for those of files whose tests share what they start.
+
+    The mark ``xdist_group`` is not heeded under pytest 9.2: pytest-xdist, issue 1386.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return file if Path(file).name in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Return what gives xdist's workers their tests."""
+    return TogetherScheduling(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,7 +24,7 @@ from example.reports.models import Row
 from example.shop.models import Order, Refund
 from tests.processes import Process, Project, free_port, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 MODES = {
     "immediate": {"DEMO_TASKS": "immediate", "DEMO_MODEL_PAUSE": "0.02"},
