@@ -1092,6 +1092,18 @@ def test_progress_reaches_100_though_the_steps_that_were_left_are_gone(
     assert percents(run) == [50, 100]
 
 
+@pytest.mark.parametrize("told", [{}, {"progress_percent": "half"}])
+def test_a_host_may_tell_of_progress_in_its_own_words(
+    resumed: Carry, calls: Calls, told: dict[str, Any]
+) -> None:
+    async def tell(ctx: RunContext, state: dict[str, Any]) -> None:
+        await ctx.emit("progress.update", {"step_name": "a", "description": "Nearly.", **told})
+
+    run = resumed(Pipeline([Step("a", tell), does(calls, "b", ValueError("no"), "well")]))
+    assert run.status == "completed"
+    assert payloads(run, "progress.update")[-1]["progress_percent"] == 100
+
+
 def test_the_state_behind_a_group_is_read_as_it_was(register: Register, carry: Carry) -> None:
     async def change(ctx: RunContext, state: dict[str, Any]) -> None:
         state["k"] = 2

@@ -303,7 +303,8 @@ def _shown_before(run: AgentRun, names: Sequence[str]) -> int:
     kinds = (EventType.PROGRESS_UPDATE, EventType.RUN_RETRYING)
     told = run.events.filter(event_type__in=kinds).order_by("sequence")
     payloads = [p for _, p in of_this_generation(list(told.values_list("event_type", "payload")))]
-    return max((p["progress_percent"] for p in payloads if p.get("step_name") in names), default=0)
+    shown = [p.get("progress_percent") for p in payloads if p.get("step_name") in names]
+    return max((n for n in shown if isinstance(n, int)), default=0)  # A host may tell others.
 
 
 async def _all(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
