@@ -5,6 +5,9 @@ carries so many runs at once, each of which waits for its model; given are its r
 private memory in MB, before and during that. Then, while so many are in flight, 200 more runs
 are submitted one after another, and the time from a run's creation to its first event is given
 by the database's clock, with what it is made of: to being sent, and to being claimed.
+
+``--through 20000`` instead has one process carry so many plain runs, a thousand at a time, and
+gives its memory after each tenth of them.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--late", type=int, default=200)
+    parser.add_argument("--through", type=int, default=0)
     parser.add_argument("--source", choices=("rq", "database"), default="rq")
     asked = parser.parse_args()
     code = f"from benchmarks.in_flight import one; one({json.dumps(vars(asked))!r})"
@@ -52,7 +56,8 @@ def one(given: str) -> None:
     command += [f"--source={asked.source}", f"--concurrency={slots}"]
     load = os.getloadavg()[0]
     with _running([command]) as [supervisor]:
-        print(json.dumps({**_measured(user, asked, supervisor.pid), "load": load}, indent=2))
+        measure = _through if asked.through else _measured
+        print(json.dumps({**measure(user, asked, supervisor.pid), "load": load}, indent=2))
         _end()
         supervisor.terminate()
         supervisor.wait(60)
@@ -70,6 +75,20 @@ def _measured(user: Any, asked: argparse.Namespace, supervisor: int) -> dict[str
         _submit(user, "plain", 1)
     _wait("completed", 20 + asked.late)
     return {**vars(asked), "idle": idle, "in_flight": busy, "milliseconds": _begun(asked.late)}
+
+
+def _through(user: Any, asked: argparse.Namespace, supervisor: int) -> dict[str, Any]:
+    _submit(user, "plain", 20)
+    _wait("completed", 20)
+    worker, tenth = _only_child(supervisor), asked.through // 10
+    sizes: list[dict[str, float]] = []
+    for n in range(1, 11):
+        for _ in range(0, tenth, 1000):
+            _submit(user, "plain", min(tenth, 1000))
+        _wait("completed", 20 + n * tenth)
+        sizes.append({"runs": n * tenth, **_megabytes(worker)})
+        print(sizes[-1], file=sys.stderr)
+    return {**vars(asked), "memory": sizes}
 
 
 def _only_child(supervisor: int) -> psutil.Process:
