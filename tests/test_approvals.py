@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from openai.types.responses.response_output_item import McpApprovalRequest
 from pydantic import BaseModel, Field, field_validator
 
-from agentic_django import recovery, signals, transcript
+from agentic_django import lifecycle, recovery, signals, transcript
 from agentic_django.exceptions import (
     BadInput,
     Conflict,
@@ -225,6 +225,63 @@ def test_a_rule_that_changed_meanwhile_does_not_overrule_the_decision(
     tool.needs_approval = False
     scripted("default", "Done.", tools=[tool])
     assert (finish(run).status, MADE) == ("completed", [])
+
+
+# In one transaction
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_dies_before_it_has_parked_its_run_has_parked_nothing_of_it(
+    scripted: Any, begin: Any, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scripted("default", [pay_call(), look_call()], "Paid.", tools=[paying(), look])
+    session = make_session(user)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle.runs, "announce", die)  # The last of what parks a run.
+        with pytest.raises(Died):
+            begin(session=session)
+    run = AgentRun.objects.get()
+    assert (run.status, run.usage, session.items.count()) == ("running", {}, 0)
+    assert not ToolApproval.objects.exists()
+    assert not run.events.filter(event_type__in=["approval.requested", "run.waiting"]).exists()
+    run = attempt(lost(run))
+    assert (run.status, the(run).tool) == ("waiting", "pay")
+    assert (MADE, len(model.calls)) == ([("look", "out")], 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_all_that_a_parked_run_needs_is_in_the_database(
+    scripted: Any, begin: Any, user: User
+) -> None:
+    session = make_session(user)
+    scripted("default", [pay_call(), look_call()], "Paid.", tools=[paying(), look])
+    run = begin(session=session)
+    assert (run.status, run.holder, run.usage["requests"]) == ("waiting", "", 1)
+    assert recorded(run) == [("model", "default"), ("tool", "look")]
+    decide_approval(the(run), True)
+    # Another process has nothing of the first attempt: its model would fail a second time.
+    model = scripted("default", "Paid.", tools=[paying(), look])
+    run = finish(run)
+    assert (run.status, len(model.calls)) == ("completed", 1), run.error_detail
+    assert MADE == [("look", "out"), ("pay", 5)]
+    kinds = [item.payload.get("type", item.payload.get("role")) for item in session.items.all()]
+    calls = ["function_call"] * 2 + ["function_call_output"] * 2
+    assert (kinds[0], sorted(kinds[1:5]), kinds[5]) == ("user", calls, "message")
+
+
+class Died(BaseException):
+    """Stands for the death of the process."""
+
+
+def lost(run: AgentRun) -> AgentRun:
+    """Let the lease of a run end whose process is gone, and find it."""
+    AgentRun.objects.filter(pk=run.pk).update(lease_ends_at=Now() - timedelta(seconds=1))
+    recovery.sweep()
+    return run
 
 
 # Nested agents
@@ -689,13 +746,7 @@ def interrupted(scripted: Any, begin: Any) -> AgentRun:
     with pytest.raises(Died):
         begin()
     run = AgentRun.objects.get()
-    AgentRun.objects.filter(pk=run.pk).update(lease_ends_at=Now() - timedelta(seconds=1))
-    recovery.sweep()
-    return attempt(run)
-
-
-class Died(BaseException):
-    """Stands for the death of the process."""
+    return attempt(lost(run))
 
 
 def test_an_interrupted_call_asks_what_became_of_it(scripted: Any, begin: Any) -> None:
