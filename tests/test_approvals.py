@@ -557,6 +557,7 @@ def test_the_mail_of_the_how_to_is_sent_to_those_who_may_decide(
     scripted: Any, begin: Any, other_user: User, settings: Any, mailoutbox: list[Any]
 ) -> None:
     settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user == other_user
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
     text = (Path(__file__).parents[1] / "docs/how-to/approvals.md").read_text()
     code = text.partition("## Send mails")[2].partition("```python")[2].partition("```")[0]
     names: dict[str, Any] = {}
