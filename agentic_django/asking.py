@@ -53,12 +53,14 @@ class Asked:
                 return printable(row.question)
             case Kind.INTENT:
                 return _("“%(tool)s” was interrupted and may have happened. What now?") % names
+        if row.question:
+            return printable(row.question)
         return _("%(agent)s asks: may it do “%(tool)s”?") % names
 
     @property
     def action(self) -> str:
-        """What the button does: the call's own name, in words."""
-        return in_words(printable(self.approval.tool))
+        """What the button does: as the host words it, or the call's own name."""
+        return printable(self.approval.action) or in_words(printable(self.approval.tool))
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -80,6 +82,11 @@ class Asked:
             _field(schema, name, rule, given.get(name, _MISSING), name in required)
             for name, rule in schema["properties"].items()
         ]
+
+    @property
+    def can_change(self) -> bool:
+        """Whether the arguments may be changed before the call is approved."""
+        return self.approval.is_editable and bool(self.fields)
 
     @property
     def wants_text(self) -> bool:

@@ -26,6 +26,7 @@ from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, databa
 __all__ = ["Journal", "Result", "begin", "load", "record"]
 
 _LONGEST_KEY = 200
+_LONGEST_ACTION = 80
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Journal:
         run = self.run
         for name in ("call_id", "tool", "agent", "question"):  # As a text column can hold it.
             columns[name] = printable(columns.get(name, ""))
+        columns["action"] = printable(columns.get("action", ""))[:_LONGEST_ACTION]
         asked = ToolApproval(run=run, generation=run.generation, key=key, **columns)
         self.asking.setdefault(key, self._asked.get(key, asked))
         return self.give_up(RunParked())

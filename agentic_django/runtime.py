@@ -21,7 +21,7 @@ from agentic_django.events import Event, EventType
 from agentic_django.exceptions import BadSetting, Declined
 from agentic_django.generation import Answer, Message
 from agentic_django.journal import STATE_KEY, Journal, Result
-from agentic_django.journaled import at_most_once, editable
+from agentic_django.journaled import asks, at_most_once, editable
 from agentic_django.models import AgentRun, AgentSession, StepCheckpoint, ToolApproval
 from agentic_django.scope import (
     CurrentStep,
@@ -46,6 +46,7 @@ __all__ = [
     "Runtime",
     "Tool",
     "ToolRegistry",
+    "asks",
     "at_most_once",
     "current_step",
     "editable",
@@ -122,8 +123,8 @@ class RunContext:
         try:
             with within(scope):
                 yield
-        except BaseException:
-            await scope.abandon()
+        except BaseException as error:
+            await scope.end(error)
             raise
 
     async def leave(self, result: RunResult) -> None:
@@ -260,8 +261,8 @@ class RunContext:
         try:
             with within(scope), making(CurrentStep(self.run_id, key, name)):
                 yield
-        except BaseException:
-            await scope.abandon()
+        except BaseException as error:
+            await scope.end(error)
             raise
 
     # Asking
@@ -320,8 +321,13 @@ class RunContext:
         return await generation.generate(messages, tools=tools, using=model, **options)
 
     async def run_agent(self, agent: agents.Agent[Any], given: Any) -> Any:
-        """Run an SDK agent on a text or items, and return its final output; it is journaled."""
-        return await sdk.run_agent(agent, self.journal, given)
+        """Run an SDK agent on a text or items, and return its final output; it is journaled.
+
+        Several may be gathered: if one has to wait for a person, the others come to their ends
+        first, or to what they ask.
+        """
+        with (current_scope() or Scope(self.journal)).joined():
+            return await sdk.run_agent(agent, self.journal, given)
 
 
 def _form(options: Sequence[str], schema: type[BaseModel] | None) -> dict[str, Any] | None:

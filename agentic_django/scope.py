@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from agents.run_state import RunState
 
+from agentic_django.exceptions import RunParked
 from agentic_django.journal import Journal
 
 __all__ = [
@@ -123,11 +124,15 @@ class Scope:
             if is_new:
                 self.under_way.discard(task)
 
-    async def abandon(self) -> None:
-        """End the tasks that still work on a part of what has failed, and wait until they have."""
+    async def end(self, error: BaseException) -> None:
+        """End the tasks that still work on a part of what has failed, and wait until they have.
+
+        If it is to be parked they are let come to their ends, and may ask something too.
+        """
         tasks = self.under_way - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
+        if not isinstance(error, RunParked):
+            for task in tasks:
+                task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 

@@ -22,7 +22,7 @@ from agentic_django.conf import load, settings
 from agentic_django.events import EventType
 from agentic_django.exceptions import AgentChanged
 from agentic_django.journal import Journal, Result
-from agentic_django.journaled import JournaledProvider, instrumented, journaled_model
+from agentic_django.journaled import JournaledProvider, instrumented, journaled_model, worded
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.scope import Scope, current_scope, within
 
@@ -65,7 +65,8 @@ async def _drain(result: RunResultStreaming, journal: Journal) -> None:
             raise
         raise AgentChanged(f"{AgentChanged.__doc__} {error}") from error
     finally:
-        journal.check()
+        if not result.interruptions:  # Else it asks first, though the run is to be parked already.
+            journal.check()
 
 
 async def _decided(result: RunResultStreaming, scope: Scope) -> RunState[Any]:
@@ -95,13 +96,15 @@ def _asked(item: ToolApprovalItem) -> dict[str, Any]:
     name, agent = item.name or "", item.agent
     known = {tool.name: tool for tool in agent.tools if isinstance(tool, FunctionTool)}
     is_editable = name in known and hasattr(known[name], "agentic_editable")
+    arguments = transcript.parsed(item.arguments or "{}")
     return {
         "kind": kind.MCP if _is_hosted(item.raw_item) else kind.TOOL,
         "call_id": (item.call_id or "")[:255],
         "tool": name[:255],
         "agent": agent.name[:255],
-        "arguments": transcript.parsed(item.arguments or "{}"),
+        "arguments": arguments,
         "schema": known[name].params_json_schema if is_editable else None,
+        **worded(known.get(name), arguments),
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import Any, Literal, get_args
 from uuid import UUID, uuid4
@@ -331,10 +332,20 @@ def resolve_approval(
     return _decide(approval, outcome, by, reason, answer)
 
 
+def _forms(approval: ToolApproval, answer: Any) -> Iterator[ToolApproval]:
+    """Yield what is asked, and as it was edited: whoever decides must be let decide both."""
+    yield approval
+    if approval.is_editable and answer is not None:
+        edited = copy(approval)
+        edited.arguments = answer
+        yield edited
+
+
 def _decide(
     approval: ToolApproval, decision: str, by: Any, reason: str, answer: Any
 ) -> ToolApproval:
-    if by is not None and not approvals.may_decide(by, approval):
+    forms = _forms(approval, answer)
+    if by is not None and not all(approvals.may_decide(by, form) for form in forms):
         raise NotAllowed(_("You may not decide this."))
     limits.check_data(reason, "reason")
     name = _name(by, approval.run)

@@ -101,6 +101,7 @@ AGENTIC_DJANGO_AGENT_REGISTRY = [
     "example.reports.pipeline.agents",
 ]
 AGENTIC_DJANGO_DEFAULT_AGENT_KEY = "support"
+AGENTIC_DJANGO_APPROVERS = "example.shop.approvers.may_decide"
 AGENTIC_DJANGO_CONTEXT_FACTORY = "example.shop.agents.desk"
 AGENTIC_DJANGO_BASE_TEMPLATE = "shop/base.html"
 # Whoever kills a worker of the demo sees soon that another goes on.

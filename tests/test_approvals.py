@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from django.db.models.functions import Now
 from openai.types.responses.response_output_item import McpApprovalRequest
 from pydantic import BaseModel, Field, field_validator
 
-from agentic_django import recovery, signals, transcript
+from agentic_django import asking, lifecycle, recovery, signals, transcript
 from agentic_django.exceptions import (
     BadInput,
+    BadSetting,
     Conflict,
     Declined,
     NotAllowed,
@@ -28,7 +30,7 @@ from agentic_django.exceptions import (
     SessionBusy,
 )
 from agentic_django.models import AgentRun, ToolApproval
-from agentic_django.runtime import RunContext, at_most_once, editable
+from agentic_django.runtime import RunContext, asks, at_most_once, editable
 from agentic_django.services import (
     answer_approval,
     cancel_agent_run,
@@ -227,6 +229,63 @@ def test_a_rule_that_changed_meanwhile_does_not_overrule_the_decision(
     assert (finish(run).status, MADE) == ("completed", [])
 
 
+# In one transaction
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_dies_before_it_has_parked_its_run_has_parked_nothing_of_it(
+    scripted: Any, begin: Any, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scripted("default", [pay_call(), look_call()], "Paid.", tools=[paying(), look])
+    session = make_session(user)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle.runs, "announce", die)  # The last of what parks a run.
+        with pytest.raises(Died):
+            begin(session=session)
+    run = AgentRun.objects.get()
+    assert (run.status, run.usage, session.items.count()) == ("running", {}, 0)
+    assert not ToolApproval.objects.exists()
+    assert not run.events.filter(event_type__in=["approval.requested", "run.waiting"]).exists()
+    run = attempt(lost(run))
+    assert (run.status, the(run).tool) == ("waiting", "pay")
+    assert (MADE, len(model.calls)) == ([("look", "out")], 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_all_that_a_parked_run_needs_is_in_the_database(
+    scripted: Any, begin: Any, user: User
+) -> None:
+    session = make_session(user)
+    scripted("default", [pay_call(), look_call()], "Paid.", tools=[paying(), look])
+    run = begin(session=session)
+    assert (run.status, run.holder, run.usage["requests"]) == ("waiting", "", 1)
+    assert recorded(run) == [("model", "default"), ("tool", "look")]
+    decide_approval(the(run), True)
+    # Another process has nothing of the first attempt: its model would fail a second time.
+    model = scripted("default", "Paid.", tools=[paying(), look])
+    run = finish(run)
+    assert (run.status, len(model.calls)) == ("completed", 1), run.error_detail
+    assert MADE == [("look", "out"), ("pay", 5)]
+    kinds = [item.payload.get("type", item.payload.get("role")) for item in session.items.all()]
+    calls = ["function_call"] * 2 + ["function_call_output"] * 2
+    assert (kinds[0], sorted(kinds[1:5]), kinds[5]) == ("user", calls, "message")
+
+
+class Died(BaseException):
+    """Stands for the death of the process."""
+
+
+def lost(run: AgentRun) -> AgentRun:
+    """Let the lease of a run end whose process is gone, and find it."""
+    AgentRun.objects.filter(pk=run.pk).update(lease_ends_at=Now() - timedelta(seconds=1))
+    recovery.sweep()
+    return run
+
+
 # Nested agents
 
 
@@ -360,6 +419,43 @@ def test_arguments_of_other_tools_stay_as_they_are(scripted: Any, begin: Any) ->
     decide_approval(approval, True, arguments={"amount": 5})
 
 
+def test_who_edits_must_be_let_decide_what_comes_of_it(
+    scripted: Any, begin: Any, user: User, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_APPROVERS = lambda user, asked: asked.arguments["amount"] <= 100
+    scripted("default", [pay_call(50)], "Done.", tools=[editable(paying())])
+    approval = the(begin())
+    with pytest.raises(NotAllowed):
+        decide_approval(approval, True, by=user, arguments={"amount": 500})
+    assert the(approval.run).arguments == {"amount": 50}
+    decide_approval(approval, True, by=user, arguments={"amount": 60})
+    assert (finish(approval.run).status, MADE) == ("completed", [("pay", 60)])
+
+
+# In the host's words
+
+
+def test_a_host_words_what_is_asked_and_what_the_button_says(scripted: Any, begin: Any) -> None:
+    tool = asks("Pay {amount} EUR?", action="Pay {amount}")(paying())
+    scripted("default", [pay_call(500)], "Done.", tools=[tool])
+    shown = asking.shown(the(begin()), None)
+    assert (shown.title, shown.action) == ("Pay 500 EUR?", "Pay 500")
+
+
+@pytest.mark.parametrize("text", ["{price}", "{amount[0]}", "{amount.x}", "{0}", "{amount:q}"])
+def test_words_that_do_not_fit_a_call_give_way_to_the_apps_own(
+    scripted: Any, begin: Any, text: str
+) -> None:
+    scripted("default", [pay_call(500)], "Done.", tools=[asks(text, action=text)(paying())])
+    shown = asking.shown(the(begin()), None)
+    assert (shown.title, shown.action) == ("Default asks: may it do “Pay”?", "Pay")
+
+
+def test_only_function_tools_are_worded() -> None:
+    with pytest.raises(BadSetting):
+        asks("Well?")(print)
+
+
 # Who, when, and too late
 
 
@@ -456,6 +552,24 @@ def test_a_signal_tells_that_somebody_is_asked(scripted: Any, begin: Any) -> Non
     assert told == [("pay", "waiting", True)]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_the_mail_of_the_how_to_is_sent_to_those_who_may_decide(
+    scripted: Any, begin: Any, other_user: User, settings: Any, mailoutbox: list[Any]
+) -> None:
+    settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user == other_user
+    settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
+    text = (Path(__file__).parents[1] / "docs/how-to/approvals.md").read_text()
+    code = text.partition("## Send mails")[2].partition("```python")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, "approvals.md", "exec"), names)
+    scripted("default", [pay_call()], "Done.", tools=[paying()])
+    run = begin()
+    signals.agent_approval_requested.disconnect(names["write"])
+    [mail] = mailoutbox
+    assert mail.to == [other_user.email]
+    assert f"/agents/approvals/{the(run).pk}/" in mail.body
+
+
 def test_the_next_message_of_the_conversation_waits_too(
     scripted: Any, begin: Any, user: User
 ) -> None:
@@ -495,6 +609,16 @@ def test_a_tool_that_was_renamed_fails_the_run_clearly(scripted: Any, begin: Any
     scripted("default", "Paid.", tools=[paying(name_override="pay_out")])
     run = attempt(run)
     assert (run.status, run.error_code, MADE) == ("failed", "agent_changed", [])
+
+
+def test_an_agent_that_is_gone_fails_the_run_clearly(scripted: Any, begin: Any) -> None:
+    scripted("default", [pay_call()], "Paid.", tools=[paying()])
+    run = begin()
+    AgentRun.objects.filter(pk=run.pk).update(agent_key="suport")
+    decide_approval(the(run), True)
+    run = attempt(run)
+    assert (run.status, run.error_code, MADE) == ("failed", "unknown_agent", [])
+    assert "suport" in run.error_detail
 
 
 def test_a_nested_agent_that_was_renamed_fails_the_run_clearly(scripted: Any, begin: Any) -> None:
@@ -541,7 +665,7 @@ def test_no_secret_of_the_hosts_context_is_stored(
 # Questions
 
 
-def asking(register: Any, ask: Callable[[RunContext], Any]) -> None:
+def asking_with(register: Any, ask: Callable[[RunContext], Any]) -> None:
     """Register a function that asks; its answer is its output."""
 
     async def work(ctx: RunContext) -> Any:
@@ -551,7 +675,7 @@ def asking(register: Any, ask: Callable[[RunContext], Any]) -> None:
 
 
 def test_a_function_asks_and_gets_a_choice(register: Any, begin: Any, user: User) -> None:
-    asking(register, lambda ctx: ctx.ask("Which?", options=["red", "blue"]))
+    asking_with(register, lambda ctx: ctx.ask("Which?", options=["red", "blue"]))
     run = begin("work")
     row = the(run)
     assert (row.kind, row.question, row.options) == ("question", "Which?", ["red", "blue"])
@@ -581,7 +705,7 @@ def test_a_function_asks_with_a_form(register: Any, begin: Any) -> None:
         address = await ctx.ask("Where?", schema=Address)
         return [type(address).__name__, address.number]
 
-    asking(register, ask)
+    asking_with(register, ask)
     run = begin("work")
     for wrong in ({"street": "Elm"}, {"street": "", "number": 1}, {"street": "Elm", "number": 0}):
         with pytest.raises(BadInput):
@@ -600,7 +724,7 @@ def test_a_declined_question_is_told_to_the_code(register: Any, begin: Any) -> N
         except Declined as declined:
             return f"declined: {declined.reason}"
 
-    asking(register, ask)
+    asking_with(register, ask)
     run = begin("work")
     decide_approval(the(run), False, reason="None of your business.")
     assert finish(run).final_output == "declined: None of your business."
@@ -646,11 +770,35 @@ def test_an_agent_within_a_function_waits_as_well(register: Any, begin: Any, scr
     model = scripted("default", [pay_call()], "Paid.")
     tool = paying()
     agent = Agent(name="payer", model=model, tools=[tool])
-    asking(register, lambda ctx: ctx.run_agent(agent, "Pay."))
+    asking_with(register, lambda ctx: ctx.run_agent(agent, "Pay."))
     run = begin("work")
     decide_approval(the(run), True)
     run = finish(run)
     assert (run.final_output, MADE) == ("Paid.", [("pay", 5)]), run.error_detail
+
+
+def test_agents_that_a_function_runs_at_once_are_all_asked_about(
+    register: Any, begin: Any, scripted: Any
+) -> None:
+    def payer(name: str, amount: int) -> Agent[Any]:
+        model = scripted(name, [pay_call(amount, f"p{amount}")], "Paid.")
+        return Agent(name=name, model=model, tools=[paying()])
+
+    agents = [payer("one", 1), payer("two", 2)]
+
+    async def ask(ctx: RunContext) -> Any:
+        return await asyncio.gather(*(ctx.run_agent(agent, "Pay.") for agent in agents))
+
+    asking_with(register, ask)
+    run = begin("work")
+    rounds = 0
+    while run.status == "waiting":
+        rounds += 1
+        for row in asked(run):
+            decide_approval(row, True)
+        run = attempt(run)
+    assert (run.final_output, sorted(MADE)) == (["Paid.", "Paid."], [("pay", 1), ("pay", 2)])
+    assert rounds == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -689,13 +837,7 @@ def interrupted(scripted: Any, begin: Any) -> AgentRun:
     with pytest.raises(Died):
         begin()
     run = AgentRun.objects.get()
-    AgentRun.objects.filter(pk=run.pk).update(lease_ends_at=Now() - timedelta(seconds=1))
-    recovery.sweep()
-    return attempt(run)
-
-
-class Died(BaseException):
-    """Stands for the death of the process."""
+    return attempt(lost(run))
 
 
 def test_an_interrupted_call_asks_what_became_of_it(scripted: Any, begin: Any) -> None:

@@ -21,6 +21,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
+from agentic_django.exceptions import NotAllowed
 from agentic_django.models import AgentRun, AgentSession, ToolApproval
 from agentic_django.services import decide_approval
 from example import demo
@@ -397,6 +398,25 @@ def test_a_refund_on_the_desk_names_its_clerk(shared_shop: None, client: Any, us
     (waiting,) = ToolApproval.objects.open().select_related("run")
     decide_approval(waiting, True, by=user)
     assert Refund.objects.get().clerk == user
+
+
+@desk_page
+def test_a_large_refund_is_for_staff_to_decide(
+    shared_shop: None, client: Any, user: User, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_APPROVERS = "example.shop.approvers.may_decide"
+    client.post("/agents/runs/", {"input": "Refund order 1042"})
+    (waiting,) = ToolApproval.objects.open().select_related("run")
+    with pytest.raises(NotAllowed):
+        decide_approval(waiting, True, by=user, arguments={"number": 1042, "amount": "150.00"})
+    ToolApproval.objects.update(arguments={"number": 1042, "amount": "150.00"})
+    (waiting,) = ToolApproval.objects.open().select_related("run")
+    url = f"/agents/approvals/{waiting.pk}/"
+    assert client.post(url, {"decision": "approve"}, headers=BROWSER).status_code == 403
+    boss = User.objects.create_user("boss", is_staff=True)
+    client.force_login(boss)
+    assert "Refund 48.00 EUR" in client.get("/agents/approvals/", headers=BROWSER).text
+    assert decide_approval(waiting, False, by=boss).decided_by == boss
 
 
 def test_a_taken_port_is_named_and_another_is_advised() -> None:

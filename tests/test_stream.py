@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from agentic_django import events, lifecycle, runs, services
 from agentic_django.events import EventType
-from agentic_django.models import AgentDraft, AgentRun, AgentSession
+from agentic_django.models import AgentDraft, AgentRun, AgentSession, ToolApproval
 from tests.processes import Process, Project, wait_until
 from tests.rows import make_events, make_run, make_session
 from tests.servers import Valkey
@@ -325,3 +325,24 @@ def test_retried_run_is_told_again(served: Any, ada: User) -> None:
         stream.until(is_named("run.retrying"))
     numbers = [each.data["sequence"] for each in stream.arrived]
     assert numbers == list(dict.fromkeys(numbers))
+
+
+@each_way
+def test_question_and_decision_are_told_as_they_come(served: Any, ada: User) -> None:
+    _project, server = served
+    run = make_run(ada, "running", session=make_session(ada, session_key="talk"))
+    run.began = time.monotonic()
+    url = f"{server.url}/agents/runs/{run.pk}/stream/?format=json"
+    page = f"{server.url}/agents/sessions/talk/stream/"
+    with Stream(url, ada) as stream, Stream(page, ada) as watched:
+        row = ToolApproval(run=run, key="k", call_id="c1", tool="pay", arguments={"amount": 5})
+        with runs.together(run):
+            lifecycle.suspend(run, [row], {})
+        asked = stream.until(is_named("approval.requested")).data["payload"]
+        assert (asked["tool"], asked["arguments"]) == ("pay", {"amount": 5})
+        assert asked["approval_id"] == str(row.pk)
+        watched.until(lambda message: "waiting" in str(message.data.get("stamp", "")))
+        services.decide_approval(row, False, by=ada, reason="No.")
+        decided = stream.until(is_named("approval.decided")).data["payload"]
+        assert (decided["decision"], decided["by"]) == ("rejected", "ada")
+        watched.until(lambda message: "waiting" not in str(message.data.get("stamp", "waiting")))

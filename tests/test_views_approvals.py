@@ -68,6 +68,28 @@ def test_a_form_edits_the_arguments(client: Client, run: AgentRun) -> None:
     assert MADE == [("pay", 50)]
 
 
+def test_a_form_without_fields_approves_the_call_as_it_is(client: Client, run: AgentRun) -> None:
+    client.post(address(run), {"decision": "approve", "reason": ""}, headers=PAGE)
+    row = ToolApproval.objects.get()
+    assert (row.decision, row.was_edited) == ("approved", False)
+    finish(run)
+    assert MADE == [("pay", 500)]
+
+
+def test_the_button_says_what_it_does_and_edits_have_one_of_their_own(
+    client: Client, run: AgentRun
+) -> None:
+    ToolApproval.objects.update(question="Pay 500 EUR?", action="Pay 500")
+    html = client.get(reverse("agents:approval-list"), headers=PAGE).text
+    assert "Pay 500 EUR?" in html
+    as_it_is = html.rpartition("<form")[2].partition("</form>")[0]
+    assert "Pay 500</button>" in as_it_is
+    assert "field.amount" not in as_it_is
+    edited = html.partition("<details")[2].partition("</details>")[0]
+    assert 'name="field.amount" value="500"' in edited
+    assert "Approve with these changes</button>" in edited
+
+
 def test_what_does_not_fit_is_refused_by_field(client: Client, run: AgentRun) -> None:
     for amount in ("much", ""):
         data = {"decision": "approve", "field.amount": amount}

@@ -7,13 +7,15 @@ host's agents keep their shape.
 
 from agentic_django.journaled.agents import instrumented
 from agentic_django.journaled.models import JournaledProvider, journaled_model
-from agentic_django.journaled.tools import at_most_once, editable, journaled_tool
+from agentic_django.journaled.tools import asks, at_most_once, editable, journaled_tool, worded
 
 __all__ = [
     "JournaledProvider",
+    "asks",
     "at_most_once",
     "editable",
     "instrumented",
     "journaled_model",
     "journaled_tool",
+    "worded",
 ]

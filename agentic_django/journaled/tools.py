@@ -35,7 +35,7 @@ from agentic_django.models import StepCheckpoint, ToolApproval
 from agentic_django.scope import CurrentStep, Scope, current_scope, making
 from agentic_django.serialization import dumps, to_jsonable
 
-__all__ = ["ToolCall", "at_most_once", "editable", "journaled_tool"]
+__all__ = ["ToolCall", "asks", "at_most_once", "editable", "journaled_tool", "worded"]
 
 Kind = StepCheckpoint.Kind
 Decision = ToolApproval.Decision
@@ -71,6 +71,34 @@ def editable[T](tool: T) -> T:
         raise BadSetting("Only the arguments of a function tool can be edited.")
     vars(tool)["agentic_editable"] = True
     return tool
+
+
+def asks[T](question: str, *, action: str = "") -> Callable[[T], T]:
+    """Word what a person is asked before a call of a tool; returns what marks the tool.
+
+    ``action`` is what the button says. Both may name arguments in braces:
+    ``asks("Refund {amount} EUR?", action="Refund {amount}")``. Where a call lacks such an
+    argument, a question of the app's own stands in.
+    """
+
+    def mark(tool: T) -> T:
+        if not isinstance(tool, FunctionTool):
+            raise BadSetting("Only the calls of a function tool are asked about in words.")
+        vars(tool)["agentic_asks"] = (question, action)
+        return tool
+
+    return mark
+
+
+def worded(tool: Any, arguments: Any) -> dict[str, str]:
+    """Return the question about a call, and what its button says, as the host words them."""
+    question, action = getattr(tool, "agentic_asks", ("", ""))
+    try:
+        given = arguments if isinstance(arguments, dict) else {}
+        texts = question.format_map(given), action.format_map(given)
+    except (LookupError, ValueError, TypeError, AttributeError):  # What the model did not give.
+        texts = "", ""
+    return {"question": texts[0], "action": texts[1]}
 
 
 def journaled_tool(tool: Any) -> Any:

@@ -48,6 +48,7 @@ class ToolApproval(models.Model):
     tool = models.CharField(_("tool"), max_length=255, blank=True, default="")
     agent = models.CharField(_("agent"), max_length=255, blank=True, default="")
     question = models.TextField(_("question"), blank=True, default="")
+    action = models.CharField(_("action"), max_length=80, blank=True, default="")
     arguments = JSONTextField(_("arguments"), null=True)
     options = models.JSONField(_("options"), default=list, blank=True)
     schema = models.JSONField(_("form"), null=True, blank=True)

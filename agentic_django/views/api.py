@@ -68,14 +68,15 @@ def approvals(rows: Sequence[ToolApproval]) -> JsonResponse:
 
 
 def _approval(row: ToolApproval) -> dict[str, Any]:
-    names = ("kind", "call_id", "tool", "agent", "question", "arguments", "options", "schema")
+    asked = ("kind", "call_id", "tool", "agent", "question", "action")
+    given = ("arguments", "options", "schema")
     decided = ("requested_at", "expires_at", "decision", "answer", "reason", "decided_at")
     urls = {"self": ("approval", row.pk), "run": ("run", row.run_id)}
     return {
         "approval_id": str(row.pk),
         "run_id": str(row.run_id),
         "status": row.run.status,
-        **{name: getattr(row, name) for name in (*names, *decided)},
+        **{name: getattr(row, name) for name in (*asked, *given, *decided)},
         "urls": {key: reverse(f"agents:{n}-detail", args=[pk]) for key, (n, pk) in urls.items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from django.http import Http404, HttpResponse
@@ -68,12 +69,18 @@ def _asked(request: Request, approval: ToolApproval) -> DecisionRequest:
     known = DecisionRequest.model_fields
     data: dict[str, Any] = {name: posted[name] for name in known if posted.get(name)}
     data.pop("arguments", None)
-    if approval.is_editable and data.get("decision") == "approve":
-        data["arguments"] = asking.values(approval, posted)
-    elif approval.schema and "properties" in approval.schema:
+    if approval.is_editable:
+        if data.get("decision") == "approve" and _is_changed(posted):
+            data["arguments"] = asking.values(approval, posted)
+    elif "properties" in (approval.schema or {}):
         data["answer"] = asking.values(approval, posted)
     limits.check_data(data)
     return limits.validated(DecisionRequest, data, strict=False)
+
+
+def _is_changed(posted: Mapping[str, str]) -> bool:
+    """Whether a form has fields; unchecked boxes alone leave none, so it says so itself."""
+    return "changed" in posted or any(name.startswith(asking.PREFIX) for name in posted)
 
 
 def _decide(request: Request, approval: ToolApproval, asked: DecisionRequest) -> None:

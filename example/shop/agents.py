@@ -23,7 +23,7 @@ from agents import (
 from agents.tool_context import ToolContext
 from django.conf import settings
 
-from agentic_django.runtime import editable
+from agentic_django.runtime import asks, editable
 from example.shop.demo_model import DemoModel
 from example.shop.models import Order, Policy, Product, ShopError
 
@@ -129,6 +129,7 @@ def read_policy(topic: str) -> str:
 
 
 @editable
+@asks("Refund {amount} EUR for order {number}?", action="Refund {amount}")
 @function_tool(failure_error_function=_explain, needs_approval=True)
 def refund_order(ctx: ToolContext[Any], number: int, amount: str) -> str:
     """Pay money back to an order's customer. This cannot be undone.

@@ -244,8 +244,15 @@ def gate() -> Agent[Any]:
 
 def gated_nested() -> Agent[Any]:
     """Ask another agent twice at once, beside a tool; its own calls wait for a person."""
-    inner_model = model(script([call("transfer", "s1", amount=5)], say("Transferred.")))
-    inner = Agent(name="inner", model=inner_model, tools=[transfer])
+
+    async def answer(call_: ModelCall) -> Any:
+        effects.note_model_call()
+        asked = next(n for n, item in enumerate(call_.input) if item.get("role") == "user")
+        if asked < len(call_.input) - 1:
+            return say("Transferred.")
+        return [call("transfer", f"s-{call_.input[asked]['content']}", amount=5)]
+
+    inner = Agent(name="inner", model=answering(answer), tools=[transfer])
     ask = inner.as_tool(tool_name="ask", tool_description="Ask the other.")
     all_ = [
         call("ask", "c1", input="five"),

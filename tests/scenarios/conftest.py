@@ -47,7 +47,7 @@ def interrupt(scenario: Project) -> Callable[..., list[dict[str, Any]]]:
         scenario.extra["AGENTIC_TEST_REPORTS"] = str(log)
         process = scenario.process("-m", "tests.scenarios.interruption", how, *names)
         with process:
-            status = process.popen.wait(timeout=110)  # type: ignore[union-attr]
+            status = process.popen.wait(timeout=230)  # type: ignore[union-attr]
         assert status == 0, process.output()
         reports: list[dict[str, Any]] = json.loads(log.read_text())
         return reports

@@ -20,8 +20,8 @@ from rq.job import Job as PlainJob
 from rq.worker import Worker
 
 from agentic_django import runs, tasks
-from agentic_django.models import AgentRun
-from agentic_django.services import cancel_agent_run, submit_agent_run
+from agentic_django.models import AgentRun, ToolApproval
+from agentic_django.services import cancel_agent_run, decide_approval, submit_agent_run
 from tests import servers, test_infrastructure
 from tests.processes import Process, Project, wait_until
 from tests.scenarios import effects
@@ -356,6 +356,29 @@ def test_a_task_sent_twice_is_one_run(in_scenario: Project, user: User) -> None:
         tasks.send(str(run.pk), run.agent_key)
     in_scenario.manage("agentic_django_worker", "--burst")
     check_all(attempts=1)
+
+
+# Waiting for a person
+
+
+def test_a_run_that_waits_goes_on_in_another_worker(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    [run] = submitted(user, "gate")
+    with in_scenario.worker():
+        wait_until(lambda: statuses() == {"waiting": 1}, timeout=ALLOWED, what=str(statuses()))
+    assert calls(run) == 0
+    decide_approval(ToolApproval.objects.select_related("run").get(), True, by=user)
+    with in_scenario.worker():
+        all_end(1)
+    assert calls(run) == 1
+    [found] = check_all(attempts=2)
+    assert found.output == '"Transferred."'
+
+
+def calls(run: AgentRun) -> int:
+    """Return how many calls of tools were made."""
+    return sum(":tool:" in effect.key for effect in effects.read(str(run.pk)))
 
 
 # SQLite
