@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,9 +13,9 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
+from agentic_django import markup
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
 from tests.browser import visiting
-from tests.processes import wait_until
 from tests.rows import make_checkpoint, make_events, make_run, make_session
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -331,7 +332,6 @@ def test_failed_run_is_tried_again_by_keyboard_alone(
     expect(page.locator(".agentic-state-words")).to_have_text("In line")
 
 
-@pytest.mark.long
 def test_two_hundred_messages_are_painted_within_a_second(
     visit: Callable[..., Page], user: User
 ) -> None:
@@ -341,17 +341,17 @@ def test_two_hundred_messages_are_painted_within_a_second(
         run = make_run(user, "completed", session=session, input_payload=given)
         answer = f"{ANSWER}\n\nThat was answer {number}."
         AgentRun.objects.filter(pk=run.pk).update(final_output=answer)
-        ended(run)
-    page = visit("/agents/sessions/talk/")
-    expect(page.locator(".agentic-bubble")).to_have_count(100)
+    short = make_session(user, session_key="short", agent_key="support")
+    make_run(user, "completed", session=short, final_output=ANSWER)
+    page = visit("/agents/sessions/short/")  # What a process loads once, it has.
     painted: list[float] = []
-
-    def paint_again() -> bool:
-        page.reload()
+    for _ in range(3):
+        markup._rendered.cache_clear()  # As for one who comes first.
+        page.goto("/agents/sessions/talk/")
         painted.append(page.evaluate(LARGEST_PAINT))
-        return painted[-1] < 1000
-
-    wait_until(paint_again, timeout=60, what=lambda: f"{painted} ms")  # Others use the machine too.
+        expect(page.locator(".agentic-bubble")).to_have_count(100)
+        expect(page.get_by_text("That was answer 99.")).to_be_in_viewport()
+    assert statistics.median(painted) < 1000, painted
     print("Largest Contentful Paint, ms:", [round(each) for each in painted])
 
 
