@@ -25,7 +25,7 @@ from agentic_django.answers import (
 from agentic_django.markup import growing, markdown, printable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
 from agentic_django.pictures import held
-from agentic_django.querysets import used
+from agentic_django.querysets import RunScope, used
 from agentic_django.wording import in_words
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "asked",
     "by_day",
     "growing",
+    "later",
     "markdown",
     "messages",
     "output",
@@ -135,6 +136,12 @@ def turns(session: AgentSession) -> Turns:
         run.session = session
     is_cut = len(kept) > MAX_TURNS
     return Turns([] if is_cut else _before_runs(session), shown, is_cut)
+
+
+def later(runs: RunScope, after: int) -> list[AgentRun]:
+    """Return the turns of a conversation behind a place, oldest first, in one statement."""
+    found = runs.filter(position__gt=after).select_related("session").with_place().with_steps()
+    return list(found.order_by("-position")[:MAX_TURNS])[::-1]
 
 
 def by_day(sessions: Sequence[AgentSession]) -> list[tuple[str, list[AgentSession]]]:

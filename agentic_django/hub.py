@@ -315,7 +315,8 @@ def once(follower: Follower) -> bytes:
     told: list[live.Told] = []
     for pk in sorted(ids):
         state = states.get(pk)
-        if follower.scope is not None and (state is None or not follower.scope.covers(state)):
+        scope = None if pk in follower.ids else follower.scope
+        if scope is not None and not (state and scope.covers(state)):
             continue
         if state is not None:
             begun = before.get(pk, 0) if follower.since else state.count

@@ -27,6 +27,7 @@ urlpatterns = [
     path("sessions/<str:session_key>/archive/", sessions.archive, name="session-archive"),
     path("sessions/<str:session_key>/delete/", sessions.delete, name="session-delete"),
     path("sessions/<str:session_key>/items/", sessions.item_list, name="session-items"),
+    path("sessions/<str:session_key>/turns/", sessions.turns, name="session-turns"),
     path("sessions/<str:session_key>/stream/", stream.session, name="session-stream"),
     path("stream/", stream.everything, name="stream"),
 ]

@@ -245,6 +245,40 @@ def test_what_is_written_is_kept_while_a_run_moves(
     expect(box).to_have_value("Half a sentence")
 
 
+def test_turn_that_was_begun_elsewhere_appears_by_itself(
+    htmx: int, visit: Callable[..., Page], user: User
+) -> None:
+    session = make_session(user, session_key="talk", agent_key="echo")
+    page = visit("/agents/sessions/talk/")
+    expect(page.get_by_text("Nothing has been said yet")).to_be_visible()
+    page.get_by_label("Message").fill("Half a sen")
+    make_run(user, "completed", session=session, input_payload="By a program", final_output="Well")
+    expect(page.locator(".agentic-log").get_by_text("By a program")).to_be_visible()
+    expect(page.get_by_text("Nothing has been said yet")).to_be_hidden()
+    expect(page.get_by_label("Message")).to_have_value("Half a sen")
+    other = page.context.new_page()
+    other.goto("/agents/sessions/talk/")
+    other.get_by_label("Message").fill("In another tab")
+    other.get_by_role("button", name="Send").click()
+    for tab in (other, page):
+        expect(tab.get_by_text("You said: In another tab")).to_be_visible()
+        expect(tab.locator(".agentic-run")).to_have_count(2)
+        said = tab.locator(".agentic-bubble").all_inner_texts()
+        assert [each.split("\n")[-1] for each in said] == ["By a program", "In another tab"]
+
+
+def test_reader_of_earlier_turns_is_left_there(
+    visit: Callable[..., Page], talk: AgentSession, user: User
+) -> None:
+    page = visit("/agents/sessions/talk/")
+    page.set_viewport_size({"width": 1280, "height": 500})
+    page.evaluate("scrollTo(0, 0)")
+    AgentRun.objects.running().update(status="completed", final_output="Done.")
+    make_run(user, "completed", session=talk, input_payload="Elsewhere", final_output="Well")
+    expect(page.locator(".agentic-run")).to_have_count(4)
+    assert page.evaluate("scrollY") == 0
+
+
 def test_message_is_sent_behind_or_in_place_of_the_run_under_way(
     visit: Callable[..., Page], talk: AgentSession, no_queue: None
 ) -> None:

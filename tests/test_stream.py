@@ -59,6 +59,20 @@ def test_wsgi_tells_a_page_to_poll(client: Client, run: AgentRun) -> None:
 
 
 @pytest.mark.django_db
+def test_page_of_a_conversation_is_told_of_its_runs_alone(
+    client: Client, run: AgentRun, user: User, other_user: User
+) -> None:
+    session = make_session(user, session_key="talk")
+    joined = make_run(user, "running", session=session)
+    make_session(other_user, session_key="theirs")
+    found = messages(body(client.get("/agents/stream/", {"session": "talk"})))
+    assert [each.data.get("run") for each in found] == [str(joined.pk), None]
+    found = messages(body(client.get("/agents/stream/", {"session": "talk", "run": str(run.pk)})))
+    assert {each.data.get("run") for each in found} == {str(run.pk), str(joined.pk), None}
+    assert client.get("/agents/stream/", {"session": "theirs"}).status_code == 404
+
+
+@pytest.mark.django_db
 def test_stream_says_what_proxies_must_know(client: Client, run: AgentRun) -> None:
     response = client.get(f"/agents/runs/{run.pk}/stream/")
     assert response.headers["Content-Type"] == "text/event-stream"
@@ -118,6 +132,7 @@ def test_too_many_or_malformed_runs_are_refused(client: Client, run: AgentRun) -
     assert client.get("/agents/stream/", {"run": "x"}).status_code == 404
     assert client.get("/agents/stream/", {"run": str(run.pk), **JSON}).status_code == 400
     assert client.get("/agents/stream/", {**JSON, "after": "7"}).status_code == 400
+    assert client.get("/agents/stream/", {"session": "none"}).status_code == 404
     assert client.post("/agents/stream/").status_code == 405
 
 
@@ -250,6 +265,26 @@ def test_all_that_one_may_see_is_told_and_new_runs_too(served: Any, ada: User) -
     assert "of bob" not in everything.raw
     assert talk.raw.count("of ada") == 1
     assert found.id.startswith("t")
+
+
+@each_way
+def test_page_is_told_of_its_runs_and_of_those_its_conversation_gets(
+    served: Any, ada: User
+) -> None:
+    _project, server = served
+    session = make_session(ada, session_key="talk")
+    alone = make_run(ada, "running")
+    with Stream(f"{server.url}/agents/stream/?session=talk&run={alone.pk}", ada) as stream:
+        assert stream.until(is_named("run")).data["run"] == str(alone.pk)
+        make_run(ada, "running")
+        joined = make_run(ada, "running", session=session)
+        assert stream.until(is_named("run")).data["run"] == str(joined.pk)
+        with runs.together(joined):
+            runs.finish(joined, "complete")
+        stamps = [stream.until(is_named("run")).data["stamp"]]
+        assert stamps[0].startswith("completed")
+        again = make_run(ada, "running", session=session)
+        assert stream.until(is_named("run")).data["run"] == str(again.pk)
 
 
 @pytest.mark.parametrize("served", ["postgres"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from django.urls import reverse
 
 from agentic_django import services, sessions
 from agentic_django.models import AgentSession
+from tests.rows import make_run
 from tests.statements import at_most
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -91,3 +93,37 @@ def test_address_of_what_can_be_no_session_is_told_as_a_problem(client: Client, 
     response = client.get(f"/agents/sessions/{key}/items/")
     assert response.status_code == 404
     assert response.headers["Content-Type"] == "application/problem+json"
+
+
+TURNS = "/agents/sessions/s/turns/"
+
+
+def test_turns_behind_a_place_are_given_as_fragments(
+    client: Client, session: AgentSession, user: User
+) -> None:
+    assert client.get(f"{TURNS}?after=1").status_code == 204
+    later = [make_run(user, session=session, input_payload=f"Later {n}") for n in (1, 2)]
+    html = client.get(f"{TURNS}?after=1").content.decode()
+    found = re.findall(r'id="run-container-([^"]+)".*?data-agentic-position="(\d+)"', html)
+    assert found == [(str(run.pk), str(run.position)) for run in later]
+    assert client.get(f"{TURNS}?after=3").status_code == 204
+
+
+def test_looking_for_turns_costs_three_statements_and_no_rendering(
+    client: Client, session: AgentSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentic_django.views.fragments.render", None)
+    with at_most(3):
+        assert client.get(f"{TURNS}?after=1").content == b""
+
+
+def test_turns_of_another_are_not_given(other_client: Client, session: AgentSession) -> None:
+    assert other_client.get(TURNS).status_code == 204
+    assert other_client.get("/agents/sessions/no%20key/turns/").status_code == 404
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "9" * 30])
+def test_what_is_no_place_among_turns_is_refused(
+    client: Client, session: AgentSession, after: str
+) -> None:
+    assert client.get(f"{TURNS}?after={after}").status_code == 400

@@ -89,7 +89,7 @@ def agent_conversation(context: template.Context, session: AgentSession | str) -
 def _log(session: AgentSession | str) -> dict[str, Any]:
     if isinstance(session, AgentSession):
         return {"session_key": session.session_key, "turns": conversation.turns(session)}
-    return {"session_key": session, "turns": conversation.Turns([], [])}
+    return {"session_key": session, "turns": conversation.Turns([], []), "is_new": True}
 
 
 @register.inclusion_tag(f"{PARTIALS}/chat.html", takes_context=True)

@@ -120,6 +120,12 @@ class ItemsQuery(BaseModel):
     limit: Annotated[int, Ge(1)] = 50
 
 
+class TurnsQuery(BaseModel):
+    """``GET sessions/<slug>/turns/``; ``after`` is the place of the last turn that is there."""
+
+    after: Annotated[int, Ge(0), Le(2**31 - 1)] = 0
+
+
 class StreamQuery(BaseModel):
     """``GET …/stream/``; ``after`` is where a reader stands that cannot send Last-Event-ID."""
 

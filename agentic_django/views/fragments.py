@@ -15,7 +15,7 @@ from agentic_django.views.negotiation import Format, Request, format_of
 if TYPE_CHECKING:
     from agentic_django.views.pages import Listed
 
-__all__ = ["messages", "poll", "sessions", "shown"]
+__all__ = ["messages", "poll", "sessions", "shown", "turns"]
 
 STOP_POLLING = 286
 """The status that tells htmx 2 to stop asking; in htmx 4 the missing trigger does."""
@@ -37,6 +37,11 @@ def poll(request: Request, run: AgentRun) -> HttpResponse:
         return HttpResponse(status=204)
     stops = run.is_finished and format_of(request) is Format.FRAGMENT
     return shown(request, run, STOP_POLLING if stops else 200)
+
+
+def turns(request: Request, runs: Sequence[AgentRun]) -> HttpResponse:
+    """Answer with the fragments of runs."""
+    return render(request, "agentic_django/partials/turns.html", {"runs": runs})
 
 
 def messages(request: Request, session: AgentSession, items: Sequence[Any]) -> HttpResponse:

@@ -9,14 +9,14 @@ from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
-from agentic_django import cleanup, limits, sessions
-from agentic_django.models import SESSION_KEY, AgentSession, database
+from agentic_django import cleanup, conversation, limits, sessions
+from agentic_django.models import SESSION_KEY, AgentRun, AgentSession, database
 from agentic_django.querysets import SessionScope
 from agentic_django.views import access, api, bodies, fragments, pages
 from agentic_django.views.access import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of
 
-__all__ = ["archive", "delete", "detail", "index", "item_list", "new", "rename"]
+__all__ = ["archive", "delete", "detail", "index", "item_list", "new", "rename", "turns"]
 
 MAX_ITEMS = 500
 
@@ -51,6 +51,17 @@ def detail(request: Request, session_key: str) -> HttpResponse:
     if format_of(request) is Format.JSON:
         return api.session(request, session)
     return pages.session(request, _sessions(request), session)
+
+
+@endpoint("GET", "HEAD")
+def turns(request: Request, session_key: str) -> HttpResponse:
+    """Show the turns that were begun since; to a page that is open."""
+    if not re.fullmatch(SESSION_KEY, session_key):
+        raise Http404
+    after = bodies.query(request, bodies.TurnsQuery).after
+    own = AgentRun.objects.using(database()).visible_to(request.viewer)
+    found = conversation.later(own.filter(session__session_key=session_key), after)
+    return fragments.turns(request, found) if found else HttpResponse(status=204)
 
 
 @endpoint("POST")

@@ -81,29 +81,35 @@ def session(request: Request, session_key: str) -> HttpResponse:
 @_non_atomic
 @endpoint("GET", "HEAD")
 def everything(request: Request) -> HttpResponse:
-    """Stream all runs that the requester may see, or those that ``run`` names."""
-    asked = request.GET.getlist("run")
-    if not asked:
+    """Stream all runs that the requester may see, or those that are named.
+
+    ``run`` names one, ``session`` a conversation with all that are in it, now and later.
+    """
+    asked, key = request.GET.getlist("run"), request.GET.get("session")
+    if not asked and key is None:
         return _scoped(request, Scope(request.viewer))
     if len(asked) > MOST_RUNS:
         raise BadInput(errors={"run": _("At most %(most)s runs.") % {"most": MOST_RUNS}})
     found = list(_runs(request).filter(pk__in={run_id(pk) for pk in asked}))
-    if not found:
+    scope = None if key is None else Scope(request.viewer, sessions.find(request, key).pk)
+    if not found and scope is None:
         raise Http404
     if bodies.query(request, bodies.StreamQuery).format == "json":
         text = _("Runs are named for pages; ask for one run's stream, or for all.")
         raise BadInput(errors={"run": text})
-    return _pages(request, _place(request, bodies.StreamQuery()), found)
+    return _pages(request, _place(request, bodies.StreamQuery()), found, scope)
 
 
 def _runs(request: Request) -> RunScope:
     return AgentRun.objects.using(database()).visible_to(request.viewer)
 
 
-def _pages(request: Request, place: str, found: list[AgentRun]) -> HttpResponse:
-    if place == live.END and all(run.is_finished for run in found):
+def _pages(
+    request: Request, place: str, found: list[AgentRun], scope: Scope | None = None
+) -> HttpResponse:
+    if scope is None and place == live.END and all(run.is_finished for run in found):
         return HttpResponse(status=204)
-    return _stream(request, Pages([run.pk for run in found]))
+    return _stream(request, Pages([run.pk for run in found], scope))
 
 
 def _scoped(request: Request, scope: Scope) -> HttpResponse:

@@ -229,7 +229,7 @@
   // A new turn is kept in view while it grows, until the reader moves; a long one from its start.
 
   const follow = (run) => {
-    if (!turns.has(run.id)) followed = run.id;
+    if (!turns.has(run.id) && !("agenticAside" in run.dataset)) followed = run.id;
     turns.add(run.id);
     const block = run.offsetHeight > innerHeight / 2 ? "start" : "nearest";
     if (run.id === followed) run.scrollIntoView({ block });

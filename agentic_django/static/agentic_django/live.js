@@ -6,6 +6,7 @@
   if (!("EventSource" in window)) return;
 
   const STALLED = 12000; // The server says every 5 s that it is there.
+  const LOOKING = 3000; // Without a stream, turns that were begun elsewhere are looked for so often.
   const HIDDEN = 10000; // Browsers allow 6 streams to a host over HTTP/1.1, all tabs together.
   const MOST_RUNS = 100;
   const LONGEST_PAUSE = 30000;
@@ -18,6 +19,7 @@
   let heard = 0;
   let pause = 1000;
   let isRefused = false;
+  let hadStream = false;
   let again = 0;
   let hiding = 0;
 
@@ -55,6 +57,77 @@
     if (!run || !stamp || shown === stamp || eventsIn(shown) > eventsIn(stamp)) return;
     run.dispatchEvent(new CustomEvent("agentic-changed"));
   };
+
+  // A conversation also shows the turns that were begun elsewhere: in another tab, by a program.
+
+  const seen = new WeakMap(); // Log to the place of the last turn of which it is known.
+  const asking = new Map(); // Log to whether it is to ask once more.
+  let streamed = null; // The log whose new turns the stream tells of.
+
+  const logs = () => [...document.querySelectorAll(".agentic-log[data-agentic-turns]")];
+  const turnsOf = (log) => [...log.querySelectorAll(":scope > .agentic-run")];
+  const positionOf = (run) => Number(run.dataset.agenticPosition ?? 0);
+  const lastOf = (runs) => Math.max(0, ...runs.map(positionOf));
+  const isAtEnd = () => scrollY + innerHeight > document.documentElement.scrollHeight - 150;
+
+
+  const seenOf = (log) => {
+    if (!seen.has(log)) seen.set(log, lastOf(turnsOf(log)));
+    return seen.get(log);
+  };
+
+  const isThere = (log) => !("agenticNew" in log.dataset) || turnsOf(log).length > 0;
+
+  const put = (log, run) => {
+    const next = turnsOf(log).find((each) => positionOf(each) > positionOf(run)) ?? null;
+    if (run.parentElement !== log || run.nextElementSibling !== next) log.insertBefore(run, next);
+  };
+
+  const add = (log, html) => {
+    const runs = parsed(html).filter((node) => node.nodeType === Node.ELEMENT_NODE);
+    const stays = !isAtEnd();
+    for (const run of runs.filter((each) => !document.getElementById(each.id))) {
+      run.toggleAttribute("data-agentic-aside", stays); // Whoever reads elsewhere is left there.
+      put(log, run);
+      window.htmx?.process(run);
+    }
+    seen.set(log, Math.max(seenOf(log), lastOf(runs)));
+    document.body.dispatchEvent(new CustomEvent("run-update"));
+  };
+
+  const look = async (log) => {
+    if (asking.has(log)) {
+      asking.set(log, true);
+      return;
+    }
+    asking.set(log, false);
+    const place = `${log.dataset.agenticTurns}?after=${seenOf(log)}`;
+    const response = await fetch(place, { headers: { "HX-Request": "true" } }).catch(() => null);
+    if (response?.status === 200) add(log, await response.text());
+    const isLate = asking.get(log);
+    asking.delete(log);
+    if (isLate) look(log);
+  };
+
+  // A turn of the reader's own may come twice, and one from elsewhere before it.
+
+  const settle = (run) => {
+    const log = run.closest(".agentic-log[data-agentic-turns]");
+    if (!log || run.parentElement !== log) return;
+    const twin = turnsOf(log).find((each) => each !== run && each.id === run.id);
+    const isOlder = eventsIn(twin?.dataset.agenticStamp) > eventsIn(run.dataset.agenticStamp);
+    if (twin) (isOlder ? run : twin).remove();
+    if (!run.isConnected) return;
+    const place = positionOf(run);
+    if (turnsOf(log).some((each) => positionOf(each) > place)) put(log, run);
+    if (place > seenOf(log) + 1) look(log);
+    else seen.set(log, Math.max(seenOf(log), place));
+  };
+
+  setInterval(() => {
+    if (document.hidden) return;
+    for (const log of logs()) if (isThere(log) && !(log === streamed && isWell())) look(log);
+  }, LOOKING);
 
   // Text: finished blocks stay as they are in the page, only what changed is put in anew.
 
@@ -97,6 +170,7 @@
     if (draft && place && lengthOf(draft) >= place.textContent.trim().length) paint(id);
     if (!run.dataset.agenticStream) drafts.delete(id);
     refresh(id);
+    settle(run);
   };
 
   // The stream: one for all runs of the page.
@@ -105,6 +179,7 @@
     clearTimeout(again);
     source?.close();
     source = null;
+    streamed = null;
     address = "";
     stamps.clear();
   };
@@ -125,9 +200,14 @@
     });
   };
 
-  const open = () => {
+  const open = (log) => {
     source = new EventSource(address);
+    streamed = log;
     heard = performance.now();
+    source.addEventListener("open", () => {
+      if (hadStream && log) look(log); // What was begun while there was none.
+      hadStream = true;
+    });
     on("alive", () => {});
     on("draft", grow);
     on("end", close);
@@ -137,7 +217,8 @@
     });
     on("run", ({ run, stamp }) => {
       stamps.set(run, stamp);
-      refresh(run);
+      if (elementOf(run)) refresh(run);
+      else if (log) look(log);
     });
     source.addEventListener("error", (event) => {
       if (event.target === source && source.readyState === EventSource.CLOSED) later();
@@ -145,17 +226,20 @@
   };
 
   function connect() {
+    const log = logs().find(isThere);
     const runs = [...document.querySelectorAll(".agentic-run[data-agentic-stream]")];
-    if (isRefused || document.hidden || runs.length === 0) {
-      if (runs.length === 0) close();
+    const others = runs.filter((run) => run.parentElement !== log).slice(-MOST_RUNS);
+    if (isRefused || document.hidden || !(log || others.length)) {
+      if (!log && !others.length) close();
       return;
     }
-    const ids = runs.slice(-MOST_RUNS).map(idOf).sort();
-    const wanted = `${runs[0].dataset.agenticStream}?${ids.map((id) => `run=${id}`).join("&")}`;
+    const named = others.map((run) => `run=${idOf(run)}`).sort();
+    if (log) named.push(`session=${log.id.replace("agentic-log-", "")}`);
+    const wanted = `${(log ?? others[0]).dataset.agenticStream}?${named.join("&")}`;
     if (source && address === wanted) return;
     close();
     address = wanted;
-    open();
+    open(log);
   }
 
   setInterval(() => {
@@ -185,5 +269,11 @@
     if (added.length || gone.length) connect();
   }).observe(document.documentElement, { childList: true, subtree: true });
 
-  connect();
+  const begin = () => {
+    logs().forEach(seenOf);
+    connect();
+  };
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
+  else begin();
 })();
