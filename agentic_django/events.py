@@ -66,7 +66,7 @@ EVENTS: dict[str, Kind] = {
     EventType.RUN_WAITING: Kind(_USER, ("reason",)),
     EventType.RUN_COMPLETED: Kind(_USER, ("output",)),
     EventType.RUN_FAILED: Kind(_USER, ("error", "code")),
-    EventType.RUN_CANCELLED: Kind(_USER, ("by",)),
+    EventType.RUN_CANCELLED: Kind(_USER, ("by", "by_owner")),
     EventType.RUN_TIMED_OUT: Kind(_USER, ("error", "code")),
     EventType.AGENT_UPDATED: Kind(_DEBUG, ("agent",)),
     EventType.MESSAGE: Kind(_USER, ("text", "agent")),

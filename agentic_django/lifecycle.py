@@ -267,14 +267,14 @@ def expire(approval: ToolApproval) -> None:
 def stop(run: AgentRun) -> None:
     """End a run that this attempt holds as cancelled, because its own work wants that."""
     with runs.together(run):
-        runs.finish(run, "cancel", [events.draft(EventType.RUN_CANCELLED, by="")])
+        runs.finish(run, "cancel", [events.draft(EventType.RUN_CANCELLED, by="", by_owner=False)])
         _leave(run)
         runs.announce(signals.agent_run_cancelled, run)
 
 
-def cancel(run: AgentRun, by: str = "") -> None:
+def cancel(run: AgentRun, by: str = "", *, by_owner: bool = False) -> None:
     """End a run because a person wants that; raises Conflict if it has ended already."""
-    event = events.draft(EventType.RUN_CANCELLED, by=by)
+    event = events.draft(EventType.RUN_CANCELLED, by=by, by_owner=by_owner)
     with transaction.atomic(using=database()):
         runs.move(run, "cancel", [event], **_ended())
         _leave(run)

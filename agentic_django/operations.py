@@ -195,6 +195,12 @@ def _percentile(times: Any, count: int, share: float) -> float | None:
 CHART = (1000, 120)
 """Width and height of a chart, in units of the drawing."""
 
+HEADROOM = 16
+"""What is left free above the highest bar."""
+
+MOST_WIDE = 60.0
+"""A bar is no wider, however few there are."""
+
 
 def _finished(ended: RunScope, days: int) -> list[Bar]:
     """Return how many runs ended in each hour of a day, or on each of many days."""
@@ -231,8 +237,9 @@ def _bars(values: dict[Any, float], moments: Sequence[Any]) -> list[Bar]:
 
 
 def _bar(moment: Any, value: float, most: float, x: float, each: float, height: float) -> Bar:
-    tall = max(value / most * height, 2.0) if value else 0.0
-    return Bar(moment, value, x + each * 0.1, height - tall, each * 0.8, tall)
+    tall = max(value / most * (height - HEADROOM), 2.0) if value else 0.0
+    wide = min(each * 0.8, MOST_WIDE)
+    return Bar(moment, value, x + (each - wide) / 2, height - tall, wide, tall)
 
 
 # The page's links and charts

@@ -28,6 +28,7 @@ STEP_EVENTS = (
     "step.skipped",
     "progress.update",
     "run.retrying",
+    "run.cancelled",
 )
 """The events from which a run's fragment is made, where a user may see them."""
 

@@ -160,7 +160,7 @@ def _interrupt(session: AgentSession) -> None:
     """
     for run in list(_unfinished(session).select_for_update().order_by("-position")):
         with suppress(Conflict):  # It has just ended by itself.
-            lifecycle.cancel(run)
+            lifecycle.cancel(run, by_owner=True)
 
 
 def _title(payload: Any) -> str:
@@ -246,7 +246,7 @@ def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:
 
     Raises Conflict if the run has ended already. The row is read again.
     """
-    lifecycle.cancel(run, _name(by, run))
+    lifecycle.cancel(run, _name(by, run), by_owner=_is_owner(by, run))
     return run
 
 
@@ -358,4 +358,8 @@ def _name(user: Any, run: AgentRun) -> str:
     """Return who acted, as the run's owner may read it: others are not named."""
     if user is None or isinstance(user, str):
         return user or ""
-    return str(user) if user.pk == run.owner_id else "staff"
+    return str(user) if _is_owner(user, run) else "staff"
+
+
+def _is_owner(user: Any, run: AgentRun) -> bool:
+    return getattr(user, "pk", None) is not None and user.pk == run.owner_id

@@ -101,6 +101,15 @@ class Shown:
         return said[-1] if said else None
 
     @property
+    def stopped_by(self) -> str:
+        """Who stopped it last: owner, staff or other."""
+        said = [payload for kind, payload in self._seen if kind == "run.cancelled"]
+        last = said[-1] if said else {}
+        if last.get("by_owner") is True:
+            return "owner"
+        return "staff" if last.get("by") == "staff" else "other"
+
+    @property
     def told(self) -> list[tuple[str, dict[str, Any]]]:
         """The types and payloads of the events from which a fragment is made, in order."""
         return self._seen

@@ -294,12 +294,26 @@ REASONS: dict[str, Any] = {
 """Why a run was sent again, by what its event gives as the reason."""
 
 
+_TELLING = (
+    "tool",
+    "step_name",
+    "text",
+    "summary",
+    "error",
+    "description",
+    "reason",
+    "decision",
+    "message",
+    "agent",
+)
+"""The fields that tell what an event is about; the first that there is."""
+
+
 def event_summary(payload: Any) -> str:
     """Return in a few words what an event is about: a tool, a step or a text."""
-    names = ("tool", "step_name", "text", "error", "description", "reason", "decision", "message")
     if not isinstance(payload, dict):
         return ""
-    name = next((name for name in names if isinstance(payload.get(name), str)), "")
+    name = next((name for name in _TELLING if isinstance(payload.get(name), str)), "")
     return Truncator(printable(_told(payload, name))).chars(120)
 
 

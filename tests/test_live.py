@@ -167,6 +167,14 @@ def test_page_is_told_that_a_run_changed_and_not_twice(run: AgentRun) -> None:
     assert change.data == {"run": str(run.pk), "stamp": shown.stamp}
 
 
+def test_page_is_told_that_the_agent_only_thought(run: AgentRun) -> None:
+    page = Pages([run.pk])
+    told(page, run.pk)
+    make_events(run, 1, event_type="reasoning", visibility="debug", payload={"summary": "Hm."})
+    assert names(told(page, run.pk)) == ["run"]
+    assert names(told(page, run.pk)) == []
+
+
 def test_page_is_told_of_a_lost_worker_though_nothing_was_written(run: AgentRun) -> None:
     page = Pages([run.pk])
     told(page, run.pk)

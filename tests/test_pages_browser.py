@@ -14,7 +14,7 @@ from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from agentic_django import markup
-from agentic_django.models import AgentEvent, AgentRun, AgentSession
+from agentic_django.models import AgentEvent, AgentRun, AgentSession, ToolApproval
 from tests.browser import visiting
 from tests.rows import make_checkpoint, make_events, make_run, make_session
 
@@ -63,6 +63,31 @@ def talk(user: User) -> AgentSession:
     return session
 
 
+@pytest.fixture
+def asking(user: User) -> AgentRun:
+    """A conversation in which a run waits for a decision, behind what it said and did."""
+    session = make_session(user, session_key="asking", agent_key="support", title="Refund for 1042")
+    asked = "My order 1042 arrived broken. Can I have my money back?"
+    run = make_run(user, "waiting", session=session, agent_key="support", input_payload=asked)
+    AgentRun.objects.filter(pk=run.pk).update(started_at=timezone.now())
+    call = {"call_id": "1", "tool": "find_order", "arguments": {"number": 1042}}
+    make_events(run, 1, event_type="tool.called", payload=call)
+    answered = {**call, "output": "delivered 3 days ago", "duration_seconds": 0.12}
+    make_events(run, 1, event_type="tool.output", payload=answered)
+    make_events(run, 1, payload={"text": ANSWER, "agent": "support"})
+    ToolApproval.objects.create(
+        run=run,
+        kind="tool",
+        key="main:tool:2",
+        call_id="2",
+        tool="refund_order",
+        agent="Support",
+        arguments={"number": 1042, "amount": "48.00"},
+        schema={"properties": {"number": {"type": "integer"}, "amount": {"type": "string"}}},
+    )
+    return run
+
+
 def _tell_a_story(run: AgentRun) -> None:
     """Let a run have lost a worker, called tools and thought."""
     call = {"call_id": "1", "tool": "find_order", "arguments": {"number": 1042}}
@@ -95,6 +120,8 @@ def pages() -> dict[str, str]:
     answered = AgentRun.objects.filter(session__session_key="talk").earliest("created_at")
     return {
         "conversation": "/agents/sessions/talk/",
+        "asking": "/agents/sessions/asking/",
+        "inbox": "/agents/approvals/",
         "new": "/agents/",
         "conversations": "/agents/sessions/",
         "archive": "/agents/sessions/?archived=1",
@@ -121,6 +148,7 @@ def visit(live_server: Any, open_page: Any, staff: User) -> Callable[..., Page]:
 def test_every_page_is_accessible_and_fits_its_window(
     visit: Callable[..., Page],
     talk: AgentSession,
+    asking: AgentRun,
     look: str,
     settings: Any,
     screenshot: Callable[..., Any],
@@ -140,7 +168,7 @@ def test_every_page_is_accessible_and_fits_its_window(
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
         assert page.evaluate("document.dir") in ("", "rtl" if look == "rtl" else "ltr")
         page.goto(path)
-        screenshot(page, f"{name}-{look}", whole=name != "conversation")
+        screenshot(page, f"{name}-{look}", whole=name not in ("conversation", "asking"))
 
 
 def test_every_page_can_be_read_without_javascript(
@@ -183,7 +211,7 @@ def test_conversation_is_begun_renamed_archived_and_deleted_without_javascript(
 
 
 def test_every_page_works_with_this_htmx(
-    htmx: int, visit: Callable[..., Page], talk: AgentSession, problems: Any
+    htmx: int, visit: Callable[..., Page], talk: AgentSession, asking: AgentRun, problems: Any
 ) -> None:
     problems.allow("status of 404")
     page = visit("/agents/")

@@ -324,7 +324,7 @@ def test_enqueueing_a_run_of_an_unknown_agent_is_an_error(user: User) -> None:
 def test_cancelled_run_says_so_and_by_whom(user: User, idle: None) -> None:
     run = services.cancel_agent_run(submit(user), by=user)
     assert run.status == Status.CANCELLED
-    assert run.events.get(event_type="run.cancelled").payload == {"by": "ada"}
+    assert run.events.get(event_type="run.cancelled").payload == {"by": "ada", "by_owner": True}
 
 
 def test_ended_run_cannot_be_cancelled(user: User) -> None:

@@ -92,12 +92,14 @@ def test_assets_need_no_nonce_and_forbid_eval() -> None:
     assert "&quot;allowEval&quot;:false" in html
 
 
-def test_events_are_those_that_a_user_may_see(session: AgentSession) -> None:
+def test_events_are_those_that_a_user_may_see(session: AgentSession, settings: Any) -> None:
     run = add_run(session)
     for sequence, visibility in enumerate(["user", "debug", "internal"], 1):
         run.events.create(sequence=sequence, event_type="log", visibility=visibility)
     source = "{% agent_run_events run as events %}{% for e in events %}{{ e.sequence }}{% endfor %}"
     assert render(source, run=run) == "1"
+    settings.AGENTIC_DJANGO_SHOW_DEBUG_EVENTS = True
+    assert render(source, run=run) == "12"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,8 @@ def test_unknown_reason_is_a_sentence_too() -> None:
     ("payload", "text"),
     [
         ({"tool": "find_order", "output": "x"}, "find_order"),
+        ({"summary": "First the order.", "agent": "Support"}, "First the order."),
+        ({"agent": "Billing"}, "Billing"),
         ({"text": "a\0b"}, "a\N{REPLACEMENT CHARACTER}b"),
         ({"text": "x" * 500}, "x" * 119 + "…"),
         ({"attempt": 1}, ""),

@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.utils.translation import override
 from playwright.sync_api import Page, expect
 
-from agentic_django import conf
+from agentic_django import conf, services
 from agentic_django.conversation import messages
 from agentic_django.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
@@ -172,8 +172,8 @@ def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
         ("running", {"activity": "Reading the policy…"}, "Reading the policy…"),
         ("running", {}, "Working…"),
         ("waiting", {}, "Waiting for your decision"),
-        ("cancelled", {}, "You stopped this after 12 s"),
-        ("cancelled", {"started_at": None}, "You stopped this before it began"),
+        ("cancelled", {}, "This was stopped after 12 s"),
+        ("cancelled", {"started_at": None}, "This was stopped before it began"),
         ("timed_out", {}, "Stopped after 12 s"),
     ],
 )
@@ -212,7 +212,38 @@ def test_time_between_attempts_does_not_count(run: AgentRun) -> None:
     assert ">1 h 4 m</span>" in shown(become(run, "running", **times))
     assert "Done in 1 h 1 m" in shown(become(run, "completed", final_output="Yes", **times))
     never_again = {**times, "active_seconds": 0.0}
-    assert "You stopped this before it began" in shown(become(run, "cancelled", **never_again))
+    assert "This was stopped before it began" in shown(become(run, "cancelled", **never_again))
+
+
+@pytest.mark.parametrize(
+    ("by", "words"),
+    [
+        ("owner", "You stopped this before it began"),
+        ("staff", "A member of staff stopped this before it began"),
+        ("a nightly job", "This was stopped before it began"),
+        ("", "This was stopped before it began"),
+    ],
+)
+def test_it_is_said_who_stopped_a_run(run: AgentRun, other_user: User, by: str, words: str) -> None:
+    who = {"owner": run.owner, "staff": other_user, "": None}.get(by, by)
+    assert words in shown(loaded(services.cancel_agent_run(run, by=who)))
+    services.retry_agent_run(run, by=run.owner)
+    run.refresh_from_db()
+    assert words not in shown(loaded(run))
+
+
+def test_run_in_whose_place_its_owner_sent_another_was_stopped_by_him(
+    session: AgentSession, run: AgentRun
+) -> None:
+    services.submit_agent_run(
+        owner=session.owner,
+        session_key=session.session_key,
+        agent_key="echo",
+        input_payload="Rather this",
+        on_busy="interrupt",
+    )
+    run.refresh_from_db()
+    assert "You stopped this before it began" in shown(loaded(run))
 
 
 def test_tool_call_is_a_line_that_opens(run: AgentRun) -> None:

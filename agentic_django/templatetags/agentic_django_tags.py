@@ -19,7 +19,7 @@ from django_htmx.jinja import htmx_script
 from agentic_django import asking, conversation, events, wording
 from agentic_django import timeline as timelines
 from agentic_django.conf import settings
-from agentic_django.models import AgentEvent, AgentRun, AgentSession, Visibility
+from agentic_django.models import AgentEvent, AgentRun, AgentSession
 
 register = template.Library()
 
@@ -133,8 +133,8 @@ def agent_session_facts(session: AgentSession) -> str:
 
 @register.simple_tag
 def agent_run_events(run: AgentRun) -> list[AgentEvent]:
-    """Return the run's events that a user may see: ``{% agent_run_events run as events %}``."""
-    return events.after(run, 0, limit=MAX_EVENTS, levels=[Visibility.USER])
+    """Return the run's events that its owner may see: ``{% agent_run_events run as events %}``."""
+    return events.after(run, 0, limit=MAX_EVENTS, levels=events.levels())
 
 
 @register.simple_tag
