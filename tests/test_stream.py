@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +14,10 @@ from django.http import StreamingHttpResponse
 from django.test import Client
 from django.utils import timezone
 
-from agentic_django import events, lifecycle, runs, services
+from agentic_django import events, lifecycle, live, runs, services
 from agentic_django.events import EventType
 from agentic_django.models import AgentDraft, AgentRun, AgentSession, ToolApproval
+from agentic_django.views import stream
 from tests.processes import Process, Project, wait_until
 from tests.rows import make_events, make_run, make_session
 from tests.servers import Valkey
@@ -79,6 +81,28 @@ def test_stream_says_what_proxies_must_know(client: Client, run: AgentRun) -> No
     assert response.headers["X-Accel-Buffering"] == "no"
     assert response.headers["Cache-Control"] == "private, no-store, no-transform"
     assert body(client.head(f"/agents/runs/{run.pk}/stream/")) == ""
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("follower", "words"),
+    [(live.Records, b": keep-alive\n\n"), (live.Pages, b"event: alive\ndata: {}\n\n")],
+)
+def test_quiet_stream_says_that_it_is_there(
+    run: AgentRun, monkeypatch: pytest.MonkeyPatch, follower: Any, words: bytes
+) -> None:
+    monkeypatch.setattr(stream, "ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(stream, "KEEP_ALIVE_SECONDS", 0.02)
+
+    async def heard() -> bool:
+        parts = stream._open(follower([run.pk]))
+        begin = await anext(parts)
+        assert begin.startswith(b"retry: ")
+        found = [await anext(parts) for _ in range(5)]
+        await parts.aclose()  # type: ignore[attr-defined]
+        return words in found
+
+    assert asyncio.run(heard())
 
 
 @pytest.mark.django_db

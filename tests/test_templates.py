@@ -21,7 +21,7 @@ from agentic_django import conf, services
 from agentic_django.conversation import messages
 from agentic_django.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
-from tests.rows import write
+from tests.rows import make_events, write
 from tests.statements import at_most
 
 Status = AgentRun.Status
@@ -341,6 +341,16 @@ def test_page_of_a_run_tells_what_happened(client: Client, run: AgentRun) -> Non
         assert expected in html
 
 
+def test_page_of_a_run_shows_its_owner_debug_events_where_that_is_set(
+    client: Client, run: AgentRun, settings: Any
+) -> None:
+    make_events(run, 1, event_type="log", visibility="debug", payload={"message": "Looked twice"})
+    path = f"/agents/runs/{run.pk}/"
+    assert "Looked twice" not in client.get(path, headers={"accept": "text/html"}).text
+    settings.AGENTIC_DJANGO_SHOW_DEBUG_EVENTS = True
+    assert "Looked twice" in client.get(path, headers={"accept": "text/html"}).text
+
+
 def test_page_of_a_conversation_has_its_turns_and_a_composer(client: Client, run: AgentRun) -> None:
     html = client.get("/agents/sessions/talk/", headers={"accept": "text/html"}).text
     assert "<h1>Order 1042</h1>" in html
@@ -420,7 +430,7 @@ def test_running_run_becomes_its_answer_and_what_is_open_stays_open(
     expect(page.get_by_text("delivered")).to_be_visible()
     asked.clear()
     page.wait_for_timeout(1500)
-    assert asked == []
+    assert [url for url in asked if "/turns/" not in url] == []
 
 
 @pytest.mark.browser

@@ -236,7 +236,7 @@ GERMAN = {
     "waiting": "Wartet auf eine Entscheidung",
     "completed": "Fertig nach 2,5 s",
     "failed": "Nach 2,5 s fehlgeschlagen",
-    "cancelled": "Nach 2,5 s auf Wunsch gestoppt",
+    "cancelled": "Nach 2,5 s gestoppt",
     "timed_out": "Nach 2,5 s gestoppt, länger darf es nicht dauern",
 }
 
