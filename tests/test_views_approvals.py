@@ -13,6 +13,7 @@ from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.runtime import RunContext, editable
 from agentic_django.services import cancel_agent_run
 from tests.attempts import attempt, finish
+from tests.rows import make_session
 from tests.test_approvals import MADE, Address, pay_call, paying, the
 
 pytestmark = pytest.mark.django_db(transaction=True)  # A thread looks after lost runs.
@@ -46,6 +47,18 @@ def test_the_runs_fragment_shows_what_is_asked(client: Client, run: AgentRun) ->
     assert f'action="{address(run)}"' in html
     assert 'name="field.amount" value="500"' in html
     assert 'value="reject"' in html
+
+
+def test_the_call_that_waits_says_so_and_its_conversation_leads_to_the_list(
+    client: Client, run: AgentRun
+) -> None:
+    html = client.get(reverse("agents:run-fragment", args=[run.pk]), headers=HTMX).text
+    card = html[html.index('class="agentic-call"') :].partition("</summary>")[0]
+    assert 'data-state="waiting"' in card
+    assert "under way" not in card
+    key = make_session(run.owner).session_key
+    page = client.get(reverse("agents:session-detail", args=[key]), headers=PAGE).text
+    assert f'href="{reverse("agents:approval-list")}"' in page
 
 
 def test_a_decision_is_answered_with_the_run(client: Client, run: AgentRun) -> None:
