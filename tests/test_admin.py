@@ -344,7 +344,10 @@ def test_selected_runs_are_stopped(admin_client: Client, user: User) -> None:
 
 def test_it_is_told_who_stopped_a_run(admin_client: Client, user: User) -> None:
     act(admin_client, "stop_runs", make_run(user, "running"))
-    assert AgentEvent.objects.get(event_type="run.cancelled").payload == {"by": "staff"}
+    assert AgentEvent.objects.get(event_type="run.cancelled").payload == {
+        "by": "staff",
+        "by_owner": False,
+    }
 
 
 def test_runs_that_cannot_be_stopped_are_counted_with_the_reason(

@@ -449,7 +449,7 @@ def test_a_step_that_raises_step_cancelled_ends_the_run_cancelled_without_retry(
     assert run.status == "cancelled"
     assert calls == ["a"]
     assert told(run) == [("started", "a")]
-    assert payloads(run, "run.cancelled") == [{"by": ""}]
+    assert payloads(run, "run.cancelled") == [{"by": "", "by_owner": False}]
 
 
 def test_a_function_that_raises_step_cancelled_ends_the_run_cancelled(

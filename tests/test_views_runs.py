@@ -345,7 +345,7 @@ def test_cancelling_answers_json_with_the_run(client: Client, pending: AgentRun)
     response = post(client, address("cancel", pending))
     assert (response.status_code, response.json()["status"]) == (200, "cancelled")
     event = AgentEvent.objects.get(event_type="run.cancelled")
-    assert event.payload == {"by": "ada"}
+    assert event.payload == {"by": "ada", "by_owner": True}
 
 
 def test_cancelling_answers_htmx_with_the_fragment(client: Client, pending: AgentRun) -> None:
