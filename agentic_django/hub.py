@@ -85,6 +85,7 @@ class _Hub(Background):
         self._watches: set[Watch] = set()
         self._named: set[UUID] = set()
         self._looked = self._noted = 0.0
+        self._known: set[UUID] = set()
         self._listener: wakeup.Listener | None = None
 
     # From any thread
@@ -162,7 +163,7 @@ class _Hub(Background):
             self._admit(joining)
             ids = self._targets(watches, joining, named, is_look)
             behind = _tell(watches, ids)
-            self._note(watches, joining, now)
+            self._note(watches, now)
         except BaseException:
             with self._changed:  # They have not been served.
                 self._joining += [watch for watch in joining if watch in self._watches]
@@ -200,15 +201,19 @@ class _Hub(Background):
             return watched
         return (named & watched).union(*(watch.runs for watch in joining))
 
-    def _note(self, watches: list[Watch], joining: list[Watch], now: float) -> None:
-        """Let those who write know that somebody watches."""
-        is_due = now >= self._noted + _NOTE_SECONDS
-        whose = watches if is_due else joining
-        ids = set().union(*(watch.runs for watch in whose))
+    def _note(self, watches: list[Watch], now: float) -> None:
+        """Let those who write know that somebody watches: of what is new, at once.
+
+        And once more a second later, for a row that was just being written is left out.
+        """
+        watched: set[UUID] = set().union(*(watch.runs for watch in watches))
+        is_due, new = now >= self._noted + _NOTE_SECONDS, watched - self._known
+        ids = watched if is_due else new
         if ids:
             runs.watch(ids)
-        if is_due:
-            self._noted = now
+        if is_due or new:
+            self._noted = now - (_NOTE_SECONDS - 1 if new else 0)
+        self._known = watched
 
 
 def _disconnect() -> None:

@@ -372,6 +372,20 @@ def test_run_that_is_sent_is_told_before_anybody_takes_it(served: Any, ada: User
         stream.until(lambda message: "cancelled" in message.data.get("stamp", ""))
 
 
+def test_who_writes_a_run_that_is_new_is_soon_told_that_it_is_watched(
+    served: Any, ada: User
+) -> None:
+    _project, server = served
+    session: AgentSession = make_session(ada, session_key="talk")
+    with Stream(f"{server.url}/agents/sessions/talk/stream/", ada) as stream:
+        for _ in range(2):  # The second is new to a stream that has noted another just now.
+            run = make_run(ada, "running", session=session)
+            stream.until(lambda message, pk=str(run.pk): message.data.get("run") == pk)
+            is_watched = AgentRun.objects.filter(pk=run.pk, watched_until__isnull=False)
+            wait_until(is_watched.exists, timeout=5)
+            AgentRun.objects.filter(pk=run.pk).update(status="completed")
+
+
 def test_retried_run_is_told_again(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running")
