@@ -270,8 +270,11 @@ def test_a_stopped_run_goes_on_from_where_it_was_when_tried_again(
 def test_a_refund_changes_the_row(demo: Demo, log_in: LogIn) -> None:
     page = log_in()
     assert order(1042).refunded == 0
+    stop = page.locator("[data-agentic-stop]")
+    assert stop.is_hidden()
     turn = ask(page, "Order 1042 arrived broken. Refund 24.00 of it, please.")
     wait_for(turn, "waiting")
+    assert stop.is_visible()
     assert not Refund.objects.exists()
     turn.get_by_role("button", name="Refund 24.00").click()
     wait_for(turn, "completed")
