@@ -21,7 +21,7 @@ from agentic_django import (
 from agentic_django.conf import settings
 from agentic_django.exceptions import AgentChanged, RunMoved, RunParked, StepCancelledError
 from agentic_django.failures import Verdict
-from agentic_django.lifecycle import Failure
+from agentic_django.lifecycle import Failure, Outcome
 from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext
 from agentic_django.serialization import to_jsonable
@@ -94,8 +94,9 @@ async def _perform(run: AgentRun) -> None:
 async def _complete(context: RunContext, output: Any) -> None:
     added, usage = context.history.added, context.journal.usage()
     told = context.journal.take_deferred()
+    outcome = Outcome(context.run, output, added, usage, told)
     try:
-        await threads.call(lifecycle.complete, context.run, output, added, usage, told)
+        await threads.together(lifecycle.complete, outcome, joined=True)
     except Error:  # The work is done; another attempt says so when the database is back.
         raise
     except Exception as error:  # noqa: BLE001 - what cannot be kept would not be by another attempt

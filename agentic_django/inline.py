@@ -25,7 +25,7 @@ from agentic_django.exceptions import (
 )
 from agentic_django.failures import verdict_on
 from agentic_django.journal import Journal
-from agentic_django.lifecycle import Failure
+from agentic_django.lifecycle import Failure, Outcome
 from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.querysets import RunScope
 from agentic_django.serialization import to_jsonable
@@ -185,8 +185,8 @@ def _park(context: Opened) -> None:
 
 def _complete(context: Opened, output: Any) -> None:
     journal = context.journal
-    told = journal.take_deferred()
-    lifecycle.complete(context.run, output, context.history.added, journal.usage(), told)
+    added, told = context.history.added, journal.take_deferred()
+    lifecycle.complete([Outcome(context.run, output, added, journal.usage(), told)])
 
 
 def _end_badly(context: Opened, error: BaseException) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db import Error
+from django.db import Error, connections
 from django.db.models.functions import Now
 
 from agentic_django import drafts as unfinished
@@ -23,7 +23,7 @@ from agentic_django.exceptions import AgentChanged, RunMoved, RunParked
 from agentic_django.markup import printable
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
 
-__all__ = ["Journal", "Result", "begin", "load", "record"]
+__all__ = ["Entry", "Journal", "Result", "begin", "load", "record", "write"]
 
 _LONGEST_KEY = 200
 _LONGEST_ACTION = 80
@@ -112,7 +112,9 @@ class Journal:
     ) -> StepCheckpoint:
         """Write a result with its events; raises RunMoved if the attempt lost the run."""
         told, self._deferred = [*self._deferred, *drafts], []
-        return await self._keep(record, self.run, result, told, intent)
+        entry = Entry.of(self.run, result, told, intent)
+        joined = self.run.joined_transaction
+        return await self._noted(threads.together(write, entry, joined=joined))
 
     async def begin(self, key: str, kind: str, name: str) -> StepCheckpoint:
         """Write that a call which must not be made twice is about to be made."""
@@ -136,8 +138,11 @@ class Journal:
         # A synchronous tool that still works must not keep the result of another from being
         # recorded; but what its caller's transaction is to cover must be written in that.
         cross = threads.call if self.run.joined_transaction else threads.aside
+        return await self._noted(cross(write, *args))
+
+    async def _noted(self, written: Awaitable[StepCheckpoint]) -> StepCheckpoint:
         try:
-            row = await cross(write, *args)
+            row = await written
         except (RunMoved, Error) as error:
             raise self.give_up(error) from None
         self._rows[row.key] = row
@@ -201,15 +206,67 @@ def record(
     ``intent`` may also be a result, which is replaced. Raises RunMoved if the attempt no longer
     holds the run.
     """
-    row = _row(run, result)
-    row.pk = intent.pk if intent else None
-    is_new = intent is None or intent.is_intent
-    with runs.together(run):
-        runs.advance(run, drafts, **_progress(is_new))
-        row.save(using=database(), force_insert=intent is None, force_update=intent is not None)
-        if result.has_draft or (run.attempt > 1 and result.kind == StepCheckpoint.Kind.MODEL):
-            unfinished.forget(run, row.key)
-    return row
+    return write([Entry.of(run, result, drafts, intent)])[0]
+
+
+@dataclass(slots=True)
+class Entry:
+    """A result as it is written: its row, and what goes with it."""
+
+    row: StepCheckpoint
+    intent: StepCheckpoint | None
+    drafts: Sequence[Event]
+    has_draft: bool
+
+    @classmethod
+    def of(
+        cls, run: AgentRun, result: Result, drafts: Sequence[Event], intent: StepCheckpoint | None
+    ) -> Entry:
+        """Return what is written of a result of a run; it replaces what an intent is about."""
+        row = _row(run, result)
+        row.pk = intent.pk if intent else None
+        has_draft = result.has_draft or (run.attempt > 1 and row.kind == row.Kind.MODEL)
+        return cls(row, intent, drafts, has_draft)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What it changes of its run."""
+        return _progress(self.intent is None or self.intent.is_intent)
+
+
+def write(entries: Sequence[Entry], *, waits: bool = True) -> list[StepCheckpoint]:
+    """Write results, with the events that tell of them, in one transaction; all or none.
+
+    Raises RunMoved if an attempt no longer holds its run; see ``runs.change``.
+    """
+    changes = _changes(entries)
+    with runs.together(*(each.run for each in changes)):
+        runs.change(changes, waits=waits)
+        _save(entries)
+        for entry in entries:
+            if entry.has_draft:
+                unfinished.forget(entry.row.run, entry.row.key)
+    return [entry.row for entry in entries]
+
+
+def _changes(entries: Sequence[Entry]) -> list[runs.Change]:
+    """Return one change for each run; calls made side by side may have ended together."""
+    changes: dict[Any, runs.Change] = {}
+    for entry in entries:
+        change = changes.setdefault(entry.row.run_id, runs.Change(entry.row.run))
+        change.drafts = [*change.drafts, *entry.drafts]
+        change.columns |= entry.progress
+    return list(changes.values())
+
+
+def _save(entries: Sequence[Entry]) -> None:
+    new = [entry.row for entry in entries if entry.intent is None]
+    if connections[database()].features.can_return_rows_from_bulk_insert:
+        StepCheckpoint.objects.using(database()).bulk_create(new)
+    for entry in entries:
+        if entry.row._state.adding:
+            is_new = entry.intent is None
+            entry.row.save(using=database(), force_insert=is_new, force_update=not is_new)
 
 
 def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:

@@ -33,6 +33,7 @@ from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, databa
 
 __all__ = [
     "Failure",
+    "Outcome",
     "cancel",
     "complete",
     "decide",
@@ -79,25 +80,43 @@ class Failure:
 _NO_ERROR = {"error_code": "", "error": "", "error_detail": ""}
 
 
-def complete(
-    run: AgentRun,
-    output: Any,
-    items: Sequence[Any],
-    usage: dict[str, Any],
-    told: Sequence[Event] = (),
-) -> None:
-    """End a run with its output; its items join the conversation."""
-    ended = events.draft(EventType.RUN_COMPLETED, output=output)
-    kept = _JSON_NULL if output is None else output
-    with runs.together(run):
-        runs.finish(run, "complete", [*told, ended], **_NO_ERROR, final_output=kept, usage=usage)
-        if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
-            drafts.forget_all(run)
-        sessions.leave(run, items)
-        run.final_output = output
-        runs.announce(signals.agent_run_completed, run)
-        if slots.caps() or _is_followed(run, items):
-            dispatch.send_next(run)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run has come to."""
+
+    run: AgentRun
+    output: Any
+    items: Sequence[Any]
+    """What it adds to its conversation."""
+    usage: dict[str, Any]
+    told: Sequence[Event] = ()
+    """Events that are yet to be written."""
+
+    def change(self) -> runs.Change:
+        """Return what is written to the run's row."""
+        ended = events.draft(EventType.RUN_COMPLETED, output=self.output)
+        kept = _JSON_NULL if self.output is None else self.output
+        columns = {**_NO_ERROR, "final_output": kept, "usage": self.usage}
+        return runs.ending(self.run, "complete", [*self.told, ended], **columns)
+
+
+def complete(outcomes: Sequence[Outcome], *, waits: bool = True) -> list[None]:
+    """End runs with their outputs; their items join the conversations. All end, or none.
+
+    Raises RunMoved if an attempt no longer holds its run; see ``runs.change``.
+    """
+    with runs.together(*(each.run for each in outcomes)):
+        runs.change([each.change() for each in outcomes], waits=waits)
+        for run in (each.run for each in outcomes):
+            if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
+                drafts.forget_all(run)
+        sessions.leave([(each.run, each.items) for each in outcomes])
+        for each in outcomes:
+            each.run.final_output = each.output
+            runs.announce(signals.agent_run_completed, each.run)
+            if slots.caps() or _is_followed(each.run, each.items):
+                dispatch.send_next(each.run)
+    return [None] * len(outcomes)
 
 
 _JSON_NULL = models.Value("null", output_field=models.TextField())
@@ -123,7 +142,7 @@ def _leave(run: AgentRun) -> None:
     recorded = StepCheckpoint.objects.using(database()).filter(run=run)
     runs.bill(run, journal.total_usage(recorded))
     if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
-        sessions.leave(run, turns.items_of(run))
+        sessions.leave([(run, turns.items_of(run))])
         drafts.forget_all(run)
     dispatch.send_next(run)
 

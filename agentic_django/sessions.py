@@ -57,15 +57,31 @@ def read(session: AgentSession, limit: int | None = None, **only: Any) -> list[A
 
 def append(session: AgentSession, items: Sequence[Any], run: AgentRun | None = None) -> None:
     """Write items at the end of a conversation, in one transaction."""
-    if not items:
+    _append([(session, items, run)])
+
+
+def leave(left: Sequence[tuple[AgentRun, Sequence[Any]]]) -> None:
+    """Write what runs leave in their conversations, as far as they have one."""
+    _append([(run.session, items, run) for run, items in left if run.session is not None])
+
+
+def _append(added: Sequence[tuple[AgentSession, Sequence[Any], AgentRun | None]]) -> None:
+    added = [each for each in added if each[1]]
+    if not added:
         return
     with transaction.atomic(using=database()):
-        last = _reserve(session, len(items))
-        rows = [
-            AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
-            for sequence, item in enumerate(items, last - len(items) + 1)
-        ]
+        rows = [row for session, items, run in added for row in _rows(session, items, run)]
         AgentSessionItem.objects.using(database()).bulk_create(rows)
+
+
+def _rows(
+    session: AgentSession, items: Sequence[Any], run: AgentRun | None
+) -> list[AgentSessionItem]:
+    first = _reserve(session, len(items)) - len(items) + 1
+    return [
+        AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
+        for sequence, item in enumerate(items, first)
+    ]
 
 
 def _reserve(session: AgentSession, count: int) -> int:
@@ -75,12 +91,6 @@ def _reserve(session: AgentSession, count: int) -> int:
     session.updated_at = Now()
     session.save(update_fields=["item_count", "run_count", "updated_at"])
     return session.item_count
-
-
-def leave(run: AgentRun, items: Sequence[Any]) -> None:
-    """Write what a run leaves in its conversation, if it has one."""
-    if run.session is not None:
-        append(run.session, items, run)
 
 
 def forget(run: AgentRun) -> None:

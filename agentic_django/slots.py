@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from django.db.models import Count, QuerySet
 
@@ -66,10 +66,10 @@ def _insert(run: AgentRun, key: str, number: int) -> bool:
     return slots.filter(run=run, key=key, number=number).exists()
 
 
-def release(run: AgentRun) -> None:
-    """Give a run's places back, in the transaction that ends its attempt."""
-    if caps():
-        _held().filter(run=run).delete()
+def release(left: Sequence[AgentRun]) -> None:
+    """Give runs' places back, in the transaction that ends their attempts."""
+    if left and caps():
+        _held().filter(run__in=left).delete()
 
 
 def full() -> set[str]:

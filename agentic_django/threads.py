@@ -25,6 +25,8 @@ from typing import Any
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import Error, close_old_connections, connections
 
+from agentic_django import batches
+
 __all__ = [
     "aside",
     "call",
@@ -38,6 +40,7 @@ __all__ = [
     "run_here",
     "run_shared",
     "share",
+    "together",
 ]
 
 _here = threading.local()
@@ -98,8 +101,16 @@ class Pools:
     def __init__(self, records: int, work: int) -> None:
         self.records = ThreadPoolExecutor(records, "agentic-records")
         self.work = ThreadPoolExecutor(work, "agentic-work")
+        self._batches: dict[Any, batches.Batches[Any, Any]] = {}
         self._errors = 0
         self._mine = threading.local()
+
+    def together[E, R](self, write: batches.Write[E, R], entry: E) -> Future[R]:
+        """Have an entry written with those of other runs; to be called on the loop."""
+        if write not in self._batches:
+            self._batches[write] = batches.Batches(write, self.record, self._note)
+        future: Future[R] = self._batches[write].add(entry)
+        return future
 
     def record[T](self, work: Callable[[], T]) -> Future[T]:
         """Read or write what is the app's own; the thread keeps its connection."""
@@ -112,9 +123,12 @@ class Pools:
             _doubt_connections()
         try:
             return work()
-        except Error:
-            self._errors += 1
+        except Error as error:
+            self._note(error)
             raise
+
+    def _note(self, error: BaseException) -> None:
+        self._errors += isinstance(error, Error)
 
 
 class Turns(Executor):
@@ -303,6 +317,18 @@ async def call_host[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         return await call(fn, *args, **kwargs)
     work = partial(copy_context().run, partial(fn, *args, **kwargs))
     return await asyncio.wrap_future(lane.submit(work))
+
+
+async def together[E, R](write: batches.Write[E, R], entry: E, *, joined: bool = False) -> R:
+    """Write an entry of a run; where runs share threads, with those of other runs.
+
+    Elsewhere it is written like what is done ``aside``; or, if it is to be part of its caller's
+    transaction, like what is done by ``call``.
+    """
+    lane = _lane.get()
+    if isinstance(lane, Turns):
+        return await asyncio.wrap_future(lane.pools.together(write, entry))
+    return await (call if joined else aside)(batches.one, write, entry)
 
 
 async def aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:

@@ -54,8 +54,8 @@ class WatchedJournal(Journal):
         self.fresh = 0
         self.under_way: set[str] = set()
 
-    async def _keep(self, write: Any, *args: Any) -> StepCheckpoint:
-        row = await super()._keep(write, *args)
+    async def _noted(self, written: Any) -> StepCheckpoint:
+        row = await super()._noted(written)
         if not row.is_intent:
             self.fresh += 1
             self.under_way.discard(row.key)

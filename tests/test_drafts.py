@@ -206,7 +206,7 @@ def test_draft_of_a_call_that_was_given_up_goes_with_the_run(run: AgentRun) -> N
     draft.add("Never said")
     wait_until(lambda: written(run))
     draft.drop()
-    lifecycle.complete(run, "Something else", [], {})
+    lifecycle.complete([lifecycle.Outcome(run, "Something else", [], {})])
     assert not written(run)
 
 

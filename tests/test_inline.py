@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -18,9 +18,10 @@ from django.db import OperationalError, connections
 from django.db.models.functions import Now
 from django.test import Client
 
-from agentic_django import heartbeat, lifecycle, recovery, runs
+from agentic_django import heartbeat, journal, lifecycle, recovery, runs
 from agentic_django.exceptions import BadInput, Conflict, NotSerializable
-from agentic_django.models import AgentRun, AgentSession, StepCheckpoint
+from agentic_django.journal import Entry
+from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext, RunResult, ToolRegistry
 from agentic_django.services import (
     cancel_agent_run,
@@ -294,7 +295,7 @@ def test_a_host_that_gives_up_waiting_leaves_a_cancelled_run_that_can_be_resumed
 def test_a_write_that_failed_fails_the_run_even_if_the_host_swallows_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(row: StepCheckpoint, **kwargs: Any) -> None:
+    def fail(entries: Sequence[Entry]) -> None:
         raise OperationalError("The disk is full.")
 
     async def main() -> None:
@@ -304,7 +305,7 @@ def test_a_write_that_failed_fails_the_run_even_if_the_host_swallows_it(
             except Exception:  # noqa: BLE001 - as careless code does
                 ctx.result = "It went well."
 
-    monkeypatch.setattr(StepCheckpoint, "save", fail)
+    monkeypatch.setattr(journal, "_save", fail)
     with pytest.raises(OperationalError):
         performed(main)
     assert AgentRun.objects.get().status == "failed"

@@ -70,7 +70,7 @@ def test_what_was_not_written_is_not_remembered(
     held: AgentRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(StepCheckpoint, "save", _away)
+        broken.setattr(journal, "_save", _away)
         with pytest.raises(OperationalError):
             journal.record(held, result(), told(3))
     assert held.event_count == 1

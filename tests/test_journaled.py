@@ -341,11 +341,11 @@ def test_a_response_is_recorded_before_its_last_event_is_seen(
     openai_server: OpenAIServer, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    record, stream = journal.record, agents.Runner.run_streamed
+    write, stream = journal.write, agents.Runner.run_streamed
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         order.append("recorded")
-        return record(*args, **kwargs)
+        return write(*args, **kwargs)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = stream(*args, **kwargs)
@@ -360,7 +360,7 @@ def test_a_response_is_recorded_before_its_last_event_is_seen(
         result.stream_events = stream_events  # type: ignore[method-assign]
         return result
 
-    monkeypatch.setattr(journal, "record", noted)
+    monkeypatch.setattr(journal, "write", noted)
     monkeypatch.setattr(agents.Runner, "run_streamed", watched)
     openai_server.enqueue("Done.")
     carry("http")

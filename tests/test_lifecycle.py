@@ -16,7 +16,7 @@ from django.contrib.auth.models import User
 from django.db import OperationalError
 from django.db.models.functions import Now
 
-from agentic_django import lifecycle, recovery, sessions
+from agentic_django import journal, lifecycle, recovery, sessions
 from agentic_django.exceptions import Conflict
 from agentic_django.lifecycle import Failure
 from agentic_django.models import AgentRun, AgentSession, StepCheckpoint
@@ -403,7 +403,7 @@ def test_a_write_that_fails_with_the_database_is_made_again(
     looks: list[int] = []
     looked = tool("look", looking(looks))
     scripted("default", call_tool("look"), call_tool("look"), "Done.", tools=[looked])
-    fail_once(monkeypatch, StepCheckpoint, "save")
+    fail_once(monkeypatch, journal, "_save")
     run = finish(make())
     assert run.final_output == "Done."
     assert run.attempt == 2

@@ -151,7 +151,7 @@ def test_a_place_that_was_left_over_does_not_keep_others_out(user: User) -> None
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
         first = runs.claim(str(pending(user).pk))
     assert first is not None
-    lifecycle.complete(first, "done", [], {})
+    lifecycle.complete([lifecycle.Outcome(first, "done", [], {})])
     assert RunSlot.objects.count() == 1
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
         assert runs.claim(str(pending(user).pk)) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,10 @@ from django.contrib.auth.models import Group, User
 from django.db import OperationalError
 from django.test import Client
 
-from agentic_django import events, lifecycle, registry
+from agentic_django import events, journal, lifecycle, registry
 from agentic_django.exceptions import BadInput, NotSerializable
-from agentic_django.models import AgentRun, StepCheckpoint
+from agentic_django.journal import Entry
+from agentic_django.models import AgentRun
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, Runtime
 from agentic_django.services import retry_agent_run
 from agentic_django.steps import ExecutionState, Pipeline, Step, StepExecutor
@@ -708,13 +709,13 @@ def test_a_failed_run_leaves_what_its_agent_said_in_the_conversation(
 def test_a_write_that_failed_ends_the_attempt_even_if_the_host_swallows_it(
     register: Register, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = StepCheckpoint.save
+    save = journal._save
     failures = [OperationalError("The database is away.")]
 
-    def fail_once(row: StepCheckpoint, **kwargs: Any) -> None:
+    def fail_once(entries: Sequence[Entry]) -> None:
         if failures:
             raise failures.pop()
-        save(row, **kwargs)
+        save(entries)
 
     async def run(ctx: RunContext) -> str:
         try:
@@ -722,7 +723,7 @@ def test_a_write_that_failed_ends_the_attempt_even_if_the_host_swallows_it(
         except Exception as error:
             raise ValueError("Something else.") from error
 
-    monkeypatch.setattr(StepCheckpoint, "save", fail_once)
+    monkeypatch.setattr(journal, "_save", fail_once)
     register(run)
     run_ = carry("work")
     assert (run_.status, run_.attempt) == ("completed", 2)

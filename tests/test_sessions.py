@@ -259,14 +259,14 @@ def test_adding_items_is_a_use_of_the_session(user: User) -> None:
 def test_items_know_the_run_that_wrote_them(user: User) -> None:
     session = make_session(user)
     run = make_run(user, session=session)
-    sessions.leave(run, [said("a")])
+    sessions.leave([(run, [said("a")])])
     assert sessions.read(session, run=run) == [said("a")]
     sessions.forget(run)
     assert sessions.read(session) == []
 
 
 def test_a_run_outside_of_any_conversation_leaves_nothing(user: User) -> None:
-    sessions.leave(make_run(user), [said("a")])
+    sessions.leave([(make_run(user), [said("a")])])
     assert not AgentSessionItem.objects.exists()
 
 

@@ -20,7 +20,7 @@ from agentic_django import events, journal, lifecycle, recovery, runs
 from agentic_django.events import EventType
 from agentic_django.exceptions import Conflict, RunMoved
 from agentic_django.journal import Result
-from agentic_django.lifecycle import Failure
+from agentic_django.lifecycle import Failure, Outcome
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, AgentSession
 
 STATUS_AFTER: dict[str | None, str] = {
@@ -30,6 +30,14 @@ STATUS_AFTER: dict[str | None, str] = {
 """In which state a run is, by the last event of its own life."""
 
 pick = st.integers(min_value=0, max_value=100)
+
+
+def _holds(row: AgentRun, run: AgentRun) -> bool:
+    return row.status == "running" and row.attempt == run.attempt
+
+
+def _stand(row: AgentRun) -> tuple[str, int]:
+    return row.status, row.event_count
 
 
 class Runs(RuleBasedStateMachine):
@@ -81,7 +89,7 @@ class Runs(RuleBasedStateMachine):
             return
         run = self.held[n % len(self.held)]
         row = AgentRun.objects.get(pk=run.pk)
-        holds = row.status == "running" and row.attempt == run.attempt
+        holds = _holds(row, run)
         try:
             with transaction.atomic():
                 verb(run, *args)
@@ -89,11 +97,7 @@ class Runs(RuleBasedStateMachine):
             assert not holds
             after = AgentRun.objects.get(pk=run.pk)
             assert vars(after).keys() == vars(row).keys()
-            assert (after.status, after.attempt, after.event_count) == (
-                row.status,
-                row.attempt,
-                row.event_count,
-            )
+            assert (after.attempt, *_stand(after)) == (row.attempt, *_stand(row))
         else:
             assert holds
 
@@ -109,7 +113,32 @@ class Runs(RuleBasedStateMachine):
     @rule(n=pick)
     def complete(self, n: int) -> None:
         items = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm."}]
-        self.worker(n, lifecycle.complete, "Hm.", items, {"requests": 1})
+        self.worker(n, lambda run: lifecycle.complete([Outcome(run, "Hm.", items, {})]))
+
+    @rule(outputs=st.lists(st.sampled_from(["Hm.", "Oh.", True, 1, None]), min_size=2, max_size=4))
+    def complete_together(self, outputs: list[Any]) -> None:
+        """Let several runs end in one transaction: all do, or none."""
+        items = [{"role": "user", "content": "Hello"}]
+        held = {run.pk: run for run in self.held}.values()
+        ended = [
+            Outcome(run, output, items, {}) for run, output in zip(held, outputs, strict=False)
+        ]
+        if not ended:
+            return
+        before = {row.pk: row for row in AgentRun.objects.all()}
+        hold = all(_holds(before[each.run.pk], each.run) for each in ended)
+        try:
+            lifecycle.complete(ended)
+        except RunMoved:
+            assert not hold
+            for row in AgentRun.objects.all():
+                assert (row.status, row.event_count) == _stand(before[row.pk])
+        else:
+            assert hold
+            for each in ended:
+                row = AgentRun.objects.get(pk=each.run.pk)
+                kept = (type(row.final_output), row.final_output)
+                assert kept == (type(each.output), each.output)
 
     @rule(n=pick, code=st.sampled_from(["internal", "timed_out"]))
     def fail(self, n: int, code: str) -> None:

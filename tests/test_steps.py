@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,11 @@ from django.contrib.auth.models import Group, User
 from django.db import Error
 from django.utils.translation import gettext_lazy
 
-from agentic_django import heartbeat, registry, runs, signals
+from agentic_django import heartbeat, journal, registry, runs, signals
 from agentic_django.events import EVENTS, EventType
 from agentic_django.exceptions import AgenticError, BadSetting, UserError
-from agentic_django.models import AgentRun, StepCheckpoint
+from agentic_django.journal import Entry
+from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext
 from agentic_django.services import cancel_agent_run, retry_agent_run, submit_agent_run
 from agentic_django.steps import (
@@ -196,14 +197,14 @@ def test_what_a_step_does_is_shown_as_the_runs_activity(register: Register, carr
 def test_result_state_and_events_of_a_step_are_written_together_or_not_at_all(
     register: Register, carry: Carry, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = StepCheckpoint.save
+    save = journal._save
 
-    def fail_once(row: StepCheckpoint, **kwargs: Any) -> None:
-        save(row, **kwargs)
-        if row.name == "b" and calls.count("b") == 1:
+    def fail_once(entries: Sequence[Entry]) -> None:
+        save(entries)
+        if entries[0].row.name == "b" and calls.count("b") == 1:
             raise Error("The disk is full.")
 
-    monkeypatch.setattr(StepCheckpoint, "save", fail_once)
+    monkeypatch.setattr(journal, "_save", fail_once)
     register(Pipeline([does(calls, "a"), does(calls, "b")]))
     run = carry("work")
     assert run.status == "failed"
@@ -602,14 +603,14 @@ def test_progress_reaches_100_and_never_goes_back(
 def test_a_run_that_ended_between_its_last_step_and_its_completion_shows_100_still(
     register: Register, carry: Carry, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish_run, left = runs.finish, [Error("The database is away.")]
+    change, left = runs.change, [Error("The database is away.")]
 
-    def fail_once(run: AgentRun, verb: str, *args: Any, **kwargs: Any) -> None:
-        if verb == "complete" and left:
+    def fail_once(changes: Sequence[runs.Change], **kwargs: Any) -> None:
+        if changes[0].verb == "complete" and left:
             raise left.pop()
-        finish_run(run, verb, *args, **kwargs)
+        change(changes, **kwargs)
 
-    monkeypatch.setattr(runs, "finish", fail_once)
+    monkeypatch.setattr(runs, "change", fail_once)
     register(Pipeline([does(calls, "a"), does(calls, "b", checkpoint=False)]))
     run = AgentRun.objects.create(owner=User.objects.get(), agent_key="work", input_payload="")
     with pytest.raises(Error):
