@@ -50,6 +50,9 @@ __all__ = [
 
 _LONGEST_DELAY = 60.0
 
+_MERCY = 3
+"""So many times as often a run may be lost with others of its process as it may be alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -194,8 +197,13 @@ def reclaim(run: AgentRun, mode: str, guard: models.Q) -> str:
 
 
 def fails_lost(run: AgentRun, mode: str) -> bool:
-    """Whether a run whose holder is gone fails: its host's own, or one lost too often, always."""
-    return mode == "fail" or run.is_inline or run.failures + 1 >= most_attempts(run)
+    """Whether a run whose holder is gone fails: its host's own, or one lost too often, always.
+
+    One that was lost with others of its process is hardly the one that ended it.
+    """
+    fell_with_others = getattr(run, "fell_with_others", False)  # See ``recovery.lost``.
+    most = most_attempts(run) * (_MERCY if fell_with_others else 1)
+    return mode == "fail" or run.is_inline or run.failures + 1 >= most
 
 
 def _fail_lost(run: AgentRun, guard: models.Q) -> None:

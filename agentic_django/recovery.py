@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from itertools import batched
 
 from django.db import Error, connections, transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.tasks import task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
@@ -93,7 +93,9 @@ def _expire_overdue(swept: Swept) -> None:
 def lost(*, force: bool = False, whole: bool = False) -> Iterator[AgentRun]:
     """Yield running runs whose holder is gone, or all running ones."""
     held = runs.rows().running() if force else runs.rows().lost()
-    return _of(held.select_related("session", "owner").order_by("lease_ends_at"), whole=whole)
+    others = held.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
+    found = held.annotate(fell_with_others=Exists(others)).order_by("lease_ends_at")
+    return _of(found.select_related("session", "owner"), whole=whole)
 
 
 def _of(found: RunScope, *, whole: bool) -> Iterator[AgentRun]:

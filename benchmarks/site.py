@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
 
 import django
 from django.conf import settings
@@ -97,11 +98,11 @@ def configure(database: dict[str, Any], registry: str = "benchmarks.site.agents"
 
 
 def steps(tool_calls: int) -> list[Any]:
-    """Return a model's script: so many turns with one tool call each, then an answer."""
+    """Return a model's script: so many turns with a tool call each, then an answer of its own."""
     from agents.testing import assistant_message, function_call
 
     calls = [[function_call("double", {"n": n}, call_id=f"c{n}")] for n in range(tool_calls)]
-    return [*calls, [assistant_message("Done.")]]
+    return [*calls, [assistant_message(f"Done: {uuid4().hex}.")]]
 
 
 def agent(tool_calls: int) -> Any:

@@ -143,6 +143,31 @@ def test_a_clock_that_is_ten_minutes_off_changes_nothing(
     assert 0 <= run.active_seconds < 60
 
 
+@pytest.mark.usefixtures("no_queue")
+def test_a_run_that_was_lost_alone_too_often_fails(user: User, settings: Any) -> None:
+    settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 2
+    alone = lost_run(user, failures=1, holder="host:1")
+    lost_run(user, failures=0, holder="host:2")
+    swept = recovery.sweep()
+    assert (swept.failed, swept.requeued) == (1, 1)
+    alone.refresh_from_db()
+    assert (alone.status, alone.error_code) == ("failed", "lost")
+
+
+@pytest.mark.usefixtures("no_queue")
+def test_one_run_that_ends_its_process_does_not_make_those_fail_that_fall_with_it(
+    user: User, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 2
+    fallen = [lost_run(user, failures=4, holder="host:1") for _ in range(3)]
+    assert recovery.sweep().requeued == 3
+    for run in fallen:
+        AgentRun.objects.filter(pk=run.pk).update(
+            status="running", holder="host:2", lease_ends_at=Now() - timedelta(seconds=1)
+        )
+    assert recovery.sweep().failed == 3  # For good: one of them may be to blame.
+
+
 # What the queue lost
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -48,13 +49,13 @@ class Record:
         return [f"{name} is {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 
-def record_of(run: AgentRun) -> Record:
-    """Return what the database and the file of effects hold of a run."""
+def record_of(run: AgentRun, done: Sequence[effects.Effect] | None = None) -> Record:
+    """Return what the database and the file of effects, if it is not read yet, hold of a run."""
     run.refresh_from_db()
     rows = list(run.events.order_by("sequence"))
     told = [row for row in rows if row.event_type not in _UNEQUAL]
     steps = list(run.checkpoints.order_by("id"))
-    done = effects.read(str(run.pk))
+    done = effects.read(str(run.pk)) if done is None else done
     recorded = {(str(run.pk), step.key): step.attempt for step in steps}
     others = run.session.items.exclude(run=run) if run.session else []
     return Record(

@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -168,10 +169,14 @@ def batch(here: Project, count: int) -> bool:
             wait_seconds(10)
             kills += kill_one(worker)
     seconds = time.monotonic() - began
-    repeated = sum(bool(record_of(run).problems) for run in AgentRun.objects.all())
+    executions = effects.read()
+    of_run = defaultdict(list)
+    for effect in executions:
+        of_run[effect.run].append(effect)
+    records = (record_of(run, of_run[str(run.pk)]) for run in AgentRun.objects.all())
+    repeated = sum(bool(record.problems) for record in records)
     failed = AgentRun.objects.exclude(status="completed").count()
     ends = AgentEvent.objects.filter(event_type="run.completed").count()
-    executions = effects.read()
     doubled = len(executions) - len({(e.run, e.key) for e in executions})
     print(f"runs                            {count}, in {seconds:.0f} s")
     print(f"processes killed                {kills}")
