@@ -6,6 +6,7 @@ where there is little to do and nobody waits for it to fill.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-__all__ = ["Batches", "Write", "one"]
+__all__ = ["Batches", "WouldWait", "Write", "one"]
+
+logger = logging.getLogger(__name__)
 
 _MOST = 32
 """At most so many entries are written together."""
@@ -25,11 +28,15 @@ _WRITERS = 2
 class Write[E, R](Protocol):
     """Writes entries, all or none, and returns what came of each.
 
-    If it is not to wait, it fails where it would have to wait for another's lock.
+    If it is not to wait, it fails where it would have to wait for another's lock: WouldWait, say.
     """
 
     def __call__(self, entries: Sequence[E], /, *, waits: bool = True) -> Sequence[R]:
         """Write."""
+
+
+class WouldWait(Exception):
+    """What is to be written is just being written by another."""
 
 
 def one[E, R](write: Write[E, R], entry: E) -> R:
@@ -76,13 +83,16 @@ class Batches[E, R]:
         pairs = [pair for pair in self._take() if pair[1].set_running_or_notify_cancel()]
         try:
             results = self.write([entry for entry, _ in pairs], waits=False) if pairs else ()
-        except BaseException:  # noqa: BLE001 - each says for itself what is wrong
+        except BaseException as error:  # noqa: BLE001 - each says for itself what is wrong
+            logger.debug("A batch of %s is written one by one: %r", len(pairs), error)
+            self.failed(error)
             for pair in pairs:
                 self.start(partial(self._write_one, *pair))
         else:
             for (_, future), result in zip(pairs, results, strict=True):
                 future.set_result(result)
-        self._follow()
+        finally:
+            self._follow()
 
     def _write_one(self, entry: E, future: Future[R]) -> None:
         """Write what could not be written with others, on a thread that others do not need."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 from django.db import transaction
@@ -37,20 +39,24 @@ def _send(run: AgentRun) -> None:
         rows().filter(pk=run.pk).update(task_id=result.id, enqueued_at=Now())
 
 
-def send_next(run: AgentRun) -> None:
-    """Send what could not start while this run held its conversation or its place."""
-    waiting = rows().due().exclude(pk=run.pk)
-    following = _first(waiting.filter(session=run.session_id)) if run.session_id else []
+def send_next(ended: Sequence[AgentRun]) -> None:
+    """Send what could not start while these runs held their conversations or their places."""
+    if not ended:
+        return
+    waiting = rows().due().exclude(pk__in=[run.pk for run in ended])
+    talks = [run.session_id for run in ended if run.session_id]
+    following = list(waiting.filter(session__in=talks)) if talks else []  # One of each is due.
     if limits := slots.caps():
         refused = slots.open_to(waiting.filter(enqueued_at=None))
-        following += _first(refused) if slots.ALL in limits else []
-        following += _first(refused.filter(agent_key=run.agent_key))
+        following += _first(refused, len(ended)) if slots.ALL in limits else []
+        for key, count in Counter(run.agent_key for run in ended).items():
+            following += _first(refused.filter(agent_key=key), count)
     for each in {one.pk: one for one in following}.values():
         send(each)
 
 
-def _first(waiting: RunScope) -> list[AgentRun]:
-    return list(waiting.in_turn()[:1])
+def _first(waiting: RunScope, count: int) -> list[AgentRun]:
+    return list(waiting.in_turn()[:count])
 
 
 def take_up(run: AgentRun) -> bool:

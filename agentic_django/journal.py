@@ -224,7 +224,6 @@ class Entry:
     ) -> Entry:
         """Return what is written of a result of a run; it replaces what an intent is about."""
         row = _row(run, result)
-        row.pk = intent.pk if intent else None
         has_draft = result.has_draft or (run.attempt > 1 and row.kind == row.Kind.MODEL)
         return cls(row, intent, drafts, has_draft)
 
@@ -240,7 +239,7 @@ def write(entries: Sequence[Entry], *, waits: bool = True) -> list[StepCheckpoin
     Raises RunMoved if an attempt no longer holds its run; see ``runs.change``.
     """
     changes = _changes(entries)
-    with runs.together(*(each.run for each in changes)):
+    with runs.together(*(each.run for each in changes), waits=waits):
         runs.change(changes, waits=waits)
         _save(entries)
         for entry in entries:
@@ -250,23 +249,29 @@ def write(entries: Sequence[Entry], *, waits: bool = True) -> list[StepCheckpoin
 
 
 def _changes(entries: Sequence[Entry]) -> list[runs.Change]:
-    """Return one change for each run; calls made side by side may have ended together."""
+    """Return one change for each attempt; calls made side by side may have ended together."""
     changes: dict[Any, runs.Change] = {}
     for entry in entries:
-        change = changes.setdefault(entry.row.run_id, runs.Change(entry.row.run))
+        attempt = (entry.row.run_id, entry.row.attempt)
+        change = changes.setdefault(attempt, runs.Change(entry.row.run))
         change.drafts = [*change.drafts, *entry.drafts]
         change.columns |= entry.progress
     return list(changes.values())
 
 
 def _save(entries: Sequence[Entry]) -> None:
+    """Insert new rows, and write those of intents over them; once more if that was rolled back."""
+    for entry in entries:
+        entry.row.pk, entry.row._state.adding = entry.intent.pk if entry.intent else None, True
     new = [entry.row for entry in entries if entry.intent is None]
-    if connections[database()].features.can_return_rows_from_bulk_insert:
+    can_tell_keys = connections[database()].features.can_return_rows_from_bulk_insert
+    if can_tell_keys:
         StepCheckpoint.objects.using(database()).bulk_create(new)
     for entry in entries:
-        if entry.row._state.adding:
-            is_new = entry.intent is None
-            entry.row.save(using=database(), force_insert=is_new, force_update=not is_new)
+        if entry.intent is not None:
+            entry.row.save(using=database(), force_update=True)
+        elif not can_tell_keys:
+            entry.row.save(using=database(), force_insert=True)
 
 
 def begin(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:

@@ -108,28 +108,28 @@ def complete(outcomes: Sequence[Outcome], *, waits: bool = True) -> list[None]:
 
     Raises RunMoved if an attempt no longer holds its run; see ``runs.change``.
     """
-    with runs.together(*(each.run for each in outcomes)):
+    with runs.together(*(each.run for each in outcomes), waits=waits):
         runs.change([each.change() for each in outcomes], waits=waits)
         for run in (each.run for each in outcomes):
             if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
                 drafts.forget_all(run)
-        sessions.leave([(each.run, each.items) for each in outcomes])
+        sessions.leave([(each.run, each.items) for each in outcomes], waits=waits)
         for each in outcomes:
             each.run.final_output = each.output
             runs.announce(signals.agent_run_completed, each.run)
-            if slots.caps() or _is_followed(each.run, each.items):
-                dispatch.send_next(each.run)
+        dispatch.send_next([each.run for each in outcomes if _is_followed(each)])
     return [None] * len(outcomes)
 
 
 _JSON_NULL = models.Value("null", output_field=models.TextField())
 
 
-def _is_followed(run: AgentRun, items: Sequence[Any]) -> bool:
+def _is_followed(outcome: Outcome) -> bool:
     """Whether another run may wait for this one; writing items has just read the counter."""
-    if run.session is None:
-        return False
-    return not items or run.session.run_count > run.position
+    run = outcome.run
+    if run.session is None or slots.caps():
+        return bool(slots.caps())
+    return not outcome.items or run.session.run_count > run.position
 
 
 def fail(run: AgentRun, failure: Failure, told: Sequence[Event] = ()) -> None:
@@ -147,7 +147,7 @@ def _leave(run: AgentRun) -> None:
     if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
         sessions.leave([(run, turns.items_of(run))])
         drafts.forget_all(run)
-    dispatch.send_next(run)
+    dispatch.send_next([run])
 
 
 def try_later(
@@ -233,7 +233,7 @@ def suspend(
         for row in asked:
             runs.announce(signals.agent_approval_requested, run, approval=row)
         if settings.CONCURRENCY_LIMIT is not None:
-            dispatch.send_next(run)
+            dispatch.send_next([run])
 
 
 def _told(kind: EventType, approval: ToolApproval, **more: Any) -> Event:

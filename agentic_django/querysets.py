@@ -115,8 +115,11 @@ class RunScope(Scope["AgentRun"]):
 
         A process can be paused, or cut off, in the midst of one, and hold its rows for hours.
         """
-        skip = connections[self.db].features.has_select_for_update_skip_locked
-        free = self.order_by().select_for_update(skip_locked=skip)
+        features = connections[self.db].features
+        free = self.order_by().select_for_update(
+            skip_locked=features.has_select_for_update_skip_locked,
+            no_key=features.has_select_for_no_key_update,
+        )
         return type(self)(self.model, using=self.db).filter(pk__in=free.values("pk"))
 
     def in_turn(self) -> Self:

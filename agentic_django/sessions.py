@@ -13,11 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import F, Subquery
 from django.db.models.functions import Now
 
 from agentic_django import runs, signals, threads
+from agentic_django.batches import WouldWait
 from agentic_django.conf import load, settings
 from agentic_django.exceptions import BadInput
 from agentic_django.models import (
@@ -60,37 +61,69 @@ def append(session: AgentSession, items: Sequence[Any], run: AgentRun | None = N
     _append([(session, items, run)])
 
 
-def leave(left: Sequence[tuple[AgentRun, Sequence[Any]]]) -> None:
-    """Write what runs leave in their conversations, as far as they have one."""
-    _append([(run.session, items, run) for run, items in left if run.session is not None])
+def leave(left: Sequence[tuple[AgentRun, Sequence[Any]]], *, waits: bool = True) -> None:
+    """Write what runs leave in their conversations, as far as they have one.
+
+    Raises WouldWait if it is not to wait for conversations that another is just writing.
+    """
+    added = [(run.session, items, run) for run, items in left if run.session is not None]
+    _append(added, waits=waits)
 
 
-def _append(added: Sequence[tuple[AgentSession, Sequence[Any], AgentRun | None]]) -> None:
+def _append(
+    added: Sequence[tuple[AgentSession, Sequence[Any], AgentRun | None]], *, waits: bool = True
+) -> None:
     added = [each for each in added if each[1]]
     if not added:
         return
     with transaction.atomic(using=database()):
-        rows = [row for session, items, run in added for row in _rows(session, items, run)]
+        if waits:
+            for session, items, _ in added:
+                _reserve(session, len(items))
+        else:
+            _reserve_free({session: len(items) for session, items, _ in added})
+        rows = [row for each in added for row in _rows(*each)]
         AgentSessionItem.objects.using(database()).bulk_create(rows)
 
 
-def _rows(
-    session: AgentSession, items: Sequence[Any], run: AgentRun | None
-) -> list[AgentSessionItem]:
-    first = _reserve(session, len(items)) - len(items) + 1
-    return [
-        AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
-        for sequence, item in enumerate(items, first)
-    ]
-
-
-def _reserve(session: AgentSession, count: int) -> int:
+def _reserve(session: AgentSession, count: int) -> None:
     """Raise the counter of items; reads the counter of runs on the way."""
     session.item_count = F("item_count") + count
     session.run_count = F("run_count")
     session.updated_at = Now()
     session.save(update_fields=["item_count", "run_count", "updated_at"])
-    return session.item_count
+
+
+def _reserve_free(counts: dict[AgentSession, int]) -> None:
+    """Raise the counters of conversations that no other transaction is writing.
+
+    Raises WouldWait if one is.
+    """
+    features = connections[database()].features
+    table = AgentSession.objects.using(database())
+    free = table.filter(pk__in=[session.pk for session in counts]).select_for_update(
+        skip_locked=features.has_select_for_update_skip_locked,
+        no_key=features.has_select_for_no_key_update,
+    )
+    present = {pk: both for pk, *both in free.values_list("pk", "item_count", "run_count")}
+    if len(present) < len(counts):
+        raise WouldWait
+    for count in set(counts.values()):
+        mine = table.filter(pk__in=[each.pk for each, own in counts.items() if own == count])
+        mine.update(item_count=F("item_count") + count, updated_at=Now())
+    for session, count in counts.items():
+        items, session.run_count = present[session.pk]
+        session.item_count = items + count
+
+
+def _rows(
+    session: AgentSession, items: Sequence[Any], run: AgentRun | None
+) -> list[AgentSessionItem]:
+    first = session.item_count - len(items) + 1
+    return [
+        AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
+        for sequence, item in enumerate(items, first)
+    ]
 
 
 def forget(run: AgentRun) -> None:

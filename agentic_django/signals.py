@@ -45,8 +45,13 @@ agent_approval_requested = Signal()
 
 
 def announce(signal: Signal, sender: type, **kwargs: Any) -> None:
-    """Send a signal to every receiver; log those that raise."""
-    for receiver, outcome in signal.send_robust(sender, **kwargs):
+    """Send a signal to every receiver; log those that raise, or that call ``exit()``."""
+    try:
+        outcomes = signal.send_robust(sender, **kwargs)
+    except SystemExit as error:  # What is told of is committed, with other runs' facts perhaps.
+        logger.error("A receiver called exit()", exc_info=error)
+        return
+    for receiver, outcome in outcomes:
         if isinstance(outcome, Exception):
             logger.error("Receiver %r raised %r", receiver, outcome, exc_info=outcome)
 

@@ -120,7 +120,8 @@ class Pools:
         """Work; where one thread's connection breaks, the others look at theirs first, too."""
         if getattr(self._mine, "errors", 0) != self._errors:
             self._mine.errors = self._errors
-            _doubt_connections()
+            with suppress(Error):
+                _doubt_connections()
         try:
             return work()
         except Error as error:

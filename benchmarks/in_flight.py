@@ -4,7 +4,7 @@
 carries so many runs at once, each of which waits for its model; given are its resident and its
 private memory in MB, before and during that. Then, while so many are in flight, 200 more runs
 are submitted one after another, and the time from a run's creation to its first event is given
-by the database's clock, with what it is made of: to being sent, and to being claimed.
+by the database's clock, with what it is made of: to being sent to RQ, and to being claimed.
 
 ``--through 20000`` instead has one process carry so many plain runs, a thousand at a time, and
 gives its memory after each tenth of them.
@@ -125,6 +125,8 @@ def _begun(count: int) -> dict[str, dict[str, float]]:
         "to first event": [event.created_at - event.run.created_at for event in late],
         "to claim": [event.run.started_at - event.run.created_at for event in late],
     }
+    if all(event.run.enqueued_at for event in late):  # Where the row is the queue, none is.
+        steps["to being sent"] = [event.run.enqueued_at - event.run.created_at for event in late]
     return {name: _spread([s.total_seconds() * 1000 for s in each]) for name, each in steps.items()}
 
 

@@ -21,8 +21,8 @@ from benchmarks import site
 
 _PARTS = {
     "submit": ("services.py", "submit_agent_run"),
-    "claim": ("runs.py", "claim"),
-    "journal": ("journal.py", "record"),
+    "claim": ("claims.py", "claim"),
+    "journal": ("journal.py", "write"),
     "complete": ("lifecycle.py", "complete"),
     "read history": ("sessions.py", "read"),
     "statements: on their way": ("utils.py", "_execute"),

@@ -13,12 +13,18 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models.functions import Now
 
-from agentic_django import events, journal, lifecycle, runs, threads
-from agentic_django.batches import Batches
+from agentic_django import drafts, events, journal, lifecycle, runs, threads
+from agentic_django.batches import Batches, WouldWait
 from agentic_django.exceptions import RunMoved
 from agentic_django.journal import Entry, Result
 from agentic_django.lifecycle import Outcome
-from agentic_django.models import AgentEvent, AgentRun, AgentSessionItem, StepCheckpoint
+from agentic_django.models import (
+    AgentEvent,
+    AgentRun,
+    AgentSession,
+    AgentSessionItem,
+    StepCheckpoint,
+)
 from tests.attempts import numbered
 from tests.processes import Project, wait_until
 from tests.rows import make_run, make_session
@@ -96,7 +102,8 @@ def test_one_that_cannot_be_written_keeps_no_other_from_it(desk: Desk) -> None:
     assert (good.result(20), other.result(20)) == (10, 30)
     with pytest.raises(ValueError, match=r"\[-2\] cannot be written"):
         bad.result(20)
-    assert [str(error) for error in desk.failed] == ["[-2] cannot be written."]
+    told = [str(error) for error in desk.failed]
+    assert told == ["[1, -2, 3] cannot be written.", "[-2] cannot be written."]
 
 
 def test_one_that_has_to_wait_holds_up_no_other(desk: Desk) -> None:
@@ -108,7 +115,6 @@ def test_one_that_has_to_wait_holds_up_no_other(desk: Desk) -> None:
     assert desk.batches.add(9).result(20) == 90
     desk.is_unlocked.set()
     assert [future.result(20) for future in (slow, *locked)] == [70] * 4
-    assert not desk.failed
 
 
 def test_what_nobody_waits_for_any_more_is_not_written(desk: Desk) -> None:
@@ -179,14 +185,64 @@ def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
-def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any) -> None:
+def test_what_was_rolled_back_is_written_by_the_next_try(
+    hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = hold(2)
+    intent = journal.begin(run, "pay", "tool", "pay")
+    paid = Entry.of(run, Result("pay", "tool", "pay", "Paid.", 0.5), [], intent)
+    told = entry(other, "a", "Hm.")
+    told.has_draft = True
+    with monkeypatch.context() as broken:
+        broken.setattr(drafts, "forget", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            journal.write([paid, told])
+    assert StepCheckpoint.objects.get().is_intent
+    journal.write([paid])
+    journal.write([told])
+    assert StepCheckpoint.objects.get(run=run).result == "Paid."
+    assert StepCheckpoint.objects.get(run=other).key == "a"
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
+    hold: Any, order: int
+) -> None:
+    (stale,) = hold(1)
+    AgentRun.objects.filter(pk=stale.pk).update(attempt=2)
+    present = AgentRun.objects.get(pk=stale.pk)
+    with pytest.raises(RunMoved):
+        journal.write([entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order])
+    assert not StepCheckpoint.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_a_batch_does_not_wait_for_another_thread_that_writes_one_of_its_runs(hold: Any) -> None:
+    one, two = hold(2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(two.writing.acquire).result(20)
+        with pytest.raises(WouldWait):
+            journal.write([entry(one, "a"), entry(two, "a")], waits=False)
+        pool.submit(two.writing.release).result(20)
+    assert not StepCheckpoint.objects.exists()
+    assert len(journal.write([entry(one, "a"), entry(two, "a")], waits=False)) == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+@pytest.mark.parametrize("waits", [True, False])
+def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: bool) -> None:
     outputs = [True, 1, 1.0, "1", None, {"a": [True]}, {"a": [1]}, "Same.", "Same."]
     held = hold(len(outputs))
     lifecycle.complete(
         [
             Outcome(run, output, [{"role": "user", "content": f"{n}"}] * n, {"requests": n})
             for n, (run, output) in enumerate(zip(held, outputs, strict=True))
-        ]
+        ],
+        waits=waits,
     )
     for n, (run, output) in enumerate(zip(held, outputs, strict=True)):
         row = AgentRun.objects.get(pk=run.pk)
@@ -215,22 +271,50 @@ def _await_write(entry: Entry) -> Callable[[], Any]:
     return work
 
 
+def _await_end(outcome: Outcome) -> Callable[[], Any]:
+    async def work() -> None:
+        await threads.together(lifecycle.complete, outcome)
+
+    return work
+
+
+@pytest.mark.postgres
+def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
+    in_project: Project,
+) -> None:
+    owner = User.objects.create_user("ada")
+    threads.share(records=4, work=2)
+    for _ in range(5):
+        make_run(owner, "pending", session=make_session(owner))
+    held = runs.claim_due("default", 5)
+    said = [{"role": "user", "content": "Hello"}]
+    with transaction.atomic():
+        AgentSession.objects.filter(runs__in=held[:3]).update(updated_at=Now())
+        ends = [threads.run_shared(_await_end(Outcome(run, "Done.", said, {}))) for run in held]
+        for future in ends[3:]:
+            future.result(20)
+        assert not any(future.done() for future in ends[:3])
+    for future in ends:
+        future.result(20)
+    assert AgentRun.objects.filter(status="completed").count() == 5
+
+
 @pytest.mark.postgres
 def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(in_project: Project) -> None:
     owner = User.objects.create_user("ada")
     threads.share(records=4, work=2)
     for _ in range(5):
         make_run(owner, "pending", session=make_session(owner))
-    held = runs.claim_due("default", 5)
-    stuck, others = held[:3], held[3:]
+    one, two, *others = runs.claim_due("default", 5)
     with transaction.atomic():
-        AgentRun.objects.filter(pk__in=[run.pk for run in stuck]).update(updated_at=Now())
-        waiting = [threads.run_shared(_await_write(entry(run, "a", "Hm."))) for run in stuck]
+        AgentRun.objects.filter(pk__in=[one.pk, two.pk]).update(updated_at=Now())
+        stuck = [entry(one, "a"), entry(one, "b"), entry(two, "a")]
+        waiting = [threads.run_shared(_await_write(each)) for each in stuck]
         for n in range(5):
             written = [threads.run_shared(_await_write(entry(run, f"{n}"))) for run in others]
             assert [future.result(20).run for future in written] == others
         assert not any(future.done() for future in waiting)
-    assert [future.result(20).run for future in waiting] == stuck
+    assert [future.result(20).run for future in waiting] == [one, one, two]
 
 
 def test_where_runs_do_not_share_threads_each_is_written_on_its_own() -> None:

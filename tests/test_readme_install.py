@@ -40,7 +40,7 @@ from tests.servers import Valkey, shared_postgres
 from tests.settings import ROOT
 
 NAME, PASSWORD = "ada", "ada's own password"
-SERVERS = ("runserver", "uvicorn", "rqworker")
+SERVERS = ("runserver", "uvicorn", "agentic_django_worker")
 FILE = re.compile(
     r"(?:#|\{#) (?P<path>[\w/]+\.(?:py|html))(?P<at_its_end>, at its end)?(?: #\})?\n"
 )
@@ -149,7 +149,7 @@ class Reader:
         # The shell looks the command up on the reader's own PATH.
         full = ["sh", "-c", 'cd "$0" && exec "$@"', str(self.cwd), *command]
         log = self.directory / f"server-{port}.log"
-        if "rqworker" in command:
+        if "agentic_django_worker" in command:
             server = Process(full, self.env, log, self._works)
         else:
             server = Process(full, self.env, log, answering(port))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 
-from agentic_django import dispatch, runs, slots, tasks
+from agentic_django import dispatch, lifecycle, runs, slots, tasks
 from agentic_django.models import AgentRun, RunSlot
 from tests.rows import make_run
 
@@ -69,10 +69,28 @@ def test_a_run_that_had_no_place_is_sent_when_one_is_free(
     assert held is not None
     assert other == queued
     runs.finish(held, "complete")
-    dispatch.send_next(held)
+    dispatch.send_next([held])
     refused.refresh_from_db()
     assert refused.enqueued_at is None
     assert slots.full() == set()
+
+
+def test_runs_that_end_together_let_as_many_others_start(
+    user: User,
+    limit: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    limit({"echo": 2, "*": 3})
+    sent: list[str] = []
+    monkeypatch.setattr(tasks, "send", lambda run_id, agent_key: sent.append(run_id))
+    keys = ("echo", "echo", "slow")
+    held = [claim(make_run(user, "pending", agent_key=key)) for key in keys]
+    waiting = [make_run(user, "pending", agent_key="echo") for _ in range(4)]
+    with django_capture_on_commit_callbacks(execute=True):
+        lifecycle.complete([lifecycle.Outcome(run, "Done.", [], {}) for run in held if run])
+    assert sent == [str(run.pk) for run in waiting[:3]]
+    assert not RunSlot.objects.exists()
 
 
 def test_places_left_from_before_a_limit_was_lifted_are_found_free(user: User, limit: Any) -> None:

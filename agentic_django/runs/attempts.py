@@ -14,6 +14,7 @@ from django.db.models import F
 from django.db.models.functions import Cast, Now
 
 from agentic_django import events, slots
+from agentic_django.batches import WouldWait
 from agentic_django.conf import settings
 from agentic_django.events import Event
 from agentic_django.exceptions import RunMoved
@@ -26,14 +27,17 @@ Status = AgentRun.Status
 
 
 @contextmanager
-def together(*held: AgentRun) -> Iterator[None]:
+def together(*held: AgentRun, waits: bool = True) -> Iterator[None]:
     """One transaction of attempts' writes; if it fails, their rows in memory are as before.
 
-    An attempt may write from two threads (``threads.aside``), one at a time.
+    An attempt may write from two threads (``threads.aside``), one at a time. Raises WouldWait if
+    it is not to wait for that, and another is at it.
     """
     with ExitStack() as stack:
-        for run in sorted(held, key=lambda each: str(each.pk)):
-            stack.enter_context(run.writing)
+        for run in sorted(held, key=lambda each: (str(each.pk), each.attempt)):
+            if not run.writing.acquire(blocking=waits):
+                raise WouldWait
+            stack.callback(run.writing.release)
         before = [(run, dict(vars(run))) for run in held]
         try:
             with transaction.atomic(using=database()):
@@ -92,11 +96,10 @@ def ending(run: AgentRun, verb: str, drafts: Sequence[Event] = (), **columns: An
 def change(changes: Sequence[Change], *, waits: bool = True) -> None:
     """Write changes, one for each run, with their events; all or none.
 
-    Raises RunMoved if an attempt no longer holds its run or, unless the caller waits for that, if
-    another transaction is just writing it; of several runs, it names any. Belongs first in a
-    transaction.
+    Raises RunMoved if an attempt no longer holds its run or, if it is not to wait for that, another
+    transaction is just writing it; of several runs, it names any. Belongs first in a transaction.
     """
-    with together(*(each.run for each in changes)):
+    with together(*(each.run for each in changes), waits=waits):
         for each in changes:
             each.drafts = events.wanted(each.drafts)
             each.columns["event_count"] = each.run.event_count + len(each.drafts)

@@ -106,6 +106,7 @@ class Listener:
             try:
                 with connections[settings.DATABASE].cursor() as cursor:
                     cursor.execute(f"LISTEN {backend.CHANNEL}")
+                    backend.arrivals.set()  # Of what was told before, nothing is heard.
                     self._hear(cursor.connection)
             except Error as error:
                 logger.warning("Cannot hear of new runs, only look for them: %s", error)

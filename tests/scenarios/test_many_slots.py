@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from django.db import connection
 from rq.job import Job as PlainJob
 from rq.worker import Worker
 
-from agentic_django import runs, tasks
+from agentic_django import backend, runs, tasks
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval, submit_agent_run
 from tests import servers, test_infrastructure
@@ -143,6 +144,34 @@ def test_a_cancelled_run_ends_in_the_worker(source: str, in_scenario: Project, u
         submitted(user, "plain", 3)
         wait_until(lambda: statuses() == {"cancelled": 1, "completed": 3}, timeout=ALLOWED)
     assert record_of(run).ends == ["run.cancelled"]
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_the_others_go_on(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    in_scenario.extra["AGENTIC_TEST_RUN_SECONDS"] = "4"
+    submitted(user, "waiting", 3)
+    submitted(user, "plain", 3)
+    with in_scenario.worker():
+        wait_until(lambda: statuses() == {"timed_out": 3, "completed": 3}, timeout=60)
+
+
+@pytest.mark.parametrize("source", ["rows"], indirect=True)
+def test_runs_of_which_nobody_tells_are_found_at_the_poll_interval(
+    source: str, in_scenario: Project, user: User
+) -> None:
+    untold = partial(AgentRun.objects.create, owner=user, agent_key="plain", input_payload="Hm.")
+    with in_scenario.worker("--poll-interval=600"):
+        submitted(user, "plain")
+        wait_until(lambda: statuses() == {"completed": 1}, timeout=30)
+        untold()
+        time.sleep(3)
+        assert statuses() == {"completed": 1, "pending": 1}
+        backend.notify("default")
+        wait_until(lambda: statuses() == {"completed": 2}, timeout=30)
+    with in_scenario.worker("--poll-interval=0.2"):
+        untold()
+        wait_until(lambda: statuses() == {"completed": 3}, timeout=30)
 
 
 # What else is on the queue
