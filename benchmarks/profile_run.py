@@ -35,7 +35,7 @@ _PARTS = {
     "the SDK's runner": ("run_loop.py", "start_streaming"),
     "deep copies": ("copy.py", "deepcopy"),
 }
-_IDLE = {"select", "get", "serve", "wait", "acquire", "_worker"}
+_IDLE = {"select", "get", "serve", "wait", "acquire", "_worker", "_beat", "_run"}
 
 
 def main() -> None:

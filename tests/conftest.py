@@ -54,12 +54,16 @@ def _is_loopback(host: str | bytes | None) -> bool:
 sys.addaudithook(_refuse_network)
 
 
+POSTGRES = os.environ.get("AGENTIC_TEST_DATABASE") == "postgres"
 REPLAY = bool(os.environ.get("AGENTIC_TEST_REPLAY"))
 """Whether every attempt is replayed after each thing it records: see ``tests.replaying``."""
 
 SERVERS = {"project", "in_project", "sqlite_project", "postgres", "valkey", "own_valkey"}
 """Fixtures with servers or processes of their own: the tests' own database is nothing to them."""
 
+
+DATABASE = {"db", "transactional_db"}
+"""Fixtures that give a test the tests' own database, as the mark ``django_db`` does."""
 
 TOGETHER = {"test_demo.py"}
 """Files whose tests one worker runs, for what they start is shared."""
@@ -71,15 +75,25 @@ RUNS = {"carry", "no_queue", "openai_server", "register", "scripted"}
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts servers as slow, so that it runs once and not for each database."""
-    left_out = []
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if SERVERS & fixtures:
+        if SERVERS & _fixtures(item):
             item.add_marker(pytest.mark.slow)
-        if REPLAY and (item.get_closest_marker("not_replayed") or not RUNS & fixtures):
-            left_out.append(item)
-    items[:] = [item for item in items if item not in left_out]
+    left_out = [item for item in items if _is_left_out(item)]
+    items[:] = [item for item in items if not _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
+
+
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    """On PostgreSQL, what uses no database; replayed, what runs no agent, or counts calls."""
+    fixtures = _fixtures(item)
+    if REPLAY and (item.get_closest_marker("not_replayed") or not RUNS & fixtures):
+        return True
+    uses_none = not fixtures & (DATABASE | SERVERS) and not item.get_closest_marker("django_db")
+    return POSTGRES and uses_none
 
 
 # The session: what its processes share
@@ -146,7 +160,7 @@ def django_db_modify_db_settings(
 ) -> None:
     """Point the tests at a SQLite file (threads share it) or the session's PostgreSQL."""
     default = connections.settings["default"]
-    if os.environ.get("AGENTIC_TEST_DATABASE", "sqlite") == "postgres":
+    if POSTGRES:
         default["HOST"] = database(servers.shared_postgres())["HOST"]
         default["TEST"]["NAME"] = "test_agentic"
     else:
