@@ -162,13 +162,12 @@ def test_every_page_is_accessible_and_fits_its_window(
         page.set_viewport_size({"width": 320, "height": 700})
     for name, path in pages().items():
         page.goto(path)
+        screenshot(page, f"{name}-{look}", whole=name not in ("conversation", "asking"))
         page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         found = Axe().run(page).response["violations"]
         assert [(name, e["id"], e["nodes"][0]["target"]) for e in found] == []
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
         assert page.evaluate("document.dir") in ("", "rtl" if look == "rtl" else "ltr")
-        page.goto(path)
-        screenshot(page, f"{name}-{look}", whole=name not in ("conversation", "asking"))
 
 
 def test_every_page_can_be_read_without_javascript(
