@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models.functions import Now
 
-from agentic_django import drafts, events, journal, lifecycle, runs, threads
+from agentic_django import drafts, events, journal, lifecycle, runs, signals, threads
 from agentic_django.batches import Batches, WouldWait
 from agentic_django.exceptions import RunMoved
 from agentic_django.journal import Entry, Result
@@ -262,6 +263,29 @@ def test_attempts_of_different_numbers_end_together(hold: Any) -> None:
     again.attempt = 3
     lifecycle.complete([Outcome(run, "Done.", [], {}) for run in (first, again)])
     assert set(AgentRun.objects.values_list("status", flat=True)) == {"completed"}
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
+    hold: Any, django_capture_on_commit_callbacks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Any] = []
+
+    def receive(run: AgentRun, **_: Any) -> None:
+        told.append(run)
+        if len(told) == 1:
+            sys.exit("Enough.")
+
+    held = hold(3)
+    signals.agent_run_completed.connect(receive)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            lifecycle.complete([Outcome(run, "Done.", [], {}) for run in held])
+    finally:
+        signals.agent_run_completed.disconnect(receive)
+    assert told == held
+    assert "called exit()" in caplog.text
 
 
 def _await_write(entry: Entry) -> Callable[[], Any]:
