@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+from django.db import connections
 from django.db.models.functions import Now
 
-from agentic_django import executor, recovery
+from agentic_django import executor, recovery, threads
 from agentic_django.models import AgentRun
 
-__all__ = ["AWAY", "attempt", "finish", "lose", "numbered", "payloads", "recorded"]
+__all__ = ["AWAY", "attempt", "finish", "lose", "numbered", "payloads", "recorded", "sharing"]
 
 AWAY = ConnectionError("The provider cannot be reached.")
 """What ends an attempt so that another may begin."""
@@ -56,3 +62,28 @@ def numbered(run: AgentRun) -> list[str]:
     rows = list(run.events.order_by("sequence").values_list("sequence", "event_type"))
     assert [number for number, _ in rows] == list(range(1, run.event_count + 1))
     return [kind for _, kind in rows]
+
+
+@contextmanager
+def sharing(*, records: int, work: int) -> Iterator[threads.Pools]:
+    """Let this process's runs share threads, as in a worker with many slots."""
+    with patch.object(threads._process, "pools", None):
+        pools = threads.share(records=records, work=work)
+        try:
+            yield pools
+        finally:
+            for pool, count in ((pools.records, records), (pools.work, work)):
+                _close(pool, count)
+
+
+def _close(pool: ThreadPoolExecutor, count: int) -> None:
+    """End a pool's threads, each of which closes its connections."""
+    together = threading.Barrier(count)
+
+    def close() -> None:
+        together.wait(10)
+        connections.close_all()
+
+    for future in [pool.submit(close) for _ in range(count)]:
+        future.result(20)
+    pool.shutdown()

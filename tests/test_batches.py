@@ -26,7 +26,7 @@ from agentic_django.models import (
     AgentSessionItem,
     StepCheckpoint,
 )
-from tests.attempts import numbered
+from tests.attempts import numbered, sharing
 from tests.processes import Project, wait_until
 from tests.rows import make_run, make_session
 
@@ -288,6 +288,12 @@ def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
     assert "called exit()" in caplog.text
 
 
+@pytest.fixture
+def pools(in_project: Project) -> Iterator[threads.Pools]:
+    with sharing(records=4, work=2) as pools:
+        yield pools
+
+
 def _await_write(entry: Entry) -> Callable[[], Any]:
     async def work() -> StepCheckpoint:
         return await threads.together(journal.write, entry)
@@ -304,10 +310,9 @@ def _await_end(outcome: Outcome) -> Callable[[], Any]:
 
 @pytest.mark.postgres
 def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
-    in_project: Project,
+    in_project: Project, pools: threads.Pools
 ) -> None:
     owner = User.objects.create_user("ada")
-    threads.share(records=4, work=2)
     for _ in range(5):
         make_run(owner, "pending", session=make_session(owner))
     held = runs.claim_due("default", 5)
@@ -324,9 +329,10 @@ def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
 
 
 @pytest.mark.postgres
-def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(in_project: Project) -> None:
+def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
+    in_project: Project, pools: threads.Pools
+) -> None:
     owner = User.objects.create_user("ada")
-    threads.share(records=4, work=2)
     for _ in range(5):
         make_run(owner, "pending", session=make_session(owner))
     one, two, *others = runs.claim_due("default", 5)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from agents import function_tool
 from django.contrib.auth.models import Group, User
-from django.db import OperationalError, connection, connections
+from django.db import OperationalError, connection
 
 from agentic_django import executor, threads
 from agentic_django.threads import Pools
 from tests.agents import call_tool
+from tests.attempts import sharing
 from tests.rows import make_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -23,21 +24,10 @@ RECORDS, WORK = 2, 2
 
 
 @pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch, no_queue: None) -> Iterator[Pools]:
+def pools(no_queue: None) -> Iterator[Pools]:
     """Let this process's runs share threads for one test."""
-    monkeypatch.setattr(threads._process, "pools", None)
-    pools = threads.share(records=RECORDS, work=WORK)
-    yield pools
-    for pool, count in ((pools.records, RECORDS), (pools.work, WORK)):
-        together = threading.Barrier(count)
-
-        def close(together: threading.Barrier = together) -> None:
-            together.wait(10)
-            connections.close_all()
-
-        for future in [pool.submit(close) for _ in range(count)]:
-            future.result(20)
-        pool.shutdown()
+    with sharing(records=RECORDS, work=WORK) as pools:
+        yield pools
 
 
 def shared(work: Any) -> Any:
