@@ -559,7 +559,7 @@ def test_the_mail_of_the_how_to_is_sent_to_those_who_may_decide(
     settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user == other_user
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
     text = (Path(__file__).parents[1] / "docs/how-to/approvals.md").read_text()
-    code = text.partition("## Send mails")[2].partition("```python")[2].partition("```")[0]
+    code = text.partition("## Send email")[2].partition("```python")[2].partition("```")[0]
     names: dict[str, Any] = {}
     exec(compile(code, "approvals.md", "exec"), names)
     scripted("default", [pay_call()], "Done.", tools=[paying()])
