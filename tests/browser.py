@@ -36,6 +36,14 @@ from playwright.sync_api import (
 from agentic_django.templatetags import agentic_django_tags
 
 ARTIFACTS = Path(__file__).resolve().parent / "artifacts"
+# scripts/lib.sh looks for these too, and installs Chromium where it finds none.
+BROWSERS = [
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+]
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -53,8 +61,8 @@ document.addEventListener("securitypolicyviolation", (event) => console.error(
 
 
 def chromium_path() -> str:
-    """Return the system's Chromium; fail plainly where there is none."""
-    for name in ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome"):
+    """Return the path of the installed Chromium or Chrome; fail the test if none is installed."""
+    for name in BROWSERS:
         if path := shutil.which(name):
             return path
     pytest.fail("Browser tests need Chromium. On Debian: apt-get install chromium")
