@@ -1,4 +1,4 @@
-"""System checks: what is set wrongly, and how to repair it. Nothing here runs an agent."""
+"""System checks that find wrong settings and say how to fix them. No check runs an agent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAG = "agentic_django"
 """Run these checks alone with ``manage.py check --tag agentic_django``."""
 
 _RQ_SECONDS = 180
-"""How long RQ lets a job run if nothing else is said."""
+"""RQ's default timeout for jobs."""
 
 
 def _error(number: int, message: str, hint: str) -> CheckMessage:
@@ -39,25 +39,25 @@ def _warning(number: int, message: str, hint: str) -> CheckMessage:
 
 
 def _is_sound(name: str) -> bool:
-    """Whether a setting can be looked into; if not, E001 tells of it."""
+    """Whether a setting has a valid value. E001 reports an invalid one."""
     return Settings.options()[PREFIX + name].problem() is None
 
 
 @register(TAG)
 def check_values(**_: Any) -> Iterator[CheckMessage]:
-    """E001: a setting has a value that cannot be used."""
+    """E001: a setting has an invalid value."""
     for name, option in Settings.options().items():
         if problem := option.problem():
-            yield _error(1, f"{name} cannot be used: {problem}.", f"Expected: {option.hint}")
+            yield _error(1, f"{name} is invalid: {problem}.", f"Expected: {option.hint}")
 
 
 @register(TAG)
 def check_names(**_: Any) -> Iterator[CheckMessage]:
-    """W001: a setting that the app does not know."""
+    """W001: the app does not have a setting of this name."""
     known = Settings.options()
     for name in dir(django_settings):
         if name.startswith(PREFIX) and name not in known:
-            yield _warning(1, f"There is no setting {name}.", _nearest(name, list(known)))
+            yield _warning(1, f"Unknown setting {name}.", _nearest(name, list(known)))
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -73,7 +73,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 @register(TAG)
 def check_registry(**_: Any) -> Iterator[CheckMessage]:
-    """E002, E003, E004, W002, W003: which agents there are."""
+    """E002, E003, E004, W002, W003: the registered agents."""
     if not _is_sound("AGENT_REGISTRY"):
         return
     try:
@@ -82,13 +82,13 @@ def check_registry(**_: Any) -> Iterator[CheckMessage]:
         yield _error(2, f"{PREFIX}AGENT_REGISTRY: {error}", _REGISTRY_HINT)
         return
     for key in doubled:
-        hint = "Rename or remove one of them; until then only the first one is used."
+        hint = "Rename or remove one of them. Until then, only the first one is used."
         yield _error(3, f"The agent key {key!r} is registered more than once.", hint)
     yield from _default_agent(keys)
 
 
 _REGISTRY_HINT = (
-    "Name callables without arguments that return {key: factory}, "
+    "Name callables that take no arguments and return {key: factory}, "
     "for example 'shop.agents.registry' or 'shop.agents:registry'."
 )
 
@@ -105,13 +105,13 @@ def _default_agent(keys: list[str]) -> Iterator[CheckMessage]:
         yield _error(4, message, f"Set it to one of: {', '.join(keys)}.")
     else:
         message = f"No agent is registered as {settings.DEFAULT_AGENT_KEY!r}, the default key."
-        hint = f"Set {name} to one of: {', '.join(keys)}; or name the agent of each run."
+        hint = f"Set {name} to one of: {', '.join(keys)}. Or name the agent of each run."
         yield _warning(3, message, hint)
 
 
 @register(TAG)
 def check_hooks(**_: Any) -> Iterator[CheckMessage]:
-    """E005: a setting names a callable that is not there."""
+    """E005: a setting names a callable that does not exist."""
     for name, option in Settings.options().items():
         if name.removeprefix(PREFIX) not in _HOOKS or option.problem():
             continue
@@ -128,7 +128,7 @@ _HOOKS = ("AGENT_ACCESS", "APPROVERS", "CONTEXT_FACTORY", "CLASSIFY_ERROR", "COM
 
 @register(TAG)
 def check_step_modules(**_: Any) -> Iterator[CheckMessage]:
-    """E012: functions of a module that is not there may be submitted as steps."""
+    """E012: the setting for steps names a module that cannot be imported."""
     if not _is_sound("STEP_MODULES"):
         return
     for module in settings.STEP_MODULES:
@@ -136,41 +136,43 @@ def check_step_modules(**_: Any) -> Iterator[CheckMessage]:
             import_module(module)
         except (ImportError, ValueError, TypeError) as error:  # As for "" and ".steps".
             message = f"{PREFIX}STEP_MODULES has {module!r}, which cannot be imported: {error}."
-            yield _error(12, message, "Name a module by its dotted path, not a function in it.")
+            yield _error(12, message, "Use the dotted path of a module, not of a function in it.")
 
 
 @register(TAG)
 def check_run_options(**_: Any) -> Iterator[CheckMessage]:
-    """E013: the host's run options have one that the Agents SDK does not know."""
+    """E013: the default run options have one that the Agents SDK does not know."""
     if not _is_sound("DEFAULT_RUN_OPTIONS") or not settings.DEFAULT_RUN_OPTIONS:
         return
     known = limits.host_options()
     for name in settings.DEFAULT_RUN_OPTIONS:
         if name not in known:
-            message = f"{PREFIX}DEFAULT_RUN_OPTIONS: there is no run option {name!r}."
+            message = f"{PREFIX}DEFAULT_RUN_OPTIONS has the unknown run option {name!r}."
             yield _error(13, message, limits.suggestion(str(name), known))
 
 
 @register(checks.Tags.database)
 def check_waiting(databases: Any = None, **_: Any) -> Iterator[CheckMessage]:
-    """W020, W021: runs wait with an agent, or with a call of a tool, that is gone.
+    """W020, W021: runs wait for a decision, but their agent or tool no longer exists.
 
-    Looks into the database, so it runs with ``check --database default`` and with ``migrate``.
+    Queries the database, so it runs only in ``check --database default`` and ``migrate``.
     """
     if not databases or not _is_sound("DATABASE") or settings.DATABASE not in databases:
         return
     try:
         rows = list(approvals.rows().waiting_calls()[:1000])
         keys = set(registry.keys())
-    except (Error, BadSetting):  # The table is not there yet; E002 tells of the registry.
+    except (Error, BadSetting):  # The table does not exist yet, or E002 reports the registry.
         return
     for key in sorted({row.run.agent_key for row in rows} - keys - _UNREGISTERED):
-        message = f"Runs wait for a person with the agent {key!r}, which is not registered."
+        message = f"Runs of the agent {key!r} wait for a person, but it is not registered."
         yield _warning(20, message, _KEEP)
     known = {key: _names(key) for key in {row.run.agent_key for row in rows} & keys}
     gone = {(r.agent, r.tool) for r in rows if _is_gone(known.get(r.run.agent_key), r)}
     for agent, tool in sorted(gone):
-        message = f"A run waits with a call of {tool!r} by the agent {agent!r}, which is not there."
+        message = (
+            f"A run waits for a decision about {tool!r}, which the agent {agent!r} no longer has."
+        )
         yield _warning(21, message, _KEEP)
 
 
@@ -179,9 +181,10 @@ _UNREGISTERED = {submitted.AGENT_KEY, inline.AGENT_KEY}
 
 
 def _names(key: str) -> dict[str, set[str] | None] | None:
-    """Return the tools of an agent, and of those it knows, by their agents' names.
+    """Return the tools of an agent and of the agents it can call, by agent name.
 
-    None for tools that only a running agent knows, and for work that is no agent of the SDK.
+    A value is None if only a running agent knows its tools. The result is None for work that is
+    not an agent of the SDK.
     """
     try:
         agent: Any = registry.get(key)()
@@ -222,9 +225,9 @@ def check_backend(**_: Any) -> Iterator[CheckMessage]:
     if alias not in task_backends.settings:
         known = ", ".join(map(repr, task_backends.settings))
         hint = f"Set it to one of {known}, or add {alias!r} to TASKS."
-        yield _error(6, f"{PREFIX}TASK_BACKEND is {alias!r}, which TASKS does not have.", hint)
+        yield _error(6, f"{PREFIX}TASK_BACKEND is {alias!r}, which is not in TASKS.", hint)
         return
-    # No agent named for "*" means the queue "default".
+    # Without an entry for "*", all other agents use the queue "default".
     queues = {"*": "default", **settings.QUEUES}
     yield from _unknown_queues(alias, queues)
     yield from _short_queues(alias, set(queues.values()))
@@ -234,7 +237,7 @@ def _unknown_queues(alias: str, queues: dict[str, str]) -> Iterator[CheckMessage
     known = task_backends[alias].queues
     for key, queue in queues.items():
         if known and queue not in known:
-            message = f"{PREFIX}QUEUES sends {key!r} to {queue!r}, which TASKS does not have."
+            message = f"{PREFIX}QUEUES sends {key!r} to {queue!r}, which is not a queue in TASKS."
             hint = (
                 f"Add {queue!r} to TASKS[{alias!r}]['QUEUES'], "
                 f"or choose one of: {', '.join(sorted(known))}."
@@ -251,11 +254,11 @@ def _short_queues(alias: str, queues: set[str]) -> Iterator[CheckMessage]:
         if 0 < seconds <= limit:
             message = (
                 f"RQ kills jobs of the queue {queue!r} after {seconds:g} s, "
-                f"while a run may take {limit:g} s."
+                f"but a run may take {limit:g} s."
             )
             hint = (
                 f"Set RQ_QUEUES[{queue!r}]['DEFAULT_TIMEOUT'] to more than {limit:g} "
-                f"({limit + 60:g}, say), or lower {PREFIX}RUN_TIMEOUT_SECONDS."
+                f"(for example {limit + 60:g}), or lower {PREFIX}RUN_TIMEOUT_SECONDS."
             )
             yield _warning(4, message, hint)
 
@@ -266,12 +269,12 @@ def _is_on_rq(alias: str) -> bool:
 
 
 def _seconds(timeout: Any) -> float:
-    from rq.exceptions import TimeoutFormatError  # noqa: PLC0415 - there only if RQ is used
+    from rq.exceptions import TimeoutFormatError  # noqa: PLC0415 - installed only if RQ is used
     from rq.utils import parse_timeout  # noqa: PLC0415 - an extra
 
     try:
         return float(parse_timeout(timeout) or _RQ_SECONDS)
-    except TimeoutFormatError:  # RQ itself tells of it.
+    except TimeoutFormatError:  # RQ itself reports it.
         return _RQ_SECONDS
 
 
@@ -280,9 +283,9 @@ def _seconds(timeout: Any) -> float:
 
 @register(TAG)
 def check_database(**_: Any) -> Iterator[CheckMessage]:
-    """E008, E009, E014, W005: the database that holds the app's rows."""
+    """E008, E009, E014, W005: the database of the app's tables."""
     if not django_settings.USE_TZ:
-        hint = "Set USE_TZ = True: leases and time limits are compared with the database's clock."
+        hint = "Set USE_TZ = True. Leases and time limits are compared with the database's clock."
         yield _error(8, "USE_TZ is False.", hint)
     if not _is_sound("DATABASE"):
         return
@@ -290,24 +293,26 @@ def check_database(**_: Any) -> Iterator[CheckMessage]:
     if alias not in django_settings.DATABASES:
         known = ", ".join(map(repr, django_settings.DATABASES))
         hint = f"Set it to one of {known}."
-        yield _error(9, f"{PREFIX}DATABASE is {alias!r}, which DATABASES does not have.", hint)
+        yield _error(9, f"{PREFIX}DATABASE is {alias!r}, which is not in DATABASES.", hint)
         return
     yield from _rows_elsewhere(alias)
     if _is_deferred_sqlite(django_settings.DATABASES[alias]):
         message = f"The SQLite database {alias!r} begins its transactions without the write lock."
         hint = (
-            f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'transaction_mode': 'IMMEDIATE'}}; otherwise "
-            "two writers at once may fail with 'database is locked' without waiting."
+            f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'transaction_mode': 'IMMEDIATE'}}. Otherwise "
+            "two concurrent writers may fail with 'database is locked' without waiting."
         )
         yield _warning(5, message, hint)
 
 
 def _rows_elsewhere(alias: str) -> Iterator[CheckMessage]:
-    """Tell if what Django reads and writes of itself, in the admin say, is another database."""
+    """Yield E014 if Django's routers send the app's models to another database."""
     for other in {router.db_for_read(AgentRun), router.db_for_write(AgentRun)} - {alias}:
-        message = f"{PREFIX}DATABASE is {alias!r}, and Django looks for the rows in {other!r}."
+        message = (
+            f"{PREFIX}DATABASE is {alias!r}, but Django's routers send the models to {other!r}."
+        )
         hint = (
-            "Name a router in DATABASE_ROUTERS that returns this alias for the app label "
+            "Add a router to DATABASE_ROUTERS that returns this alias for the app label "
             "'agentic_django', in db_for_read and db_for_write."
         )
         yield _error(14, message, hint)
@@ -323,12 +328,12 @@ def _is_deferred_sqlite(database: dict[str, Any]) -> bool:
 
 @register(TAG)
 def check_pages(**_: Any) -> Iterator[CheckMessage]:
-    """E011, W006: what the app's pages are made of."""
+    """E011, W006: the base template and the htmx script of the app's pages."""
     if _is_sound("BASE_TEMPLATE"):
         yield from _missing_template(settings.BASE_TEMPLATE)
     if not apps.is_installed("django_htmx"):
-        message = "django_htmx is not in INSTALLED_APPS, so the pages' htmx script is not found."
-        hint = "Add 'django_htmx', which was installed with this app."
+        message = "django_htmx is not in INSTALLED_APPS, so the pages do not find the htmx script."
+        hint = "Add 'django_htmx'. It was installed with this app."
         yield _warning(6, message, hint)
 
 
@@ -337,23 +342,28 @@ def _missing_template(name: str) -> Iterator[CheckMessage]:
         get_template(name)
     except TemplateDoesNotExist as error:
         hint = (
-            f"Correct the name; it is {Settings.options()[PREFIX + 'BASE_TEMPLATE'].default!r} if "
-            "nothing is set, which needs a DjangoTemplates engine with APP_DIRS in TEMPLATES."
+            "Correct the name. The default, "
+            f"{Settings.options()[PREFIX + 'BASE_TEMPLATE'].default!r}, "
+            "needs a DjangoTemplates engine with APP_DIRS in TEMPLATES."
         )
-        yield _error(11, f"{PREFIX}BASE_TEMPLATE: there is no template {error}.", hint)
+        yield _error(11, f"{PREFIX}BASE_TEMPLATE: the template {error} does not exist.", hint)
 
 
 @register(TAG)
 def check_wakeup(**_: Any) -> Iterator[CheckMessage]:
-    """E040, E041, W040: how processes tell each other of news."""
+    """E040, E041, W040: how processes notify each other."""
     if not all(map(_is_sound, ("WAKEUP", "REDIS_URL", "DATABASE"))):
         return
     if settings.WAKEUP == "redis" and not settings.REDIS_URL:
-        hint = f"Set it, like 'redis://127.0.0.1:6379/0', or let {PREFIX}WAKEUP be 'auto'."
-        yield _error(40, f"{PREFIX}WAKEUP is 'redis', and {PREFIX}REDIS_URL is not set.", hint)
+        hint = (
+            f"Set it, for example to 'redis://127.0.0.1:6379/0', or set {PREFIX}WAKEUP to 'auto'."
+        )
+        yield _error(40, f"{PREFIX}WAKEUP is 'redis', but {PREFIX}REDIS_URL is not set.", hint)
     if settings.WAKEUP == "postgres" and not _is_on_psycopg():
-        hint = f"Let {PREFIX}WAKEUP be 'auto'; it needs PostgreSQL, and psycopg 3."
-        message = f"{PREFIX}WAKEUP is 'postgres', and {settings.DATABASE!r} cannot listen."
+        hint = f"Set {PREFIX}WAKEUP to 'auto'. 'postgres' needs PostgreSQL and psycopg 3."
+        message = (
+            f"{PREFIX}WAKEUP is 'postgres', but the database {settings.DATABASE!r} cannot notify."
+        )
         yield _error(40, message, hint)
     if settings.REDIS_URL:
         yield from _unusable_redis(settings.REDIS_URL)
@@ -367,22 +377,22 @@ def _is_on_psycopg() -> bool:
 def _unusable_redis(url: str) -> Iterator[CheckMessage]:
     name = f"{PREFIX}REDIS_URL"
     if settings.WAKEUP not in ("auto", "redis"):
-        message = f"{name} is set, and {PREFIX}WAKEUP is {settings.WAKEUP!r}."
-        yield _warning(40, message, f"Remove one of the two; {name} is for nothing else.")
+        message = f"{name} is set, but {PREFIX}WAKEUP is {settings.WAKEUP!r}."
+        yield _warning(40, message, f"Remove one of the two. {name} has no other use.")
     elif find_spec("redis") is None:
-        yield _error(41, f"{name} is set, and redis is not installed.", "pip install redis")
+        yield _error(41, f"{name} is set, but redis is not installed.", "Run pip install redis.")
     elif not url.startswith(("redis://", "rediss://", "unix://")):
-        hint = "It begins with redis://, rediss:// or unix://."
-        yield _error(41, f"{name} is {url!r}, which is no address of a server.", hint)
+        hint = "Use a URL that begins with redis://, rediss:// or unix://."
+        yield _error(41, f"{name} is {url!r}, which is not the URL of a server.", hint)
 
 
 @register(TAG)
 def check_client_options(**_: Any) -> Iterator[CheckMessage]:
-    """E010: clients may set what is no run option."""
+    """E010: the options for clients name an unknown run option."""
     if not _is_sound("CLIENT_RUN_OPTIONS"):
         return
     known = limits.RunOptions.model_fields
     for name in settings.CLIENT_RUN_OPTIONS:
         if name not in known:
-            message = f"{PREFIX}CLIENT_RUN_OPTIONS has {name!r}, which is no run option."
+            message = f"{PREFIX}CLIENT_RUN_OPTIONS has the unknown run option {name!r}."
             yield _error(10, message, limits.suggestion(name, known))

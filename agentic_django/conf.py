@@ -1,4 +1,7 @@
-"""Typed settings over ``AGENTIC_DJANGO_*``; read at each use, so ``override_settings`` works."""
+"""Typed access to the settings ``AGENTIC_DJANGO_*``.
+
+Each access reads Django's settings, so ``override_settings`` works.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Rate(BaseModel):
-    """At most ``count`` runs in each window of ``seconds`` seconds."""
+    """A limit of ``count`` runs in each window of ``seconds`` seconds."""
 
     model_config = ConfigDict(frozen=True)
     count: int
@@ -28,10 +31,10 @@ class Rate(BaseModel):
 
     @classmethod
     def parse(cls, text: str) -> Rate:
-        """Read ``"20/m"``: a count, a slash and one of s, m, h, d; raise ValueError otherwise."""
+        """Parse ``"20/m"``: a count, a slash and s, m, h or d; raise ValueError otherwise."""
         match = re.fullmatch(r"([1-9]\d*)/([smhd])", text)
         if match is None:
-            raise ValueError("a rate is written like '20/m' (s, m, h or d), or None for no limit")
+            raise ValueError("use a rate such as '20/m' (s, m, h or d), or None for no limit")
         return cls(count=int(match[1]), seconds=_PERIODS[match[2]])
 
 
@@ -40,7 +43,7 @@ type Finished = Literal["completed", "failed", "cancelled", "timed_out"]
 
 
 class CleanupPolicy(BaseModel):
-    """What ``agentic_django_cleanup`` deletes; None keeps that kind for ever."""
+    """The rows that ``agentic_django_cleanup`` deletes; None keeps all rows of a kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     events_days: Days | None = None
@@ -62,7 +65,7 @@ type PositiveInt = Annotated[int, Gt(0)]
 
 
 class Option[T]:
-    """One setting: its type, its default, and what to write when it is wrong."""
+    """One setting: its type, its default, and the hint for an invalid value."""
 
     def __init__(self, kind: Any, default: T, hint: str) -> None:
         self.kind = kind
@@ -77,9 +80,9 @@ class Option[T]:
         return value
 
     def problem(self) -> str | None:
-        """Return what is wrong with the value that is set now, or None."""
+        """Return why the current value is invalid, or None if it is valid."""
         try:
-            # Strict: what pydantic would convert is used unconverted.
+            # Strict, because the app uses the value itself, not one that pydantic converted.
             TypeAdapter(self.kind).validate_python(self.__get__(None, Option), strict=True)
         except ValidationError as error:
             return "; ".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))
@@ -87,7 +90,7 @@ class Option[T]:
 
 
 _BRANCH = re.compile(r"str|int|callable|.*\[.*|.*\(.*")
-"""How pydantic names the branches of a union, which tell a host nothing."""
+"""Pydantic's names for the branches of a union, which do not help a reader."""
 
 
 def _sentence(detail: Any) -> str:
@@ -97,7 +100,7 @@ def _sentence(detail: Any) -> str:
 
 
 class Settings:
-    """All settings of the app with their defaults; the reference page is made from this."""
+    """All settings of the app, with their types, defaults and hints."""
 
     AGENT_REGISTRY = Option[str | Sequence[str] | None](
         str | Sequence[str] | None,
@@ -110,13 +113,15 @@ class Settings:
     )
     TASK_BACKEND = Option[str](str, "default", "An alias in the TASKS setting.")
     QUEUES = Option[Mapping[str, str]](
-        Mapping[str, str], {"*": "default"}, 'A dict {agent key: queue}, with "*" for the rest.'
+        Mapping[str, str],
+        {"*": "default"},
+        'A dict {agent key: queue}; "*" stands for all other agents.',
     )
     DEFAULT_RUN_OPTIONS = Option[Mapping[str, Any]](
         Mapping[str, Any], {}, "A dict of run options, for example {'max_turns': 20}."
     )
     CLIENT_RUN_OPTIONS = Option[Sequence[str]](
-        Sequence[str], ("max_turns",), "A list of run options that a client may set."
+        Sequence[str], ("max_turns",), "A list of run options that clients may set."
     )
     CONTEXT_FACTORY = Option[Hook | None](
         Hook | None, None, "A callable (run) -> context for tools, or its dotted path."
@@ -125,10 +130,12 @@ class Settings:
         Hook | None, None, "A callable (session, items) -> items or None, or its dotted path."
     )
     DEFAULT_MODEL = Option[str | None](
-        str | None, None, "A model's name, with its provider's prefix where it has one, or None."
+        str | None, None, "The name of a model, with a provider prefix if it needs one, or None."
     )
     STEP_MODULES = Option[Sequence[str]](
-        Sequence[str], (), "A list of modules whose functions may be submitted as steps."
+        Sequence[str],
+        (),
+        "A list of dotted paths of modules whose functions may be submitted as steps.",
     )
     EVENT_VISIBILITY = Option[Mapping[str, str]](
         Mapping[str, Literal["user", "debug", "internal"]],
@@ -138,12 +145,14 @@ class Settings:
     SHOW_DEBUG_EVENTS = Option[bool](bool, False, "True or False.")
     ENABLE_EVENTS = Option[bool](bool, True, "True or False.")
     RATE_LIMIT = Option[str | None](
-        Annotated[str, AfterValidator(_valid_rate)] | None, "20/m", "Like '20/m', or None."
+        Annotated[str, AfterValidator(_valid_rate)] | None,
+        "20/m",
+        "A rate such as '20/m', or None.",
     )
-    MAX_INPUT_BYTES = Option[int](PositiveInt, 262_144, "A number of bytes above 0.")
-    MAX_INPUT_ITEMS = Option[int](PositiveInt, 100, "A number of items above 0.")
+    MAX_INPUT_BYTES = Option[int](PositiveInt, 262_144, "A positive number of bytes.")
+    MAX_INPUT_ITEMS = Option[int](PositiveInt, 100, "A positive number of items.")
     CLEANUP_POLICY = Option[Mapping[str, Any]](
-        CleanupPolicy, {}, "A dict with events_days, runs_days, sessions_days and so on."
+        CleanupPolicy, {}, "A dict with entries such as events_days, runs_days and sessions_days."
     )
     STARTUP_RECOVERY = Option[str](
         Literal["ignore", "fail", "requeue"], "requeue", "One of 'ignore', 'fail', 'requeue'."
@@ -151,15 +160,15 @@ class Settings:
     CONCURRENCY_LIMIT = Option[int | Mapping[str, int] | None](
         PositiveInt | Mapping[str, PositiveInt] | None,
         None,
-        'How many runs may be running at once, or a dict {agent key: number} with "*" for all '
+        'The maximum number of running runs, or a dict {agent key: number} with "*" for all agents '
         "together, or None.",
     )
-    RUN_TIMEOUT_SECONDS = Option[float](Seconds, 900, "A number of seconds above 0.")
-    LEASE_SECONDS = Option[float](Seconds, 60, "A number of seconds above 0.")
+    RUN_TIMEOUT_SECONDS = Option[float](Seconds, 900, "A positive number of seconds.")
+    LEASE_SECONDS = Option[float](Seconds, 60, "A positive number of seconds.")
     MAX_ATTEMPTS = Option[int | Mapping[str, int]](
         PositiveInt | Mapping[str, PositiveInt],
         4,
-        'A number of attempts above 0, or a dict {agent key: number} with "*" for the rest.',
+        'A positive number, or a dict {agent key: number}; "*" stands for all other agents.',
     )
     CLASSIFY_ERROR = Option[Hook | None](
         Hook | None, None, "A callable (exception) -> failures.Verdict, or its dotted path."
@@ -168,17 +177,21 @@ class Settings:
         Hook | None, None, "A callable (user, approval) -> bool, or its dotted path."
     )
     APPROVAL_TTL = Option[float | None](
-        Seconds | None, None, "Seconds after which nobody's decision is a rejection, or None."
+        Seconds | None, None, "The seconds after which an undecided request is rejected, or None."
     )
     DATABASE = Option[str](str, "default", "An alias in the DATABASES setting.")
-    POLL_SECONDS = Option[float](Seconds, 1.0, "How often an unfinished fragment asks again.")
-    STREAM_SECONDS = Option[float](Seconds, 300.0, "How long one open stream lasts.")
+    POLL_SECONDS = Option[float](
+        Seconds, 1.0, "The interval at which an unfinished fragment polls, in seconds."
+    )
+    STREAM_SECONDS = Option[float](Seconds, 300.0, "The duration of one open stream, in seconds.")
     WAKEUP = Option[str](
         Literal["auto", "postgres", "redis", "poll"],
         "auto",
         "One of 'auto', 'postgres', 'redis', 'poll'.",
     )
-    REDIS_URL = Option[str | None](str | None, None, "Like 'redis://127.0.0.1:6379/0', or None.")
+    REDIS_URL = Option[str | None](
+        str | None, None, "A URL such as 'redis://127.0.0.1:6379/0', or None."
+    )
     BASE_TEMPLATE = Option[str](
         str, "agentic_django/base.html", "The template that the app's pages extend."
     )
@@ -190,12 +203,12 @@ class Settings:
 
     @property
     def rate(self) -> Rate | None:
-        """The rate limit as numbers."""
+        """The parsed rate limit, or None."""
         return Rate.parse(self.RATE_LIMIT) if self.RATE_LIMIT else None
 
     @property
     def cleanup(self) -> CleanupPolicy:
-        """The retention policy as numbers."""
+        """The validated retention policy."""
         return CleanupPolicy.model_validate(self.CLEANUP_POLICY)
 
 
@@ -203,7 +216,7 @@ settings = Settings()
 
 
 def load(hook: Hook) -> Callable[..., Any]:
-    """Return the callable that a setting names; raise BadSetting if there is none."""
+    """Return the callable that a setting names; raise BadSetting if it does not exist."""
     if callable(hook):
         return hook
     try:

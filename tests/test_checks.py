@@ -84,8 +84,8 @@ BAD_VALUES = [
     ("SHOW_DEBUG_EVENTS", "no", "boolean"),
     ("ENABLE_EVENTS", "false", "boolean"),
     ("ENABLE_EVENTS", 0, "boolean"),
-    ("RATE_LIMIT", "20", "a rate is written like '20/m'"),
-    ("RATE_LIMIT", "0/m", "a rate is written like '20/m'"),
+    ("RATE_LIMIT", "20", "use a rate such as '20/m'"),
+    ("RATE_LIMIT", "0/m", "use a rate such as '20/m'"),
     ("RATE_LIMIT", 20, "valid string"),
     ("MAX_INPUT_BYTES", 0, "greater than 0"),
     ("MAX_INPUT_BYTES", "1024", "integer"),
@@ -124,7 +124,7 @@ def test_a_value_that_cannot_be_used_is_an_error(
     setattr(settings, PREFIX + name, value)
     error = found()["agentic_django.E001"]
     assert error.level == checks.ERROR
-    assert error.msg.startswith(f"{PREFIX}{name} cannot be used: ")
+    assert error.msg.startswith(f"{PREFIX}{name} is invalid: ")
     assert reason in error.msg
     assert Settings.options()[PREFIX + name].hint in (error.hint or "")
 
@@ -165,7 +165,7 @@ def test_a_misspelt_setting_is_a_warning_that_suggests_the_right_one(settings: A
     settings.AGENTIC_DJANGO_RATE_LIMTI = "5/m"
     warning = found()["agentic_django.W001"]
     assert warning.level == checks.WARNING
-    assert warning.msg == "There is no setting AGENTIC_DJANGO_RATE_LIMTI."
+    assert warning.msg == "Unknown setting AGENTIC_DJANGO_RATE_LIMTI."
     assert warning.hint == "Did you mean AGENTIC_DJANGO_RATE_LIMIT?"
 
 
@@ -360,7 +360,7 @@ def test_a_database_to_which_no_router_leads_is_an_error(
     )
     settings.AGENTIC_DJANGO_DATABASE = "agents"
     error = found()["agentic_django.E014"]
-    assert "in 'default'" in error.msg
+    assert "to 'default'" in error.msg
     assert "DATABASE_ROUTERS" in (error.hint or "")
     monkeypatch.setattr(router, "routers", [Router()])
     assert found() == {}
