@@ -13,5 +13,5 @@ class AgenticDjangoConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks; nothing else happens at start-up."""
-        from agentic_django import checks  # noqa: F401, PLC0415 - registration is its effect
+        """Register the system checks and the task that executes runs."""
+        from agentic_django import checks, tasks  # noqa: F401, PLC0415 - registration is the effect

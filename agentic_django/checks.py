@@ -18,7 +18,11 @@ from django.tasks import task_backends
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 
-from agentic_django import approvals, inline, limits, registry, submitted
+from agentic_django import registry, validation
+from agentic_django.engine import approvals
+from agentic_django.openai_agents import runner
+from agentic_django.runtime import inline
+from agentic_django.steps import submitted
 from agentic_django.conf import PREFIX, Settings, load, settings
 from agentic_django.exceptions import BadSetting
 from agentic_django.models import AgentRun, ToolApproval
@@ -144,11 +148,11 @@ def check_run_options(**_: Any) -> Iterator[CheckMessage]:
     """E013: the default run options have one that the Agents SDK does not know."""
     if not _is_sound("DEFAULT_RUN_OPTIONS") or not settings.DEFAULT_RUN_OPTIONS:
         return
-    known = limits.host_options()
+    known = runner.host_options()
     for name in settings.DEFAULT_RUN_OPTIONS:
         if name not in known:
             message = f"{PREFIX}DEFAULT_RUN_OPTIONS has the unknown run option {name!r}."
-            yield _error(13, message, limits.suggestion(str(name), known))
+            yield _error(13, message, validation.suggestion(str(name), known))
 
 
 @register(checks.Tags.database)
@@ -160,7 +164,7 @@ def check_waiting(databases: Any = None, **_: Any) -> Iterator[CheckMessage]:
     if not databases or not _is_sound("DATABASE") or settings.DATABASE not in databases:
         return
     try:
-        rows = list(approvals.rows().waiting_calls()[:1000])
+        rows = list(approvals.approval_rows().waiting_calls()[:1000])
         keys = set(registry.keys())
     except (Error, BadSetting):  # The table does not exist yet, or E002 reports the registry.
         return
@@ -391,8 +395,8 @@ def check_client_options(**_: Any) -> Iterator[CheckMessage]:
     """E010: the options for clients name an unknown run option."""
     if not _is_sound("CLIENT_RUN_OPTIONS"):
         return
-    known = limits.RunOptions.model_fields
+    known = validation.RunOptions.model_fields
     for name in settings.CLIENT_RUN_OPTIONS:
         if name not in known:
             message = f"{PREFIX}CLIENT_RUN_OPTIONS has the unknown run option {name!r}."
-            yield _error(10, message, limits.suggestion(name, known))
+            yield _error(10, message, validation.suggestion(name, known))

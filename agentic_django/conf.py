@@ -171,7 +171,7 @@ class Settings:
         'A positive number, or a dict {agent key: number}; "*" stands for all other agents.',
     )
     CLASSIFY_ERROR = Option[Hook | None](
-        Hook | None, None, "A callable (exception) -> failures.Verdict, or its dotted path."
+        Hook | None, None, "A callable (exception) -> runtime.RetryDecision, or its dotted path."
     )
     APPROVERS = Option[Hook | None](
         Hook | None, None, "A callable (user, approval) -> bool, or its dotted path."

@@ -204,3 +204,8 @@ def _key(key: Any, path: str) -> str:
     if isinstance(key, str):
         return key
     raise NotSerializable(f"{path} has the key {key!r}; keys of JSON objects are strings.")
+
+
+def printable(text: str) -> str:
+    """Return text that can be sent: no U+0000, no lone surrogates."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "�")

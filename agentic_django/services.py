@@ -14,21 +14,14 @@ from uuid import UUID, uuid4
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from agentic_django import (
-    approvals,
-    dispatch,
-    lifecycle,
-    limits,
-    recovery,
-    registry,
-    signals,
-    submitted,
-)
+from agentic_django import permissions, registry, signals, validation
 from agentic_django.conf import settings
+from agentic_django.engine import approvals, dispatch, lifecycle, recovery
 from agentic_django.exceptions import BadInput, Conflict, NotAllowed, SessionBusy
 from agentic_django.models import ACTIVE, AgentRun, AgentSession, ToolApproval, database
+from agentic_django.permissions import principal_of
 from agentic_django.serialization import to_jsonable
-from agentic_django.viewer import principal_of
+from agentic_django.steps import submitted
 
 __all__ = [
     "OnBusy",
@@ -85,11 +78,11 @@ def submit_agent_run(
     run = AgentRun(
         owner=owner,
         tenant=tenant,
-        config=limits.run_options(config or {}),
+        config=validation.validated_run_options(config or {}),
         context=_data(context, "context"),
         metadata=_data(metadata, "metadata"),
     )
-    run.input_payload = limits.valid_input(input_payload)
+    run.input_payload = validation.validated_input(input_payload)
     with transaction.atomic(using=database()):
         _place(run, session_key, agent_key, on_busy)
         run.save(using=database(), force_insert=True)
@@ -99,13 +92,13 @@ def submit_agent_run(
 
 def _dispatch(run: AgentRun) -> None:
     """Hand a run to the queue, and see to it from then on that it does not get lost."""
-    dispatch.send(run)
-    transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
+    dispatch.enqueue_on_commit(run)
+    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
 
 
 def _data(value: Data, name: str) -> dict[str, Any]:
     data: dict[str, Any] = to_jsonable(dict(value or {}), name)
-    limits.check_data(data, name)
+    validation.check_json(data, name)
     return data
 
 
@@ -139,7 +132,7 @@ def _session(run: AgentRun, key: str | None, agent_key: str) -> tuple[AgentSessi
         session, is_fresh = AgentSession(**identity, **first, session_key=uuid4().hex), True
         session.save(using=database(), force_insert=True)
     else:
-        limits.check_session_key(key)
+        validation.check_session_key(key)
         sessions = AgentSession.objects.using(database())
         session, is_fresh = sessions.get_or_create(**identity, session_key=key, defaults=first)
     if is_fresh:
@@ -203,11 +196,11 @@ def submit_pipeline_run(
         owner=owner,
         tenant=tenant,
         agent_key=submitted.AGENT_KEY,
-        input_payload=limits.valid_input(input_payload) if input_payload else [],
+        input_payload=validation.validated_input(input_payload) if input_payload else [],
         context=_data(params, "params"),
         metadata={
             **_data(metadata, "metadata"),
-            submitted.METADATA_KEY: submitted.validated(steps),
+            submitted.METADATA_KEY: submitted.validated_steps(steps),
         },
     )
     with transaction.atomic(using=database()):
@@ -260,7 +253,7 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     if run.is_inline:
         raise Conflict(_("Only the program that performed this run can resume it."))
     lifecycle.retry(run, fresh=start_again, by=_name(by, run))
-    transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
+    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
     return run
 
 
@@ -295,7 +288,7 @@ def decide_approval(
         raise BadInput(errors={"arguments": _("These are for a call that is approved.")})
     edited = None
     if arguments is not None and dict(arguments) != approval.arguments:
-        edited = approvals.checked(approval, _data(arguments, "arguments"))
+        edited = approvals.validated_answer(approval, _data(arguments, "arguments"))
     decision = Decision.APPROVED if approve else Decision.REJECTED
     return _decide(approval, decision, by, reason, edited)
 
@@ -307,7 +300,7 @@ def answer_approval(approval: ToolApproval, answer: Any, *, by: Any = None) -> T
     """
     if approval.kind != Kind.QUESTION:
         raise BadInput(_("This is not a question."))
-    given = approvals.checked(approval, to_jsonable(answer, "answer"))
+    given = approvals.validated_answer(approval, to_jsonable(answer, "answer"))
     return _decide(approval, Decision.ANSWERED, by, "", given)
 
 
@@ -345,12 +338,12 @@ def _decide(
     approval: ToolApproval, decision: str, by: Any, reason: str, answer: Any
 ) -> ToolApproval:
     forms = _forms(approval, answer)
-    if by is not None and not all(approvals.may_decide(by, form) for form in forms):
+    if by is not None and not all(permissions.may_decide(by, form) for form in forms):
         raise NotAllowed(_("You may not decide this."))
-    limits.check_data(reason, "reason")
+    validation.check_json(reason, "reason")
     name = _name(by, approval.run)
     lifecycle.decide(approval, decision, by=by, name=name, reason=reason, answer=answer)
-    transaction.on_commit(recovery.at_dispatch, using=database(), robust=True)
+    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
     return approval
 
 

@@ -8,143 +8,28 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
-from django.db import connections, transaction
-from django.db.models import F, Subquery
-from django.db.models.functions import Now
+from django.db import transaction
+from django.db.models import Subquery
 
-from agentic_django import runs, signals, threads
-from agentic_django.batches import WouldWait
+from agentic_django import signals
+from agentic_django.concurrency import event_loop
 from agentic_django.conf import load, settings
+from agentic_django.engine import fenced_writes
+from agentic_django.engine.session_items import append_items, read_items
 from agentic_django.exceptions import BadInput
-from agentic_django.models import (
-    SESSION_KEY,
-    AgentRun,
-    AgentSession,
-    AgentSessionItem,
-    database,
-)
+from agentic_django.models import SESSION_KEY, AgentRun, AgentSession, database
+from agentic_django.permissions import principal_of
 from agentic_django.serialization import to_jsonable
-from agentic_django.viewer import principal_of
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
-__all__ = [
-    "ItemStore",
-    "RunHistory",
-    "append",
-    "archive",
-    "forget",
-    "get_session",
-    "leave",
-    "read",
-    "rename",
-]
-
-
-def read(session: AgentSession, limit: int | None = None, **only: Any) -> list[Any]:
-    """Return the items of a conversation, oldest first; with a limit, the last so many."""
-    rows = AgentSessionItem.objects.using(database()).filter(session=session, **only)
-    if limit is None:
-        return list(rows.order_by("sequence").values_list("payload", flat=True))
-    latest = rows.order_by("-sequence").values_list("payload", flat=True)[: max(limit, 0)]
-    return list(latest)[::-1]
-
-
-def append(session: AgentSession, items: Sequence[Any], run: AgentRun | None = None) -> None:
-    """Write items at the end of a conversation, in one transaction."""
-    _append([(session, items, run)])
-
-
-def leave(left: Sequence[tuple[AgentRun, Sequence[Any]]], *, waits: bool = True) -> None:
-    """Write what runs leave in their conversations, as far as they have one.
-
-    Raises WouldWait if it is not to wait for conversations that another is just writing.
-    """
-    added = [(run.session, items, run) for run, items in left if run.session is not None]
-    _append(added, waits=waits)
-
-
-def _append(
-    added: Sequence[tuple[AgentSession, Sequence[Any], AgentRun | None]], *, waits: bool = True
-) -> None:
-    added = [each for each in added if each[1]]
-    if not added:
-        return
-    with transaction.atomic(using=database()):
-        if waits:
-            for session, items, _ in added:
-                _reserve(session, len(items))
-        else:
-            _reserve_free({session: len(items) for session, items, _ in added})
-        rows = [row for each in added for row in _rows(*each)]
-        AgentSessionItem.objects.using(database()).bulk_create(rows)
-
-
-def _reserve(session: AgentSession, count: int) -> None:
-    """Raise the counter of items; reads the counter of runs on the way."""
-    session.item_count = F("item_count") + count
-    session.run_count = F("run_count")
-    session.updated_at = Now()
-    session.save(update_fields=["item_count", "run_count", "updated_at"])
-
-
-def _reserve_free(counts: dict[AgentSession, int]) -> None:
-    """Raise the counters of conversations that no other transaction is writing.
-
-    Raises WouldWait if one is.
-    """
-    features = connections[database()].features
-    table = AgentSession.objects.using(database())
-    free = table.filter(pk__in=[session.pk for session in counts]).select_for_update(
-        skip_locked=features.has_select_for_update_skip_locked,
-        no_key=features.has_select_for_no_key_update,
-    )
-    present = {pk: both for pk, *both in free.values_list("pk", "item_count", "run_count")}
-    if len(present) < len(counts):
-        raise WouldWait
-    for count in set(counts.values()):
-        mine = table.filter(pk__in=[each.pk for each, own in counts.items() if own == count])
-        mine.update(item_count=F("item_count") + count, updated_at=Now())
-    for session, count in counts.items():
-        items, session.run_count = present[session.pk]
-        session.item_count = items + count
-
-
-def _rows(
-    session: AgentSession, items: Sequence[Any], run: AgentRun | None
-) -> list[AgentSessionItem]:
-    first = session.item_count - len(items) + 1
-    return [
-        AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
-        for sequence, item in enumerate(items, first)
-    ]
-
-
-def forget(run: AgentRun) -> None:
-    """Delete what a run had left in its conversation, because it is tried again."""
-    AgentSessionItem.objects.using(database()).filter(run=run).delete()
-
-
-def rename(session: AgentSession, title: str) -> None:
-    """Give a conversation another title, of at most 255 characters."""
-    _change(session, title=title)
-
-
-def archive(session: AgentSession, *, archived: bool = True) -> None:
-    """Put a conversation aside, or back among the others; it can be gone on with either way."""
-    _change(session, archived_at=Now() if archived else None)
-
-
-def _change(session: AgentSession, **columns: Any) -> None:
-    """Write columns that a person decides on; that a conversation was used stays as it was."""
-    AgentSession.objects.using(database()).filter(pk=session.pk).update(**columns)
-    session.refresh_from_db(fields=columns)
+__all__ = ["ItemStore", "RunHistory", "get_session"]
 
 
 class RunHistory:
@@ -172,7 +57,7 @@ class RunHistory:
         if self._before is None:
             self._before = await self._begin(limit)
         elif self._is_short_of(limit):
-            self._before, self._limit = await threads.call(self._read), None
+            self._before, self._limit = await event_loop.run_sync(self._read), None
         items = [*self._before, *self.added]
         return items if limit is None else items[len(items) - min(max(limit, 0), len(items)) :]
 
@@ -185,7 +70,7 @@ class RunHistory:
         if settings.COMPACT_HISTORY is not None:
             return await self._compacted(load(settings.COMPACT_HISTORY))
         self._limit = limit
-        items = await threads.call(self._read, limit)
+        items = await event_loop.run_sync(self._read, limit)
         return items if limit is None or len(items) < limit else _from_a_person_on(items)
 
     @property
@@ -201,30 +86,30 @@ class RunHistory:
         if self.run.attempt > 1:
             began = AgentRun.objects.using(database()).filter(pk=self.run.pk).values("started_at")
             only["created_at__lte"] = Subquery(began)
-        items = read(session, limit, **only)
+        items = read_items(session, limit, **only)
         self._later = len(items)
         return [*(session.digest or ()), *items] if session.digested else items
 
     async def _compacted(self, compact: Callable[..., Any]) -> list[Any]:
         """Return the history as the host wants it seen, from now on by later runs too."""
-        items = await threads.call(self._read)
+        items = await event_loop.run_sync(self._read)
         if not self._later:  # An attempt before this one has done it, or a run.
             return items
-        wanted = await threads.call_host(compact, self.run.session, list(items))
+        wanted = await event_loop.run_host_code(compact, self.run.session, list(items))
         if inspect.isawaitable(wanted):
             wanted = await wanted
         if wanted is None:
             return items
         kept: list[Any] = to_jsonable(list(wanted), "items")
-        await threads.call(self._keep, kept)
+        await event_loop.run_sync(self._keep, kept)
         return kept
 
     def _keep(self, digest: list[Any]) -> None:
         session = self.run.session
         assert session is not None, "Only a conversation has a history."
         last = session.item_count
-        with runs.together(self.run):
-            runs.advance(self.run)
+        with fenced_writes.fenced(self.run):
+            fenced_writes.update_held(self.run)
             mine = AgentSession.objects.using(database()).filter(pk=session.pk)
             mine.update(digest=digest, digested=last)
         session.digest, session.digested = digest, last
@@ -262,11 +147,11 @@ class ItemStore:
 
     async def get_items(self, limit: int | None = None) -> list[Any]:
         """Return all items, or the last ``limit``, oldest first."""
-        return await sync_to_async(read)(self.session, limit)
+        return await sync_to_async(read_items)(self.session, limit)
 
     async def add_items(self, items: list[Any]) -> None:
         """Write items at the end."""
-        await sync_to_async(append)(self.session, to_jsonable(items, "items"))
+        await sync_to_async(append_items)(self.session, to_jsonable(items, "items"))
 
     async def pop_item(self) -> Any:
         """Delete the last item and return it; None if there is none."""

@@ -38,16 +38,17 @@ def _item(n: int) -> dict[str, Any]:
 
 def _measured(user: Any, asked: argparse.Namespace) -> dict[str, Any]:
     from agentic_django import sessions
+    from agentic_django.engine import session_items
 
     long, empty = (sessions.get_session(key, user) for key in ("long", "empty"))
     for start in range(0, asked.items, 1000):
-        sessions.append(long.session, [_item(n) for n in range(start, start + 1000)])
+        session_items.append_items(long.session, [_item(n) for n in range(start, start + 1000)])
     pair = [_item(0), _item(1)]
     work: dict[str, Callable[[], Any]] = {
         "rows_ms": lambda: _rows(long.session),
         "get_items_ms": lambda: asyncio.run(long.get_items()),
-        "append_to_empty_ms": lambda: sessions.append(empty.session, pair),
-        "append_to_long_ms": lambda: sessions.append(long.session, pair),
+        "append_to_empty_ms": lambda: session_items.append_items(empty.session, pair),
+        "append_to_long_ms": lambda: session_items.append_items(long.session, pair),
         "run_ms": lambda: _run(user, {}),
         "run_with_limit_ms": lambda: _run(user, {"session_settings": {"limit": 100}}),
     }

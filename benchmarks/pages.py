@@ -59,7 +59,7 @@ def _measured(user: Any, asked: argparse.Namespace) -> dict[str, Any]:
     from django.test import Client
     from django.test.utils import CaptureQueriesContext
 
-    from agentic_django import markup
+    from agentic_django.presentation import markdown
 
     client = Client()
     client.force_login(user)
@@ -75,7 +75,7 @@ def _measured(user: Any, asked: argparse.Namespace) -> dict[str, Any]:
     get()  # What a process loads once.
     first = []
     for _ in range(asked.rounds):
-        markup._rendered.cache_clear()
+        markdown._rendered.cache_clear()
         first.append(get())
     found["first_ms"] = round(statistics.median(first))
     found["next_ms"] = round(statistics.median(get() for _ in range(asked.rounds)))

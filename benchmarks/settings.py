@@ -37,7 +37,7 @@ RQ_QUEUES = {
         "DEFAULT_TIMEOUT": 1200,
     }
 }
-_BACKENDS = {"rq": "django_tasks_rq.RQBackend", "rows": "agentic_django.backend.RowBackend"}
+_BACKENDS = {"rq": "django_tasks_rq.RQBackend", "rows": "agentic_django.worker.backend.RowBackend"}
 TASKS = {"default": {"BACKEND": _BACKENDS[os.environ.get("BENCH_TASKS", "rq")]}}
 LOGGING_CONFIG = None
 

@@ -179,9 +179,9 @@ async def _go_on(reader: Any, writer: Any, lags: list[float]) -> None:
 
 def _write(runs: list[Any], every: float, stop: threading.Event) -> None:
     """Let each of the runs say the time, again and again, as a worker's models would."""
-    from agentic_django.drafts import Draft
+    from agentic_django.engine.drafts import PartialMessage
 
-    drafts = [Draft(run, "main:model:1") for run in runs]
+    drafts = [PartialMessage(run, "main:model:1") for run in runs]
     due = time.monotonic()
     while not stop.is_set():
         for draft in drafts:

@@ -12,8 +12,10 @@ from unittest.mock import patch
 from django.db import connections
 from django.db.models.functions import Now
 
-from agentic_django import executor, recovery, threads
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import recovery
 from agentic_django.models import AgentRun
+from agentic_django.worker import executor
 
 __all__ = ["AWAY", "attempt", "finish", "lose", "numbered", "payloads", "recorded", "sharing"]
 
@@ -65,10 +67,10 @@ def numbered(run: AgentRun) -> list[str]:
 
 
 @contextmanager
-def sharing(*, records: int, work: int) -> Iterator[threads.Pools]:
+def sharing(*, records: int, work: int) -> Iterator[event_loop.ThreadPools]:
     """Let this process's runs share threads, as in a worker with many slots."""
-    with patch.object(threads._process, "pools", None):
-        pools = threads.share(records=records, work=work)
+    with patch.object(event_loop._process, "pools", None):
+        pools = event_loop.use_pools(records=records, work=work)
         try:
             yield pools
         finally:

@@ -17,8 +17,11 @@ from django.db import connections
 from django.test import Client
 from xdist.scheduler import LoadScopeScheduling
 
-from agentic_django import drafts, hub, lifecycle, recovery, registry, wakeup
+from agentic_django import registry
+from agentic_django.concurrency import pubsub
+from agentic_django.engine import drafts, recovery, retries
 from agentic_django.models import AgentRun
+from agentic_django.streaming import hub
 from tests import agents as test_agents
 from tests import servers
 from tests.attempts import finish
@@ -148,7 +151,7 @@ def no_thread_outlives_its_test() -> Iterator[None]:
     recovery.stop()
     hub.stop()
     drafts.stop()
-    wakeup.stop()
+    pubsub.stop()
 
 
 # Databases
@@ -259,7 +262,7 @@ def use_tasks(settings: Any, request: pytest.FixtureRequest) -> Callable[[str], 
 def no_queue(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody works by itself, and nothing is waited for: see ``tests.attempts``."""
     settings.TASKS = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
-    monkeypatch.setattr(lifecycle, "backoff", lambda failures: 0.0)
+    monkeypatch.setattr(retries, "backoff", lambda failures: 0.0)
 
 
 @pytest.fixture

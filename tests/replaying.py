@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from agentic_django import executor, journal
-from agentic_django.journal import Journal
+from agentic_django.engine import journal
+from agentic_django.engine.journal import Journal
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
-from agentic_django.scope import outer_step
+from agentic_django.openai_agents.call_scope import outer_call
 from agentic_django.steps import StepExecutor
+from agentic_django.worker import executor
 
 __all__ = ["Again", "Replays", "replaying"]
 
@@ -40,7 +41,7 @@ class Replays:
         What calls others, a step or an agent as a tool, is under way while those are made.
         """
         is_between = isinstance(kept, WatchedJournal) and kept.fresh and not kept.under_way
-        step = outer_step()
+        step = outer_call()
         is_outermost = step is None or (step.key == key and key.count("/") == 1)
         if is_between and is_outermost:
             raise kept.give_up(Again())
@@ -74,7 +75,7 @@ def replaying() -> Iterator[Replays]:
         row = _find(self, key)
         if row is None and isinstance(self, WatchedJournal) and key != journal.STATE_KEY:
             replays.give_up(self, key)
-            self.under_way.add(journal.short(key))
+            self.under_way.add(journal.short_key(key))
         return row
 
     async def start(self: StepExecutor, step: Any, attempt: int) -> None:
@@ -93,7 +94,7 @@ def replaying() -> Iterator[Replays]:
         patch.object(Journal, "find", find),
         patch.object(StepExecutor, "_start", start),
         patch.object(executor, "_perform", perform),
-        patch.object(journal, "load", load),
+        patch.object(journal, "load_journal", load),
     ):
         yield replays
 

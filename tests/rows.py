@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from django.db.models.functions import Now
 
-from agentic_django import sessions
+from agentic_django.engine import session_items
 from agentic_django.models import (
     FINISHED,
     AgentEvent,
@@ -63,7 +63,7 @@ def make_events(run: AgentRun, count: int, **columns: Any) -> None:
 def make_items(session: AgentSession, count: int, run: AgentRun | None = None) -> None:
     """Give a conversation so many items."""
     items = [{"role": "user", "content": f"Item {n}"} for n in range(1, count + 1)]
-    sessions.append(session, items, run)
+    session_items.append_items(session, items, run)
 
 
 def make_checkpoint(run: AgentRun, key: str = "main:model:1", **columns: Any) -> StepCheckpoint:

@@ -60,7 +60,7 @@ TASK_BACKENDS: dict[str, dict[str, Any]] = {
     "django_tasks": {"BACKEND": "django_tasks.backends.immediate.ImmediateBackend"},
     "rq": {"BACKEND": "django_tasks_rq.RQBackend"},
     "database": {"BACKEND": "django_tasks_db.DatabaseBackend"},
-    "rows": {"BACKEND": "agentic_django.backend.RowBackend"},
+    "rows": {"BACKEND": "agentic_django.worker.backend.RowBackend"},
     "threads": {
         "BACKEND": "django_tasks_local.ThreadPoolBackend",
         "OPTIONS": {"MAX_WORKERS": 4},

@@ -19,7 +19,8 @@ from django.db.models.functions import Now
 from openai.types.responses.response_output_item import McpApprovalRequest
 from pydantic import BaseModel, Field, field_validator
 
-from agentic_django import asking, lifecycle, recovery, signals, transcript
+from agentic_django import signals
+from agentic_django.engine import lifecycle, recovery
 from agentic_django.exceptions import (
     BadInput,
     BadSetting,
@@ -30,6 +31,8 @@ from agentic_django.exceptions import (
     SessionBusy,
 )
 from agentic_django.models import AgentRun, ToolApproval
+from agentic_django.openai_agents import conversion
+from agentic_django.presentation import approvals
 from agentic_django.runtime import RunContext, asks, at_most_once, editable
 from agentic_django.services import (
     answer_approval,
@@ -356,7 +359,7 @@ def test_nested_agents_with_the_same_call_ids_are_told_apart(scripted: Any, begi
 def streamed(*output: Any) -> ModelStep:
     """Return a model step of items that the SDK's double cannot stream by itself."""
     response = ModelResponse(output=list(output), usage=USAGE, response_id="r1")
-    return ModelStep.stream([transcript.replayed(response)])
+    return ModelStep.stream([conversion.replay_event(response)])
 
 
 def test_a_hosted_call_waits_for_a_person(scripted: Any, begin: Any) -> None:
@@ -438,7 +441,7 @@ def test_who_edits_must_be_let_decide_what_comes_of_it(
 def test_a_host_words_what_is_asked_and_what_the_button_says(scripted: Any, begin: Any) -> None:
     tool = asks("Pay {amount} EUR?", action="Pay {amount}")(paying())
     scripted("default", [pay_call(500)], "Done.", tools=[tool])
-    shown = asking.shown(the(begin()), None)
+    shown = approvals.as_seen_by(the(begin()), None)
     assert (shown.title, shown.action) == ("Pay 500 EUR?", "Pay 500")
 
 
@@ -447,7 +450,7 @@ def test_words_that_do_not_fit_a_call_give_way_to_the_apps_own(
     scripted: Any, begin: Any, text: str
 ) -> None:
     scripted("default", [pay_call(500)], "Done.", tools=[asks(text, action=text)(paying())])
-    shown = asking.shown(the(begin()), None)
+    shown = approvals.as_seen_by(the(begin()), None)
     assert (shown.title, shown.action) == ("Default asks: may it do “Pay”?", "Pay")
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, User
 
-from agentic_django import recovery, tasks
+from agentic_django import tasks
+from agentic_django.engine import queues as queues_
+from agentic_django.engine import recovery
 from agentic_django.models import AgentEvent, AgentRun
 from agentic_django.services import enqueue_agent_run, submit_agent_run
 from tests.processes import Project, wait_until
@@ -148,7 +150,7 @@ def test_a_host_with_queues_of_its_own_can_import_and_is_told_what_to_add(
     sqlite_project: Project, backend: str
 ) -> None:
     code = (
-        "import agentic_django.tasks, agentic_django.services, agentic_django.executor\n"
+        "import agentic_django.tasks, agentic_django.services, agentic_django.worker.executor\n"
         "from django.core.checks import run_checks\n"
         "print([m.id for m in run_checks(tags=['agentic_django'])])\n"
     )
@@ -244,8 +246,8 @@ def test_the_task_goes_to_the_alias_and_queue_that_are_set(settings: Any) -> Non
     settings.AGENTIC_DJANGO_TASK_BACKEND = "agents"
     settings.AGENTIC_DJANGO_QUEUES = {"*": "runs", "research": "slow"}
     assert (task().backend, task().queue_name) == ("agents", "runs")
-    assert tasks.queue_of("research") == "slow"
-    assert tasks.queue_of("echo") == "runs"
+    assert queues_.queue_for_agent("research") == "slow"
+    assert queues_.queue_for_agent("echo") == "runs"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_an_agents_queue_is_its_own_or_that_of_the_rest(
     settings: Any, queues: dict[str, str], key: str, queue: str
 ) -> None:
     settings.AGENTIC_DJANGO_QUEUES = queues
-    assert tasks.queue_of(key) == queue
+    assert queues_.queue_for_agent(key) == queue
 
 
 def test_the_module_has_no_other_names_made_up_on_demand() -> None:
@@ -272,10 +274,10 @@ def test_the_module_has_no_other_names_made_up_on_demand() -> None:
 @pytest.mark.parametrize("backend", TASK_BACKENDS)
 def test_it_is_known_which_backends_execute_at_once(use_tasks: Any, backend: str) -> None:
     use_tasks(backend)
-    assert tasks.executes_at_once() is (backend in ("immediate", "django_tasks"))
+    assert queues_.executes_immediately() is (backend in ("immediate", "django_tasks"))
 
 
 @pytest.mark.django_db
 def test_no_thread_looks_for_lost_runs_where_tasks_execute_at_once() -> None:
-    recovery.watch()
+    recovery.start_sweeper()
     assert recovery._sweeper._thread is None

@@ -14,11 +14,13 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models.functions import Now
 
-from agentic_django import drafts, events, journal, lifecycle, runs, signals, threads
-from agentic_django.batches import Batches, WouldWait
+from agentic_django import signals
+from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.batching import Batcher, WouldBlock
+from agentic_django.engine import claims, drafts, events, journal, lifecycle
+from agentic_django.engine.journal import CallResult, Entry
+from agentic_django.engine.lifecycle import Completion
 from agentic_django.exceptions import RunMoved
-from agentic_django.journal import Entry, Result
-from agentic_django.lifecycle import Outcome
 from agentic_django.models import (
     AgentEvent,
     AgentRun,
@@ -44,7 +46,7 @@ class Desk:
         self.written: list[list[int]] = []
         self.failed: list[BaseException] = []
         self.is_free, self.is_unlocked = threading.Event(), threading.Event()
-        self.batches = Batches(self.write, pool.submit, self.failed.append)
+        self.batches = Batcher(self.write, pool.submit, self.failed.append)
 
     def write(self, numbers: Sequence[int], /, *, waits: bool = True) -> list[int]:
         self.written.append(list(numbers))
@@ -137,21 +139,21 @@ def hold(user: User) -> Callable[..., list[AgentRun]]:
     def make(count: int) -> list[AgentRun]:
         for _ in range(count):
             make_run(user, "pending", session=make_session(user))
-        return runs.claim_due("default", count)
+        return claims.claim_due("default", count)
 
     return make
 
 
 def entry(run: AgentRun, key: str, *texts: str) -> Entry:
-    result = Result(key, "model", "echo", {"said": texts}, 0.5, {"requests": 1})
-    return Entry.of(run, result, [events.draft("message", text=text) for text in texts], None)
+    result = CallResult(key, "model", "echo", {"said": texts}, 0.5, {"requests": 1})
+    return Entry.of(run, result, [events.new_event("message", text=text) for text in texts], None)
 
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
 def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> None:
     one, two = hold(2)
-    rows = journal.write([entry(one, "a", "Hm."), entry(two, "b", "Oh.", "I see.")])
+    rows = journal.write_entries([entry(one, "a", "Hm."), entry(two, "b", "Oh.", "I see.")])
     assert [row.run_id for row in rows] == [one.pk, two.pk]
     assert all(StepCheckpoint.objects.get(pk=row.pk).run_id == row.run_id for row in rows)
     assert numbered(one) == ["run.started", "message"]
@@ -164,7 +166,7 @@ def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> 
 @pytest.mark.usefixtures("no_queue")
 def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -> None:
     run, other = hold(2)
-    journal.write([entry(run, "a", "One."), entry(other, "a"), entry(run, "b", "Two.")])
+    journal.write_entries([entry(run, "a", "One."), entry(other, "a"), entry(run, "b", "Two.")])
     assert [row.key for row in run.checkpoints.order_by("id")] == ["a", "b"]
     texts = run.events.filter(event_type="message").order_by("sequence").values_list("payload")
     assert [payload["text"] for (payload,) in texts] == ["One.", "Two."]
@@ -176,11 +178,11 @@ def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any
     kept, lost = hold(2)
     AgentRun.objects.filter(pk=lost.pk).update(attempt=2)
     with pytest.raises(RunMoved):
-        journal.write([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
+        journal.write_entries([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
     assert not StepCheckpoint.objects.exists()
     assert AgentEvent.objects.count() == 2
     assert (kept.event_count, lost.event_count) == (1, 1)
-    journal.write([entry(kept, "a", "Hm.")])
+    journal.write_entries([entry(kept, "a", "Hm.")])
     assert numbered(kept) == ["run.started", "message"]
 
 
@@ -190,17 +192,17 @@ def test_what_was_rolled_back_is_written_by_the_next_try(
     hold: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other = hold(2)
-    intent = journal.begin(run, "pay", "tool", "pay")
-    paid = Entry.of(run, Result("pay", "tool", "pay", "Paid.", 0.5), [], intent)
+    intent = journal.record_intent(run, "pay", "tool", "pay")
+    paid = Entry.of(run, CallResult("pay", "tool", "pay", "Paid.", 0.5), [], intent)
     told = entry(other, "a", "Hm.")
     told.has_draft = True
     with monkeypatch.context() as broken:
-        broken.setattr(drafts, "forget", lambda *_: 1 / 0)
+        broken.setattr(drafts, "delete_draft", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            journal.write([paid, told])
+            journal.write_entries([paid, told])
     assert StepCheckpoint.objects.get().is_intent
-    journal.write([paid])
-    journal.write([told])
+    journal.write_entries([paid])
+    journal.write_entries([told])
     assert StepCheckpoint.objects.get(run=run).result == "Paid."
     assert StepCheckpoint.objects.get(run=other).key == "a"
 
@@ -215,7 +217,9 @@ def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
     AgentRun.objects.filter(pk=stale.pk).update(attempt=2)
     present = AgentRun.objects.get(pk=stale.pk)
     with pytest.raises(RunMoved):
-        journal.write([entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order])
+        journal.write_entries(
+            [entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order]
+        )
     assert not StepCheckpoint.objects.exists()
 
 
@@ -225,11 +229,11 @@ def test_a_batch_does_not_wait_for_another_thread_that_writes_one_of_its_runs(ho
     one, two = hold(2)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(two.writing.acquire).result(20)
-        with pytest.raises(WouldWait):
-            journal.write([entry(one, "a"), entry(two, "a")], waits=False)
+        with pytest.raises(WouldBlock):
+            journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)
         pool.submit(two.writing.release).result(20)
     assert not StepCheckpoint.objects.exists()
-    assert len(journal.write([entry(one, "a"), entry(two, "a")], waits=False)) == 2
+    assert len(journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)) == 2
 
 
 @pytest.mark.django_db
@@ -240,7 +244,7 @@ def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: boo
     held = hold(len(outputs))
     lifecycle.complete(
         [
-            Outcome(run, output, [{"role": "user", "content": f"{n}"}] * n, {"requests": n})
+            Completion(run, output, [{"role": "user", "content": f"{n}"}] * n, {"requests": n})
             for n, (run, output) in enumerate(zip(held, outputs, strict=True))
         ],
         waits=waits,
@@ -261,7 +265,7 @@ def test_attempts_of_different_numbers_end_together(hold: Any) -> None:
     first, again = hold(2)
     AgentRun.objects.filter(pk=again.pk).update(attempt=3)
     again.attempt = 3
-    lifecycle.complete([Outcome(run, "Done.", [], {}) for run in (first, again)])
+    lifecycle.complete([Completion(run, "Done.", [], {}) for run in (first, again)])
     assert set(AgentRun.objects.values_list("status", flat=True)) == {"completed"}
 
 
@@ -281,7 +285,7 @@ def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
     signals.agent_run_completed.connect(receive)
     try:
         with django_capture_on_commit_callbacks(execute=True):
-            lifecycle.complete([Outcome(run, "Done.", [], {}) for run in held])
+            lifecycle.complete([Completion(run, "Done.", [], {}) for run in held])
     finally:
         signals.agent_run_completed.disconnect(receive)
     assert told == held
@@ -289,37 +293,39 @@ def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
 
 
 @pytest.fixture
-def pools(in_project: Project) -> Iterator[threads.Pools]:
+def pools(in_project: Project) -> Iterator[event_loop.ThreadPools]:
     with sharing(records=4, work=2) as pools:
         yield pools
 
 
 def _await_write(entry: Entry) -> Callable[[], Any]:
     async def work() -> StepCheckpoint:
-        return await threads.together(journal.write, entry)
+        return await event_loop.write_batched(journal.write_entries, entry)
 
     return work
 
 
-def _await_end(outcome: Outcome) -> Callable[[], Any]:
+def _await_end(outcome: Completion) -> Callable[[], Any]:
     async def work() -> None:
-        await threads.together(lifecycle.complete, outcome)
+        await event_loop.write_batched(lifecycle.complete, outcome)
 
     return work
 
 
 @pytest.mark.postgres
 def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
-    in_project: Project, pools: threads.Pools
+    in_project: Project, pools: event_loop.ThreadPools
 ) -> None:
     owner = User.objects.create_user("ada")
     for _ in range(5):
         make_run(owner, "pending", session=make_session(owner))
-    held = runs.claim_due("default", 5)
+    held = claims.claim_due("default", 5)
     said = [{"role": "user", "content": "Hello"}]
     with transaction.atomic():
         AgentSession.objects.filter(runs__in=held[:3]).update(updated_at=Now())
-        ends = [threads.run_shared(_await_end(Outcome(run, "Done.", said, {}))) for run in held]
+        ends = [
+            event_loop.start_on_loop(_await_end(Completion(run, "Done.", said, {}))) for run in held
+        ]
         for future in ends[3:]:
             future.result(20)
         assert not any(future.done() for future in ends[:3])
@@ -330,18 +336,18 @@ def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
 
 @pytest.mark.postgres
 def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
-    in_project: Project, pools: threads.Pools
+    in_project: Project, pools: event_loop.ThreadPools
 ) -> None:
     owner = User.objects.create_user("ada")
     for _ in range(5):
         make_run(owner, "pending", session=make_session(owner))
-    one, two, *others = runs.claim_due("default", 5)
+    one, two, *others = claims.claim_due("default", 5)
     with transaction.atomic():
         AgentRun.objects.filter(pk__in=[one.pk, two.pk]).update(updated_at=Now())
         stuck = [entry(one, "a"), entry(one, "b"), entry(two, "a")]
-        waiting = [threads.run_shared(_await_write(each)) for each in stuck]
+        waiting = [event_loop.start_on_loop(_await_write(each)) for each in stuck]
         for n in range(5):
-            written = [threads.run_shared(_await_write(entry(run, f"{n}"))) for run in others]
+            written = [event_loop.start_on_loop(_await_write(entry(run, f"{n}"))) for run in others]
             assert [future.result(20).run for future in written] == others
         assert not any(future.done() for future in waiting)
     assert [future.result(20).run for future in waiting] == [one, one, two]
@@ -356,7 +362,9 @@ def test_where_runs_do_not_share_threads_each_is_written_on_its_own() -> None:
         return [threading.get_ident() for _ in entries]
 
     async def work() -> list[int]:
-        return await asyncio.gather(*(threads.together(write, n, joined=True) for n in (1, 2)))
+        return await asyncio.gather(
+            *(event_loop.write_batched(write, n, joined=True) for n in (1, 2))
+        )
 
-    assert threads.run_here(work) == [threading.get_ident()] * 2
+    assert event_loop.run_on_loop(work) == [threading.get_ident()] * 2
     assert sorted(written) == [[1], [2]]

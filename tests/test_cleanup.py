@@ -11,9 +11,9 @@ from django.db import connection
 from django.db.models.signals import post_delete
 from django.test.utils import CaptureQueriesContext
 
-from agentic_django import cleanup
-from agentic_django.cleanup import Deleted
 from agentic_django.conf import CleanupPolicy
+from agentic_django.engine import cleanup
+from agentic_django.engine.cleanup import Deleted
 from agentic_django.models import (
     ACTIVE,
     FINISHED,

@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db.models.functions import Now
 
-from agentic_django import recovery
+from agentic_django.engine import recovery
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
 from tests.processes import Project
 from tests.rows import make_events, make_run, make_session

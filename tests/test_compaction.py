@@ -10,7 +10,7 @@ from agents import RunConfig
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 
-from agentic_django import sessions
+from agentic_django.engine import session_items
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.sessions import RunHistory
 from tests.attempts import AWAY, finish
@@ -33,7 +33,7 @@ def history(run: AgentRun) -> Callable[..., list[Any]]:
 @pytest.fixture
 def talk(user: User) -> AgentSession:
     session = make_session(user)
-    sessions.append(session, [said("1"), answer("2"), said("3"), answer("4"), said("5")])
+    session_items.append_items(session, [said("1"), answer("2"), said("3"), answer("4"), said("5")])
     return session
 
 

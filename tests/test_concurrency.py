@@ -10,7 +10,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connections
 
-from agentic_django import runs, sessions
+from agentic_django import sessions
+from agentic_django.engine import claims, fenced_writes, session_items
 from agentic_django.exceptions import Conflict
 from agentic_django.models import (
     AgentEvent,
@@ -47,13 +48,13 @@ def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
 def claim_at_once(made: list[AgentRun]) -> list[AgentRun]:
     """Let as many threads as runs claim one each, and return what was claimed."""
     pending = iter([str(run.pk) for run in made])
-    return [run for run in at_once(len(made), lambda: runs.claim(next(pending))) if run]
+    return [run for run in at_once(len(made), lambda: claims.claim_run(next(pending))) if run]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_of_many_claims_of_one_run_one_succeeds(user: User) -> None:
     run = make_run(user, "pending")
-    claimed = at_once(8, lambda: runs.claim(str(run.pk)))
+    claimed = at_once(8, lambda: claims.claim_run(str(run.pk)))
     assert [run for run in claimed if run] == [run]
     assert AgentEvent.objects.get().sequence == 1
 
@@ -70,7 +71,7 @@ def test_twenty_threads_claim_exactly_as_many_as_the_limit(
         assert len(held) == 2
         assert AgentRun.objects.running().count() == 2
         for run in held:
-            runs.finish(run, "requeue")
+            fenced_writes.end_held(run, "requeue")
         assert not RunSlot.objects.exists()
 
 
@@ -114,7 +115,7 @@ def test_items_are_numbered_without_gaps_whoever_writes_them(user: User) -> None
 
     def add() -> None:
         mine = AgentSession.objects.get(pk=session.pk)
-        sessions.append(mine, [{"role": "user", "content": "x"}] * 3)
+        session_items.append_items(mine, [{"role": "user", "content": "x"}] * 3)
 
     at_once(8, add)
     numbers = AgentSessionItem.objects.order_by("sequence").values_list("sequence", flat=True)

@@ -15,7 +15,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.db.models import F
 
-from agentic_django import heartbeat, recovery
+from agentic_django.engine import heartbeat, recovery
 from agentic_django.models import AgentRun, AgentSession, ToolApproval
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, ToolRegistry
 from agentic_django.services import (
@@ -425,14 +425,14 @@ def test_a_hosts_run_that_is_abandoned_is_marked_failed_and_resumable_and_never_
     host = sqlite_project.process("-c", code, ready=lambda process: "ready" in process.output())
     with django_db_blocker.unblock(), sqlite_project.in_process():
         with host:
-            assert recovery.sweep() == recovery.Swept()
+            assert recovery.sweep() == recovery.SweepResult()
             host.kill_alone()
         assert AgentRun.objects.get(pk=run_id).status == "running"
         wait_until(lambda: AgentRun.objects.lost().exists(), what="The lease ends.")
-        assert recovery.sweep("requeue") == recovery.Swept(failed=1)
+        assert recovery.sweep("requeue") == recovery.SweepResult(failed=1)
         run = AgentRun.objects.get(pk=run_id)
         assert (run.status, run.error_code) == ("failed", "lost")
-        assert recovery.sweep("requeue") == recovery.Swept()
+        assert recovery.sweep("requeue") == recovery.SweepResult()
         async_to_sync(perform)(str(run_id), 0)
         run.refresh_from_db()
         assert (run.status, run.attempt, run.final_output) == ("completed", 2, 2)

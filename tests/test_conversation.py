@@ -10,11 +10,12 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils.translation import override
 
-from agentic_django import answers, conversation, sessions
-from agentic_django.conversation import Message, ToolCall
-from agentic_django.events import EventType
-from agentic_django.markup import markdown
+from agentic_django.engine import session_items
+from agentic_django.engine.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
+from agentic_django.presentation import conversation, outputs
+from agentic_django.presentation.conversation import Message, ToolCard
+from agentic_django.presentation.markdown import markdown
 from tests.statements import at_most
 
 ATTACKS = [
@@ -228,7 +229,7 @@ def test_pictures_and_files_of_a_user_are_named() -> None:
     ],
 )
 def test_card_shows_the_argument_that_matters(arguments: Any, summary: str) -> None:
-    assert ToolCall("c", "tool", arguments).summary == summary
+    assert ToolCard("c", "tool", arguments).summary == summary
 
 
 @pytest.mark.parametrize(
@@ -265,8 +266,8 @@ def test_deeply_nested_value_does_not_outgrow_itself() -> None:
 
 
 def test_card_shows_the_start_of_a_very_long_output() -> None:
-    shown = ToolCall("c", "tool", output="x" * 50_000, is_answered=True).answered
-    assert shown == "x" * answers.MAX_SHOWN + "…"
+    shown = ToolCard("c", "tool", output="x" * 50_000, is_answered=True).answered
+    assert shown == "x" * outputs.MAX_SHOWN + "…"
 
 
 # Runs
@@ -292,7 +293,7 @@ def a_run(**fields: Any) -> AgentRun:
     ],
 )
 def test_answer_takes_the_shape_in_which_it_reads_best(value: Any, kind: str, rows: Any) -> None:
-    answer = conversation.output(a_run(final_output=value))
+    answer = outputs.run_output(a_run(final_output=value))
     assert (answer.kind, list(answer.rows)) == (kind, rows)
 
 
@@ -307,7 +308,7 @@ def test_answer_takes_the_shape_in_which_it_reads_best(value: Any, kind: str, ro
     ],
 )
 def test_what_was_asked_is_read_from_any_input(given: Any, texts: list[str]) -> None:
-    assert [m.text for m in conversation.asked(a_run(input_payload=given))] == texts
+    assert [m.text for m in conversation.input_messages(a_run(input_payload=given))] == texts
 
 
 @pytest.mark.parametrize(
@@ -345,9 +346,9 @@ def test_conversation_has_a_turn_for_each_run_in_order(session: AgentSession) ->
 
 
 def test_messages_whose_run_is_gone_come_first(session: AgentSession) -> None:
-    sessions.append(session, [{"role": "user", "content": "Long ago"}])
+    session_items.append_items(session, [{"role": "user", "content": "Long ago"}])
     run = add_run(session, "Now")
-    sessions.append(session, [{"role": "user", "content": "Now"}], run)
+    session_items.append_items(session, [{"role": "user", "content": "Now"}], run)
     assert [message.text for message in conversation.turns(session).messages] == ["Long ago"]
 
 

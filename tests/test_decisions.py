@@ -12,7 +12,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db.models.functions import Now
 
-from agentic_django import events, lifecycle, recovery
+from agentic_django.engine import events, lifecycle, recovery
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval
@@ -142,7 +142,7 @@ def test_a_decision_that_fails_on_the_way_decided_nothing(
 
     approval = open_of(run)
     with monkeypatch.context() as patch:
-        patch.setattr(events, "append", lost)
+        patch.setattr(events, "append_events", lost)
         with pytest.raises(ConnectionError):
             decide_approval(approval, True)
     run.refresh_from_db()

@@ -13,10 +13,10 @@ from rq import Queue, SimpleWorker
 from rq.executions import ExecutionRegistry
 from rq.timeouts import TimerDeathPenalty
 
-from agentic_django import runs, tasks
-from agentic_django.duty import Duty, Slots
+from agentic_django.engine import claims, queues
 from agentic_django.models import AgentRun
-from agentic_django.sources.rq import SlotWorker
+from agentic_django.worker.slots import WorkerSlots, WorkerState
+from agentic_django.worker.sources.rq import SlotWorker
 from tests.rows import make_run, make_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -38,7 +38,7 @@ def queue(use_tasks: Callable[[str], None]) -> Queue:
 
 @pytest.fixture
 def worker(queue: Queue) -> Iterator[SlotWorker]:
-    worker = SlotWorker(queue, Duty("default", Slots(50), is_burst=True))
+    worker = SlotWorker(queue, WorkerState("default", WorkerSlots(50), is_burst=True))
     worker.register_birth()
     yield worker
     worker.close()
@@ -47,7 +47,8 @@ def worker(queue: Queue) -> Iterator[SlotWorker]:
 def sent(count: int = 1) -> list[str]:
     """Deliver runs that there are not; return the jobs' ids."""
     return [
-        tasks.send(f"0000000{n}-0000-4000-8000-000000000000", "default").id for n in range(count)
+        queues.enqueue(f"0000000{n}-0000-4000-8000-000000000000", "default").id
+        for n in range(count)
     ]  # type: ignore[union-attr]
 
 
@@ -96,7 +97,7 @@ def test_what_is_kept_of_a_failure_is_what_a_stock_worker_keeps(
 
     [by_stock] = sent()
     with monkeypatch.context() as patch:
-        patch.setattr("agentic_django.executor.execute", fail)
+        patch.setattr("agentic_django.worker.executor.execute", fail)
         Stock([queue], connection=queue.connection, job_class=Job).work(burst=True)
     [by_us] = sent()
     [job] = taken(worker, 1)
@@ -169,14 +170,14 @@ def test_runs_are_claimed_together(user: Any, no_queue: None) -> None:
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
     gone = make_run(user, "cancelled")
     wanted = [*free, first, second, gone]
-    claimed = runs.claim_named([str(run.pk) for run in wanted])
+    claimed = claims.claim_delivered([str(run.pk) for run in wanted])
     assert {run.pk for run in claimed} == {run.pk for run in (*free, first)}
     assert {
         (run.status, run.attempt) for run in AgentRun.objects.filter(pk__in=[r.pk for r in claimed])
     } == {("running", 1)}
-    assert runs.claim_named([str(run.pk) for run in wanted]) == []
+    assert claims.claim_delivered([str(run.pk) for run in wanted]) == []
 
 
 def test_under_a_cap_no_runs_are_claimed_together(user: Any, no_queue: None, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 5
-    assert runs.claim_named([str(make_run(user, "pending").pk)]) == []
+    assert claims.claim_delivered([str(make_run(user, "pending").pk)]) == []

@@ -20,26 +20,15 @@ from django.core.management import BaseCommand, load_command_class
 from django.template import engines
 
 import agentic_django
-from agentic_django import (
-    events,
-    exceptions,
-    limits,
-    querysets,
-    runs,
-    runtime,
-    services,
-    sessions,
-    signals,
-    steps,
-    urls,
-)
+from agentic_django import exceptions, runtime, services, sessions, signals, steps, urls, validation
 from agentic_django.conf import PREFIX, Settings
+from agentic_django.engine import events, transitions
 from agentic_django.exceptions import SENTENCES
-from agentic_django.models import ACTIVE, FINISHED, AgentRun
+from agentic_django.models import ACTIVE, FINISHED, AgentRun, querysets
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from agentic_django.steps import ExecutionState
 from agentic_django.templatetags import agentic_django_tags
-from agentic_django.views import bodies, problems
+from agentic_django.views import problems, schemas
 from tests.markdown import Block, anchors, blocks, links
 from tests.settings import ROOT
 
@@ -193,9 +182,9 @@ def test_every_table_has_its_writers() -> None:
 def diagram() -> str:
     """Return the life of a run as mermaid text, from the table of transitions."""
     lines = ["stateDiagram-v2", "    [*] --> pending: submit"]
-    for verb, step in runs.TRANSITIONS.items():
+    for verb, step in transitions.TRANSITIONS.items():
         lines += [f"    {source} --> {step.target}: {verb}" for source in step.sources]
-    left = {source for step in runs.TRANSITIONS.values() for source in step.sources}
+    left = {source for step in transitions.TRANSITIONS.values() for source in step.sources}
     lines += [f"    {status} --> [*]" for status in AgentRun.Status if status not in left]
     return "\n".join(lines) + "\n"
 
@@ -217,7 +206,7 @@ def test_statuses_are_told_with_the_right_predicates() -> None:
 def test_events_are_those_of_the_code() -> None:
     lines = [
         f"| `{kind}` | {told.visibility} | {', '.join(f'`{name}`' for name in told.fields)} |"
-        for kind, told in events.EVENTS.items()
+        for kind, told in events.EVENT_KINDS.items()
     ]
     assert "\n".join(lines) in text("reference/events.md")
 
@@ -306,7 +295,7 @@ def test_every_argument_of_a_run_is_told() -> None:
 
 def test_run_options_are_those_of_the_code() -> None:
     table = section("reference/services.md", "## Run options")
-    assert first_names(table) == list(limits.RunOptions.model_fields)
+    assert first_names(table) == list(validation.RunOptions.model_fields)
 
 
 def test_every_exception_is_told() -> None:
@@ -389,12 +378,12 @@ def test_every_code_of_a_failed_run_is_told() -> None:
 
 def test_every_field_of_a_new_run_is_told() -> None:
     start = section("reference/http.md", "## Start a run").partition("Other fields")[0]
-    assert first_names(start) == list(bodies.RunRequest.model_fields)
+    assert first_names(start) == list(schemas.RunRequest.model_fields)
     assert first_names(section("reference/http.md", "## Events")) == list(
-        bodies.EventsQuery.model_fields
+        schemas.EventsQuery.model_fields
     )
     assert first_names(section("reference/http.md", "## Retry")) == list(
-        bodies.RetryRequest.model_fields
+        schemas.RetryRequest.model_fields
     )
 
 
@@ -415,7 +404,7 @@ def test_every_field_of_every_model_is_told() -> None:
 
 
 def test_every_scope_of_runs_is_told() -> None:
-    scopes = {n for n in vars(querysets.RunScope) if not n.startswith("_")} | {"visible_to"}
+    scopes = {n for n in vars(querysets.RunQuerySet) if not n.startswith("_")} | {"visible_to"}
     told = {
         name.partition("(")[0] for name in first_names(section("reference/models.md", "### Scopes"))
     }

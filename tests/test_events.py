@@ -8,8 +8,9 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import transaction
 
-from agentic_django import events, runs, signals
-from agentic_django.events import EVENTS, EventType, after, draft
+from agentic_django import signals
+from agentic_django.engine import events, fenced_writes, transitions
+from agentic_django.engine.events import EVENT_KINDS, EventType, events_after, new_event
 from agentic_django.exceptions import NotSerializable
 from agentic_django.models import AgentEvent, AgentRun, Visibility
 from agentic_django.services import submit_agent_run
@@ -33,44 +34,44 @@ def submit(user: User, django_capture_on_commit_callbacks: Any) -> Any:
 
 
 def types(run: AgentRun, *levels: str) -> list[str]:
-    return [event.event_type for event in after(run, 0, limit=1000, levels=levels or ALL)]
+    return [event.event_type for event in events_after(run, 0, limit=1000, levels=levels or ALL)]
 
 
 # The table
 
 
 def test_every_type_is_in_the_table() -> None:
-    assert set(EVENTS) == set(EventType)
+    assert set(EVENT_KINDS) == set(EventType)
 
 
 @pytest.mark.parametrize("kind", list(EventType))
 def test_messages_tools_steps_progress_and_ends_are_for_the_user(kind: EventType) -> None:
     heads = ("run.", "message", "tool.", "step.", "progress.", "approval.")
-    assert (EVENTS[kind].visibility == Visibility.USER) is kind.startswith(heads)
+    assert (EVENT_KINDS[kind].visibility == Visibility.USER) is kind.startswith(heads)
 
 
 @pytest.mark.parametrize("kind", list(EventType))
 def test_a_draft_takes_the_visibility_of_its_type(kind: EventType) -> None:
-    assert draft(kind).visibility == EVENTS[kind].visibility
+    assert new_event(kind).visibility == EVENT_KINDS[kind].visibility
 
 
 @pytest.mark.parametrize("level", ALL)
 def test_a_draft_may_be_given_another_visibility(level: str) -> None:
-    assert draft(EventType.MESSAGE, level, text="hi").visibility == level
+    assert new_event(EventType.MESSAGE, level, text="hi").visibility == level
 
 
 def test_events_of_a_hosts_own_type_are_internal() -> None:
-    assert draft("shop.paid", amount=3) == events.Event("shop.paid", {"amount": 3}, "internal")
+    assert new_event("shop.paid", amount=3) == events.Event("shop.paid", {"amount": 3}, "internal")
 
 
 def test_a_draft_refuses_what_cannot_be_stored() -> None:
     with pytest.raises(NotSerializable, match=r"payload\.text"):
-        draft(EventType.MESSAGE, text=b"bytes")
+        new_event(EventType.MESSAGE, text=b"bytes")
 
 
 @pytest.mark.parametrize("kind", list(EventType))
 def test_events_about_the_run_itself_are_those_of_its_transitions(kind: EventType) -> None:
-    told = {step.event for step in runs.TRANSITIONS.values()}
+    told = {step.event for step in transitions.TRANSITIONS.values()}
     assert kind.is_about_run is (kind in told)
 
 
@@ -109,7 +110,7 @@ def test_each_event_carries_the_fields_of_its_type(submit: Any, scripted: Any) -
     seen = AgentEvent.objects.all()
     assert {event.event_type for event in seen} >= {"run.failed", "tool.output", "message"}
     for event in seen:
-        assert set(event.payload) == set(EVENTS[event.event_type].fields), event.event_type
+        assert set(event.payload) == set(EVENT_KINDS[event.event_type].fields), event.event_type
 
 
 def test_a_failure_is_told_safely(submit: Any) -> None:
@@ -149,9 +150,9 @@ def test_text_that_databases_refuse_is_told(submit: Any, scripted: Any) -> None:
 def test_events_are_read_after_a_number(user: User) -> None:
     run = make_run(user)
     make_events(run, 5)
-    assert [e.sequence for e in after(run, 2, limit=2, levels=ALL)] == [3, 4]
-    assert [e.sequence for e in after(run, 4, limit=9, levels=ALL)] == [5]
-    assert after(run, 5, limit=9, levels=ALL) == []
+    assert [e.sequence for e in events_after(run, 2, limit=2, levels=ALL)] == [3, 4]
+    assert [e.sequence for e in events_after(run, 4, limit=9, levels=ALL)] == [5]
+    assert events_after(run, 5, limit=9, levels=ALL) == []
 
 
 @pytest.mark.parametrize(
@@ -167,14 +168,14 @@ def test_only_the_asked_levels_are_read(user: User, levels: list[str], seen: lis
     run = make_run(user)
     for level in ALL:
         make_events(run, 1, visibility=level)
-    assert [event.sequence for event in after(run, 0, limit=9, levels=levels)] == seen
+    assert [event.sequence for event in events_after(run, 0, limit=9, levels=levels)] == seen
 
 
 def test_events_of_other_runs_are_not_read(user: User) -> None:
     run, other = make_run(user), make_run(user)
     make_events(run, 1)
     make_events(other, 3)
-    assert len(after(run, 0, limit=9, levels=ALL)) == 1
+    assert len(events_after(run, 0, limit=9, levels=ALL)) == 1
 
 
 # Signals
@@ -221,7 +222,7 @@ def test_an_event_that_is_rolled_back_is_not_announced(user: User, heard: Any) -
 
     def write() -> None:
         with transaction.atomic():
-            runs.advance(run, [draft(EventType.MESSAGE, text="hi")])
+            fenced_writes.update_held(run, [new_event(EventType.MESSAGE, text="hi")])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -235,11 +236,11 @@ def test_an_event_is_announced_after_the_commit(
 ) -> None:
     run = make_run(user, "running")
     with django_capture_on_commit_callbacks(execute=True):
-        runs.advance(run, [draft(EventType.MESSAGE, text="hi")])
+        fenced_writes.update_held(run, [new_event(EventType.MESSAGE, text="hi")])
         assert heard == []
     assert [kwargs["event_type"] for kwargs in heard] == ["message"]
 
 
 def test_a_visibility_that_there_is_not_hides_the_event_and_fails_nothing(settings: Any) -> None:
     settings.AGENTIC_DJANGO_EVENT_VISIBILITY = {"step.completed": "public"}
-    assert events.draft("step.completed", step_name="a").visibility == "internal"
+    assert events.new_event("step.completed", step_name="a").visibility == "internal"

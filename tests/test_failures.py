@@ -12,7 +12,7 @@ from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError, UserError
 from django.db import IntegrityError, InterfaceError, OperationalError
 
 from agentic_django.exceptions import SENTENCES, NotSerializable, UnknownAgent, UnresolvedIntent
-from agentic_django.failures import Verdict, classify, verdict_on
+from agentic_django.openai_agents.errors import RetryDecision, classify, decide_retry
 
 REQUEST = httpx2.Request("POST", "http://localhost/v1/responses")
 
@@ -39,12 +39,12 @@ def from_tool(error: Exception) -> Exception:
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
 def test_a_busy_provider_is_asked_again(status: int) -> None:
-    assert classify(answer(status)) == Verdict("provider_busy", retry=True)
+    assert classify(answer(status)) == RetryDecision("provider_busy", retry=True)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_a_refusal_is_not_repeated(status: int) -> None:
-    assert classify(answer(status)) == Verdict("provider_refused")
+    assert classify(answer(status)) == RetryDecision("provider_refused")
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_a_provider_may_say_how_long_in_milliseconds() -> None:
     ],
 )
 def test_a_provider_that_cannot_be_reached_is_asked_again(error: Exception) -> None:
-    assert classify(error) == Verdict("provider_unreachable", retry=True)
+    assert classify(error) == RetryDecision("provider_unreachable", retry=True)
 
 
 @pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
 def test_a_database_that_is_away_is_waited_for(kind: type[Exception]) -> None:
-    assert classify(kind("closed")) == Verdict("database_away", retry=True)
+    assert classify(kind("closed")) == RetryDecision("database_away", retry=True)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_database_that_is_away_is_waited_for(kind: type[Exception]) -> None:
     ],
 )
 def test_what_repeating_does_not_mend_is_not_repeated(error: BaseException, code: str) -> None:
-    assert classify(error) == Verdict(code)
+    assert classify(error) == RetryDecision(code)
     assert code in SENTENCES
 
 
@@ -120,35 +120,41 @@ def test_an_error_of_ours_has_a_sentence_for_people() -> None:
 
 
 def test_the_cause_of_an_error_in_a_tool_decides() -> None:
-    assert classify(from_tool(answer(429, "7"))) == Verdict("provider_busy", retry=True, after=7.0)
+    assert classify(from_tool(answer(429, "7"))) == RetryDecision(
+        "provider_busy", retry=True, after=7.0
+    )
     assert classify(from_tool(ConnectionResetError())).retry
-    assert classify(from_tool(ValueError())) == Verdict("internal")
+    assert classify(from_tool(ValueError())) == RetryDecision("internal")
 
 
 def test_causes_that_go_in_a_circle_are_looked_at_once() -> None:
     first, second = ValueError(), ValueError()
     first.__cause__, second.__cause__ = second, first
-    assert classify(first) == Verdict("internal")
+    assert classify(first) == RetryDecision("internal")
 
 
-def host_classify(error: BaseException) -> Verdict:
+def host_classify(error: BaseException) -> RetryDecision:
     """Know one thing better than the app."""
-    return Verdict("provider_busy", retry=True) if isinstance(error, KeyError) else classify(error)
+    return (
+        RetryDecision("provider_busy", retry=True)
+        if isinstance(error, KeyError)
+        else classify(error)
+    )
 
 
 @pytest.mark.parametrize("hook", [host_classify, f"{__name__}.host_classify"])
 def test_a_host_decides_with_a_function_of_its_own(settings: Any, hook: Any) -> None:
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
-    assert verdict_on(KeyError("x")).retry
-    assert verdict_on(MaxTurnsExceeded("10")) == Verdict("max_turns")
+    assert decide_retry(KeyError("x")).retry
+    assert decide_retry(MaxTurnsExceeded("10")) == RetryDecision("max_turns")
 
 
-def raising(error: BaseException) -> Verdict:
+def raising(error: BaseException) -> RetryDecision:
     raise RuntimeError("A mistake.")
 
 
-def saying_when(error: BaseException) -> Verdict:
-    return Verdict("x", after="soon")  # type: ignore[arg-type]
+def saying_when(error: BaseException) -> RetryDecision:
+    return RetryDecision("x", after="soon")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("hook", [raising, lambda error: None, saying_when])
@@ -156,21 +162,21 @@ def test_a_function_of_the_hosts_that_fails_leaves_it_to_ours(
     settings: Any, caplog: pytest.LogCaptureFixture, hook: Any
 ) -> None:
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
-    assert verdict_on(answer(503)) == Verdict("provider_busy", retry=True)
+    assert decide_retry(answer(503)) == RetryDecision("provider_busy", retry=True)
     assert "AGENTIC_DJANGO_CLASSIFY_ERROR" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
-        (Verdict("x" * 100, True, 5), Verdict("x" * 64, True, 5)),
-        (Verdict("x", True, float("nan")), Verdict("x", True, 0)),
-        (Verdict("x", True, -5), Verdict("x", True, 0)),
-        (Verdict("x", True, 1e9), Verdict("x", True, 3600)),
+        (RetryDecision("x" * 100, True, 5), RetryDecision("x" * 64, True, 5)),
+        (RetryDecision("x", True, float("nan")), RetryDecision("x", True, 0)),
+        (RetryDecision("x", True, -5), RetryDecision("x", True, 0)),
+        (RetryDecision("x", True, 1e9), RetryDecision("x", True, 3600)),
     ],
 )
 def test_what_a_function_of_the_hosts_says_is_bounded(
-    settings: Any, said: Verdict, kept: Verdict
+    settings: Any, said: RetryDecision, kept: RetryDecision
 ) -> None:
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = lambda error: said
-    assert verdict_on(ValueError()) == kept
+    assert decide_retry(ValueError()) == kept

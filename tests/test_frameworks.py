@@ -20,7 +20,8 @@ from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart, ToolRetu
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.test import TestModel as PydanticAITestModel
 
-from agentic_django import recovery, threads
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import recovery
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.services import submit_agent_run
 from tests.attempts import AWAY, attempt, finish, numbered, recorded
@@ -60,7 +61,7 @@ class Framework:
         if isinstance(trouble, Exception):
             raise trouble
         if trouble is not None:
-            await threads.call(trouble)
+            await event_loop.run_sync(trouble)
 
 
 def langgraph(monkeypatch: pytest.MonkeyPatch) -> Framework:

@@ -12,10 +12,11 @@ from agents.models.interface import Model
 from agents.testing import ScriptedModel, assistant_message, function_call
 from asgiref.sync import async_to_sync
 
-from agentic_django import generation
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.models import AgentRun
-from agentic_django.runtime import RunContext, RunResult, Tool, ToolRegistry
+from agentic_django.openai_agents import providers
+from agentic_django.runtime import RunContext, RunResult, Tool, ToolRegistry, model_calls
+from agentic_django.runtime import messages as generation
 from tests.agents import USAGE
 from tests.attempts import AWAY, payloads, recorded
 from tests.openai_server import Call, Failure, OpenAIServer, Reply
@@ -262,13 +263,13 @@ def test_options_are_those_of_the_sdks_model_settings(register: Register, carry:
 
 def test_an_option_that_models_do_not_have_is_refused() -> None:
     with pytest.raises(BadInput, match=r"temprature.*Did you mean 'temperature'"):
-        async_to_sync(generation.generate)([], using=scripted_model("Hi."), temprature=0)
+        async_to_sync(model_calls.generate)([], using=scripted_model("Hi."), temprature=0)
 
 
 def test_a_model_may_be_asked_outside_of_a_run() -> None:
     model = scripted_model("Fine.")
     asked = [{"role": "user", "content": "?"}]
-    answer = async_to_sync(generation.generate)(asked, using=model)
+    answer = async_to_sync(model_calls.generate)(asked, using=model)
     assert answer.message.content == "Fine."
     assert not AgentRun.objects.exists()
 
@@ -288,8 +289,8 @@ def test_messages_are_turned_into_the_sdks_items() -> None:
         {"role": "assistant", "content": "Blue."},
         item,
     ]
-    assert generation.instructions_of(messages) == "Be kind.\n\nBe short."
-    assert generation.items_of(messages) == [
+    assert generation.system_instructions(messages) == "Be kind.\n\nBe short."
+    assert generation.to_input_items(messages) == [
         {"role": "user", "content": "Hello"},
         {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": '{"sky":"blue"}'},
@@ -308,9 +309,9 @@ def test_parts_of_messages_are_turned_into_the_sdks() -> None:
         {"role": "assistant", "content": [hello], "tool_calls": [custom]},
         {"role": "tool", "tool_call_id": "c1", "content": "1"},
     ]
-    assert generation.instructions_of(messages) == "You are."
+    assert generation.system_instructions(messages) == "You are."
     shown = {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "auto"}
-    assert generation.items_of(messages) == [
+    assert generation.to_input_items(messages) == [
         {"role": "user", "content": [{"type": "input_text", "text": "Hello"}, shown]},
         {"role": "assistant", "content": "Hello"},
         {"type": "custom_tool_call", "call_id": "c1", "name": "sql", "input": "SELECT 1"},
@@ -320,7 +321,7 @@ def test_parts_of_messages_are_turned_into_the_sdks() -> None:
 
 def test_a_message_of_an_unknown_role_is_refused() -> None:
     with pytest.raises(BadInput, match="has the role 'robot'; use system, user"):
-        generation.items_of([{"role": "robot", "content": "Beep."}])
+        generation.to_input_items([{"role": "robot", "content": "Beep."}])
 
 
 # Models by name
@@ -328,15 +329,15 @@ def test_a_message_of_an_unknown_role_is_refused() -> None:
 
 def test_without_a_name_the_setting_says_which_model(settings: Any) -> None:
     with pytest.raises(BadSetting, match="set AGENTIC_DJANGO_DEFAULT_MODEL"):
-        generation.model()
+        providers.get_model()
     settings.AGENTIC_DJANGO_DEFAULT_MODEL = "foo/bar"
     with pytest.raises(BadSetting, match="There is no model 'foo/bar': Unknown prefix: foo"):
-        generation.model()
+        providers.get_model()
 
 
 def test_a_prefix_whose_package_is_missing_says_so() -> None:
     with pytest.raises(BadSetting, match="no model 'litellm/x': `litellm` is required"):
-        generation.model("litellm/x")
+        providers.get_model("litellm/x")
 
 
 def test_a_run_without_a_model_says_so(register: Register, carry: Carry) -> None:
@@ -348,9 +349,9 @@ def test_a_run_without_a_model_says_so(register: Register, carry: Carry) -> None
 
 
 def test_a_model_that_is_journaled_already_stays_as_it_is() -> None:
-    model = generation.model(scripted_model("Fine."))
+    model = providers.get_model(scripted_model("Fine."))
     assert isinstance(model, Model)
-    assert generation.model(model) is model
+    assert providers.get_model(model) is model
 
 
 # Over HTTP
@@ -408,4 +409,4 @@ def test_loops_that_follow_each_other_find_the_provider(
     openai_server.answer_with(lambda body: Reply("Fine."))
     asked = [{"role": "user", "content": "?"}]
     for _ in range(6):
-        assert asyncio.run(generation.generate(asked)).message.content == "Fine."
+        assert asyncio.run(model_calls.generate(asked)).message.content == "Fine."

@@ -16,9 +16,10 @@ from django.contrib.auth.models import User
 from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
 
-from agentic_django import executor, heartbeat, recovery
+from agentic_django.engine import heartbeat, recovery
 from agentic_django.models import AgentRun
 from agentic_django.services import cancel_agent_run, submit_agent_run
+from agentic_django.worker import executor
 from tests.agents import answering, call_tool
 from tests.attempts import attempt, finish, numbered, recorded
 from tests.processes import wait_until

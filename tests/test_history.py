@@ -10,7 +10,7 @@ from agents import function_tool
 from agents.testing import assistant_message, function_call
 from django.contrib.auth.models import User
 
-from agentic_django import sessions
+from agentic_django.engine import session_items
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext, RunResult
 from agentic_django.serialization import to_messages
@@ -114,15 +114,15 @@ def test_what_failed_runs_left_is_included_only_if_asked_for(
 
 def test_the_last_message_is_the_last_that_has_text(session: AgentSession) -> None:
     call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
-    sessions.append(session, [said("user", "Hi."), said("assistant", "Hello."), call])
-    sessions.append(session, [said("user", "Anybody?")])
+    session_items.append_items(session, [said("user", "Hi."), said("assistant", "Hello."), call])
+    session_items.append_items(session, [said("user", "Anybody?")])
     last = session.get_last_assistant_message()
     assert last is not None
     assert last["content"] == "Hello."
 
 
 def test_what_a_host_wrote_itself_is_part_of_the_history(session: AgentSession) -> None:
-    sessions.append(session, [said("user", "Hi."), said("assistant", "Hello.")])
+    session_items.append_items(session, [said("user", "Hi."), said("assistant", "Hello.")])
     assert len(session.get_message_history()) == 2
 
 

@@ -18,9 +18,9 @@ from django.db import OperationalError, connections
 from django.db.models.functions import Now
 from django.test import Client
 
-from agentic_django import heartbeat, journal, lifecycle, recovery, runs
+from agentic_django.engine import claims, heartbeat, journal, lifecycle, recovery
+from agentic_django.engine.journal import Entry
 from agentic_django.exceptions import BadInput, Conflict, NotSerializable
-from agentic_django.journal import Entry
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext, RunResult, ToolRegistry
 from agentic_django.services import (
@@ -402,7 +402,7 @@ def test_no_queue_and_no_person_starts_a_run_of_a_hosts_own(user: User, client: 
     AgentRun.objects.filter(pk=run.pk).update(status="pending")
     with pytest.raises(LookupError):
         enqueue_agent_run(run.pk)
-    assert runs.claim(str(run.pk)) is None
+    assert claims.claim_run(str(run.pk)) is None
     assert recovery.sweep().sent == 0
 
 
@@ -528,7 +528,7 @@ def test_a_task_whose_run_has_ended_is_let_alone() -> None:
     async def main() -> int:
         task = asyncio.current_task()
         assert task is not None
-        held = heartbeat.Held(AgentRun(), task)  # type: ignore[arg-type]
+        held = heartbeat.HeldAttempt(AgentRun(), task)  # type: ignore[arg-type]
         held.end()
         held.lose()
         await asyncio.sleep(0.01)
@@ -559,7 +559,7 @@ def test_a_run_whose_process_died_is_resumed_without_a_sweep(user: User) -> None
 
 def test_a_process_that_ends_in_order_marks_its_run_failed() -> None:
     def hand_back_of(ctx: RunContext) -> Callable[[], None]:
-        return lambda: lifecycle.hand_back(AgentRun.objects.get(pk=ctx.run_id))
+        return lambda: lifecycle.release(AgentRun.objects.get(pk=ctx.run_id))
 
     async def main() -> None:
         async with RunContext.open() as ctx:

@@ -12,9 +12,10 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import IntegrityError, OperationalError, connections
 
-from agentic_django import events, journal, runs, threads
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import claims, events, fenced_writes, journal
+from agentic_django.engine.journal import CallResult, Journal
 from agentic_django.exceptions import RunMoved
-from agentic_django.journal import Journal, Result
 from agentic_django.models import AgentRun, StepCheckpoint
 from tests.attempts import numbered
 from tests.rows import make_run
@@ -25,19 +26,19 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_queue")]
 @pytest.fixture
 def held(user: User) -> AgentRun:
     """A run that this process holds."""
-    run = runs.claim(str(make_run(user, "pending").pk))
+    run = claims.claim_run(str(make_run(user, "pending").pk))
     assert run is not None
     return run
 
 
-def result(key: str = "/-.echo#1:model:1", **columns: Any) -> Result:
+def result(key: str = "/-.echo#1:model:1", **columns: Any) -> CallResult:
     usage = {"requests": 1, "total_tokens": 5}
     columns = {"kind": "model", "name": "echo", "value": "x", "seconds": 1.5, **columns}
-    return Result(key, usage=columns.pop("usage", usage), **columns)
+    return CallResult(key, usage=columns.pop("usage", usage), **columns)
 
 
 def told(count: int = 1) -> list[Any]:
-    return [events.draft("message", text=f"{n}") for n in range(count)]
+    return [events.new_event("message", text=f"{n}") for n in range(count)]
 
 
 def test_a_result_is_written_with_its_events(held: AgentRun) -> None:
@@ -89,7 +90,7 @@ def test_what_is_recorded_shows_that_an_attempt_was_not_in_vain(held: AgentRun) 
 
 
 def test_an_intent_becomes_its_result(held: AgentRun) -> None:
-    intent = journal.begin(held, "pay", "tool", "pay")
+    intent = journal.record_intent(held, "pay", "tool", "pay")
     assert intent.is_intent
     row = journal.record(held, result("pay", kind="tool", name="pay"), told(), intent)
     row.refresh_from_db()
@@ -103,13 +104,13 @@ def test_a_first_attempt_reads_nothing(
     held: AgentRun, django_assert_num_queries: Callable[..., Any]
 ) -> None:
     with django_assert_num_queries(0):
-        assert journal.load(held).find("/-.echo#1:model:1") is None
+        assert journal.load_journal(held).find("/-.echo#1:model:1") is None
 
 
 def test_a_later_attempt_finds_what_earlier_ones_recorded(held: AgentRun) -> None:
     journal.record(held, result())
     held.attempt = 2
-    found = journal.load(held).find("/-.echo#1:model:1")
+    found = journal.load_journal(held).find("/-.echo#1:model:1")
     assert found is not None
     assert found.result == "x"
 
@@ -117,7 +118,7 @@ def test_a_later_attempt_finds_what_earlier_ones_recorded(held: AgentRun) -> Non
 def test_another_generation_finds_nothing_and_is_billed_for_all(held: AgentRun) -> None:
     journal.record(held, result())
     held.attempt, held.generation = 2, 2
-    loaded = journal.load(held)
+    loaded = journal.load_journal(held)
     assert loaded.find("/-.echo#1:model:1") is None
     assert loaded.usage() == {"requests": 1, "total_tokens": 5}
 
@@ -128,7 +129,7 @@ def test_long_keys_are_shortened_and_stay_apart(held: AgentRun, length: int) -> 
     for key in keys:
         journal.record(held, result(key, value=key))
     held.attempt = 2
-    loaded = journal.load(held)
+    loaded = journal.load_journal(held)
     for key in keys:
         row = loaded.find(key)
         assert row is not None
@@ -152,15 +153,15 @@ def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: AgentR
         with pytest.raises(RunMoved):
             await kept.record(result(), told())
 
-    threads.run_here(work)
+    event_loop.run_on_loop(work)
     with pytest.raises(RunMoved):
         kept.check()
 
 
 def test_a_deferred_event_goes_with_the_next_write(held: AgentRun) -> None:
     kept = Journal(held)
-    kept.defer(events.draft("log", message="first"))
-    threads.run_here(lambda: kept.record(result(), told()))
+    kept.defer(events.new_event("log", message="first"))
+    event_loop.run_on_loop(lambda: kept.record(result(), told()))
     assert numbered(held) == ["run.started", "log", "message"]
     assert kept.take_deferred() == []
 
@@ -178,7 +179,7 @@ def test_writes_from_two_threads_number_their_events_without_gaps(held: AgentRun
 
     def write(n: int) -> None:
         if n % 2:
-            runs.advance(held, told(2))
+            fenced_writes.update_held(held, told(2))
         else:
             journal.record(held, result(f"{n}"), told())
         connections.close_all()

@@ -34,10 +34,11 @@ from openai.types.responses import (
 )
 from pydantic import BaseModel
 
-from agentic_django import journal, transcript
-from agentic_django.journaled import at_most_once
+from agentic_django.engine import journal
 from agentic_django.models import AgentRun
-from agentic_django.scope import current_scope, current_step
+from agentic_django.openai_agents import conversion
+from agentic_django.openai_agents.call_scope import current_scope, current_step
+from agentic_django.openai_agents.tools import at_most_once
 from agentic_django.serialization import dumps, loads
 from agentic_django.services import resolve_approval, retry_agent_run
 from tests import agents as test_agents
@@ -256,9 +257,9 @@ UNKNOWN = {"type": "dream", "id": "d1", "deep": [{"none": None, "n": 2**60, "s":
 )
 def test_items_of_any_kind_are_kept_without_loss(item: Any) -> None:
     response = ModelResponse(output=[item], usage=Usage(), response_id="r", request_id="q")
-    text = dumps(transcript.dump_response(response))
-    again = transcript.load_response(loads(text))
-    assert dumps(transcript.dump_response(again)) == text
+    text = dumps(conversion.dump_response(response))
+    again = conversion.load_response(loads(text))
+    assert dumps(conversion.dump_response(again)) == text
     assert again.output == [item]
     if item.type == "dream":
         assert loads(text)["output"] == [UNKNOWN]
@@ -341,7 +342,7 @@ def test_a_response_is_recorded_before_its_last_event_is_seen(
     openai_server: OpenAIServer, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    write, stream = journal.write, agents.Runner.run_streamed
+    write, stream = journal.write_entries, agents.Runner.run_streamed
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         order.append("recorded")
@@ -360,7 +361,7 @@ def test_a_response_is_recorded_before_its_last_event_is_seen(
         result.stream_events = stream_events  # type: ignore[method-assign]
         return result
 
-    monkeypatch.setattr(journal, "write", noted)
+    monkeypatch.setattr(journal, "write_entries", noted)
     monkeypatch.setattr(agents.Runner, "run_streamed", watched)
     openai_server.enqueue("Done.")
     carry("http")

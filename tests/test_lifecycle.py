@@ -16,12 +16,13 @@ from django.contrib.auth.models import User
 from django.db import OperationalError
 from django.db.models.functions import Now
 
-from agentic_django import journal, lifecycle, recovery, sessions
+from agentic_django import sessions
+from agentic_django.engine import journal, lifecycle, recovery, retries, session_items
+from agentic_django.engine.lifecycle import Failure
+from agentic_django.engine.unfinished_turns import UNFINISHED
 from agentic_django.exceptions import Conflict
-from agentic_django.lifecycle import Failure
 from agentic_django.models import AgentRun, AgentSession, StepCheckpoint
 from agentic_django.services import cancel_agent_run, enqueue_agent_run, retry_agent_run
-from agentic_django.turns import UNFINISHED
 from tests import agents as test_agents
 from tests.agents import USAGE, call_tool
 from tests.attempts import AWAY, attempt, finish, lose, numbered, payloads, recorded
@@ -48,7 +49,7 @@ def make(user: User, no_queue: None) -> Make:
 def items(run: AgentRun) -> list[Any]:
     """Return the items of a run's conversation."""
     assert run.session is not None
-    return sessions.read(run.session)
+    return session_items.read_items(run.session)
 
 
 def tool(name: str, act: Callable[[], Any]) -> Any:
@@ -330,7 +331,7 @@ def test_the_number_of_attempts_is_set_for_all_for_an_agent_or_for_a_run(
 def test_a_run_in_back_off_keeps_its_place(
     scripted: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "backoff", lambda failures: 30.0)
+    monkeypatch.setattr(retries, "backoff", lambda failures: 30.0)
     scripted("default", AWAY, "Done.", "Next.")
     run = attempt(make())
     following = make("Next", run.session)
@@ -350,7 +351,7 @@ def test_a_run_in_back_off_keeps_its_place(
 
 def test_delays_grow_and_differ() -> None:
     for failures, middle in enumerate([1, 2, 4, 8, 16, 32, 60, 60, 60]):
-        found = [lifecycle.backoff(failures) for _ in range(200)]
+        found = [retries.backoff(failures) for _ in range(200)]
         assert middle * 0.5 <= min(found) < middle * 0.7
         assert middle * 1.3 < max(found) <= middle * 1.5
 

@@ -11,10 +11,11 @@ from agents.run_config import DEFAULT_MAX_TURNS
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 
-from agentic_django import limits
+from agentic_django import validation
 from agentic_django.exceptions import BadInput, InputTooLarge, RateLimited
 from agentic_django.models import RateWindow
-from agentic_django.viewer import Viewer
+from agentic_django.permissions import Viewer
+from agentic_django.views import ratelimit
 from tests.statements import statements
 
 ADA, BOB = Viewer("user:1"), Viewer("user:2")
@@ -27,7 +28,7 @@ def rate(settings: Any) -> None:
 
 def take(viewer: Viewer = ADA) -> None:
     with transaction.atomic():
-        limits.take(viewer)
+        ratelimit.consume(viewer)
 
 
 @pytest.mark.django_db
@@ -52,13 +53,13 @@ def test_everybody_has_a_rate_of_their_own(rate: None) -> None:
 
 @pytest.mark.django_db
 def test_next_window_starts_at_zero(rate: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_now", lambda: 86_399)
+    monkeypatch.setattr(ratelimit, "_now", lambda: 86_399)
     for _ in range(3):
         take()
     with pytest.raises(RateLimited) as refused:
         take()
     assert refused.value.retry_after == 1
-    monkeypatch.setattr(limits, "_now", lambda: 86_400)
+    monkeypatch.setattr(ratelimit, "_now", lambda: 86_400)
     take()
     counts = RateWindow.objects.order_by("starts_at").values_list("starts_at", "count")
     assert list(counts) == [(0, 3), (86_400, 1)]
@@ -67,7 +68,7 @@ def test_next_window_starts_at_zero(rate: None, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.django_db
 def test_refused_transaction_takes_nothing(rate: None) -> None:
     with transaction.atomic():
-        limits.take(ADA)
+        ratelimit.consume(ADA)
         transaction.set_rollback(True)
     assert not RateWindow.objects.exists()
 
@@ -90,7 +91,7 @@ def test_open_window_costs_two_statements(rate: None) -> None:
 
 @pytest.mark.django_db
 def test_clock_is_that_of_the_database() -> None:
-    assert abs(limits._now() - time.time()) < 5
+    assert abs(ratelimit._now() - time.time()) < 5
 
 
 @pytest.mark.django_db(transaction=True)
@@ -133,13 +134,13 @@ def test_rate_is_exact_with_many_threads_at_once(settings: Any) -> None:
 )
 def test_what_no_database_holds_is_named(value: Any, sentence: str) -> None:
     with pytest.raises(BadInput, match=f"^{sentence}"):
-        limits.check_data(value)
+        validation.check_json(value)
 
 
 def test_nesting_is_bounded() -> None:
-    limits.check_data(nested(limits.MAX_DEPTH))
+    validation.check_json(nested(validation.MAX_DEPTH))
     with pytest.raises(BadInput, match="nested more than 64 levels deep"):
-        limits.check_data(nested(limits.MAX_DEPTH + 1))
+        validation.check_json(nested(validation.MAX_DEPTH + 1))
 
 
 def nested(depth: int) -> Any:
@@ -150,58 +151,58 @@ def nested(depth: int) -> Any:
 
 
 def test_text_with_any_real_character_is_accepted() -> None:
-    limits.check_data({"a": "Grüße 👩‍👩‍👧 \u2028 \x7f"})
+    validation.check_json({"a": "Grüße 👩‍👩‍👧 \u2028 \x7f"})
 
 
 def test_number_of_items_is_bounded(settings: Any) -> None:
     settings.AGENTIC_DJANGO_MAX_INPUT_ITEMS = 2
-    limits.check_size([{}, {}])
+    validation.check_item_count([{}, {}])
     with pytest.raises(InputTooLarge, match="input: 3 items are too many; this site accepts 2"):
-        limits.check_size([{}, {}, {}])
+        validation.check_item_count([{}, {}, {}])
 
 
 # Options of clients
 
 
 def test_sdk_bound_is_still_the_one_we_know() -> None:
-    assert limits.SDK_MAX_TURNS == DEFAULT_MAX_TURNS
+    assert validation.SDK_MAX_TURNS == DEFAULT_MAX_TURNS
 
 
 @pytest.mark.parametrize("turns", [1, 10])
 def test_client_may_ask_for_as_many_turns_as_the_sdk_gives(turns: int) -> None:
-    assert limits.client_options({"max_turns": turns}) == {"max_turns": turns}
+    assert validation.validated_client_options({"max_turns": turns}) == {"max_turns": turns}
 
 
 @pytest.mark.parametrize("turns", [0, 11, None, True, 2.0, "3"])
 def test_client_may_not_ask_for_more_turns_or_for_nonsense(turns: Any) -> None:
     with pytest.raises(BadInput, match=r"config\.max_turns"):
-        limits.client_options({"max_turns": turns})
+        validation.validated_client_options({"max_turns": turns})
 
 
 def test_bound_of_turns_is_the_hosts_own(settings: Any) -> None:
     settings.AGENTIC_DJANGO_DEFAULT_RUN_OPTIONS = {"max_turns": 20}
-    assert limits.client_options({"max_turns": 20})
+    assert validation.validated_client_options({"max_turns": 20})
     with pytest.raises(BadInput, match="from 1 to 20"):
-        limits.client_options({"max_turns": 21})
+        validation.validated_client_options({"max_turns": 21})
 
 
 def test_host_without_a_bound_sets_none_for_clients(settings: Any) -> None:
     settings.AGENTIC_DJANGO_DEFAULT_RUN_OPTIONS = {"max_turns": None}
-    assert limits.client_options({"max_turns": 1000}) == {"max_turns": 1000}
+    assert validation.validated_client_options({"max_turns": 1000}) == {"max_turns": 1000}
 
 
 @pytest.mark.parametrize("name", ["model", "tools", "conversation_id", "run_config", "max_turn"])
 def test_client_may_set_nothing_else(name: str) -> None:
     with pytest.raises(BadInput) as refused:
-        limits.client_options({name: "x", "max_turns": 2})
+        validation.validated_client_options({name: "x", "max_turns": 2})
     assert refused.value.errors == {f"config.{name}": "Not allowed. Allowed: max_turns (1 to 10)."}
 
 
 def test_host_may_open_other_options_to_clients(settings: Any) -> None:
     settings.AGENTIC_DJANGO_CLIENT_RUN_OPTIONS = ["workflow_name"]
-    assert limits.client_options({"workflow_name": "x"}) == {"workflow_name": "x"}
+    assert validation.validated_client_options({"workflow_name": "x"}) == {"workflow_name": "x"}
     with pytest.raises(BadInput, match=r"config\.max_turns: Not allowed. Allowed: workflow_name\."):
-        limits.client_options({"max_turns": 1})
+        validation.validated_client_options({"max_turns": 1})
 
 
 def test_refused_user_is_told_nothing_of_others(user: User, rate: None) -> None:

@@ -11,7 +11,7 @@ from agents import function_tool
 from django.contrib.auth.models import Group, User
 from django.test import Client
 
-from agentic_django import sessions
+from agentic_django.engine import session_items
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from tests.openai_server import Call, Cut, Failure, Hang, OpenAIServer, Reply
@@ -144,7 +144,7 @@ def test_the_conversation_keeps_the_items_as_they_were_sent(
     submit(user, "Add the group staff.", session_key="talk")
     run = submit(user, "Thank you.", session_key="talk")
     assert run.session is not None
-    items = sessions.read(run.session)
+    items = session_items.read_items(run.session)
     assert items[:-1] == openai_server.requests[-1]["input"]
     assert items[-1]["content"][0]["text"] == "You are welcome."
     assert list(nulls(items)) == []
@@ -190,7 +190,7 @@ def test_a_busy_provider_is_asked_again_and_nothing_is_repeated(
     assert run.events.get(event_type="run.retrying").payload["reason"] == "provider_busy"
     assert run.usage["requests"] == 2
     assert run.session is not None
-    assert len(sessions.read(run.session)) == 4
+    assert len(session_items.read_items(run.session)) == 4
 
 
 def test_a_long_time_that_a_provider_asks_for_is_waited_in_line(
@@ -249,7 +249,7 @@ def test_a_refusal_fails_the_run_at_once_in_plain_words(
         assert "The model refused the request." in shown
         assert "secret" not in shown
     assert run.session is not None
-    assert sessions.read(run.session) == [{"role": "user", "content": "Hello"}]
+    assert session_items.read_items(run.session) == [{"role": "user", "content": "Hello"}]
 
 
 # What never ends

@@ -10,8 +10,8 @@ from django.contrib.auth.models import Permission, User
 from django.db.models import F
 from django.test import Client
 
+from agentic_django.admin.operations import operations
 from agentic_django.models import AgentRun
-from agentic_django.operations import operations
 from tests.rows import make_run
 from tests.statements import at_most
 

@@ -13,8 +13,8 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
-from agentic_django import markup
 from agentic_django.models import AgentEvent, AgentRun, AgentSession, ToolApproval
+from agentic_django.presentation import markdown
 from tests.browser import visiting
 from tests.rows import make_checkpoint, make_events, make_run, make_session
 
@@ -407,7 +407,7 @@ def test_two_hundred_messages_are_painted_within_a_second(
     page = visit("/agents/sessions/short/")  # What a process loads once, it has.
     painted: list[float] = []
     for _ in range(3):
-        markup._rendered.cache_clear()  # As for one who comes first.
+        markdown._rendered.cache_clear()  # As for one who comes first.
         page.goto("/agents/sessions/talk/")
         painted.append(page.evaluate(LARGEST_PAINT))
         expect(page.locator(".agentic-bubble")).to_have_count(100)

@@ -13,9 +13,9 @@ from django.urls import reverse
 from openai.types.responses.response_output_item import ImageGenerationCall
 
 from agentic_django.models import AgentRun
-from agentic_django.pictures import held
+from agentic_django.openai_agents.conversion import dump_response, response_events
+from agentic_django.presentation.images import image_numbers
 from agentic_django.services import submit_agent_run
-from agentic_django.transcript import dump_response, response_drafts
 from tests.agents import call_tool
 from tests.rows import make_checkpoint, make_events, make_run
 
@@ -60,7 +60,7 @@ def test_picture_that_the_model_made_is_shown_and_served(client: Client, user: U
     response = ModelResponse(output=[item], usage=Usage(), response_id=None)
     run = make_run(user, "running")
     make_checkpoint(run, result=dump_response(response))
-    for told in response_drafts(response, "painter", nested=False, handoffs=[]):
+    for told in response_events(response, "painter", nested=False, handoffs=[]):
         make_events(run, 1, event_type=told.event_type, payload=told.payload)
     assert f'src="{address(run, "ig_1")}"' in shown(client, run)
     served = client.get(address(run, "ig_1"))
@@ -78,12 +78,12 @@ def test_picture_that_the_model_made_is_shown_and_served(client: Client, user: U
     ],
 )
 def test_picture_from_elsewhere_or_of_another_kind_is_not_loaded(url: str) -> None:
-    assert held("c", {"type": "image", "image_url": url}) == []
+    assert image_numbers("c", {"type": "image", "image_url": url}) == []
 
 
 @pytest.mark.parametrize("call_id", ["a/b", "", "a b", "x" * 201, "ä"])
 def test_call_whose_name_can_be_no_address_shows_no_picture(call_id: str) -> None:
-    assert held(call_id, {"type": "image", "image_url": URL}) == []
+    assert image_numbers(call_id, {"type": "image", "image_url": URL}) == []
 
 
 @pytest.mark.parametrize(("call_id", "number"), [("none", 1), ("c", 2), ("c", 0), ("bad", 1)])

@@ -9,9 +9,10 @@ import pytest
 from agents.usage import Usage
 from django.contrib.auth.models import User
 
-from agentic_django import conversation, journal
+from agentic_django.engine import journal
 from agentic_django.models import AgentRun, StepCheckpoint
-from agentic_django.prices import cost
+from agentic_django.openai_agents.pricing import cost
+from agentic_django.presentation import conversation
 from tests.rows import make_run, make_session
 
 USAGE = Usage(requests=1, input_tokens=1000, output_tokens=100, total_tokens=1100)
@@ -53,7 +54,7 @@ def test_conversation_has_a_cost_only_if_all_its_runs_have(user: User) -> None:
     for used in (usage, {}):
         run = make_run(user, session=session)
         AgentRun.objects.filter(pk=run.pk).update(usage=used)
-    assert conversation.spent(session) == (10, 0.25)
+    assert conversation.tokens_and_cost(session) == (10, 0.25)
     run = make_run(user, session=session)
     AgentRun.objects.filter(pk=run.pk).update(usage={"requests": 1, "total_tokens": 5})
-    assert conversation.spent(session) == (15, None)
+    assert conversation.tokens_and_cost(session) == (15, None)

@@ -16,8 +16,8 @@ from django.utils import timezone
 from django.utils.translation import override
 from playwright.sync_api import Page, expect
 
-from agentic_django import conversation, wording
 from agentic_django.models import AgentEvent, AgentRun
+from agentic_django.presentation import outputs, wording
 from tests.rows import write
 from tests.statements import at_most
 
@@ -258,14 +258,14 @@ def came_to(run: AgentRun, results: dict[str, Any]) -> AgentRun:
 
 
 def test_short_results_are_facts(run: AgentRun) -> None:
-    output = conversation.output(came_to(run, {"fetch": 12, "tidy_up": True}))
+    output = outputs.run_output(came_to(run, {"fetch": 12, "tidy_up": True}))
     assert (output.kind, output.rows) == ("facts", [("Fetch", "12"), ("Tidy up", "yes")])
 
 
 def test_the_last_result_is_the_answer_and_the_others_are_a_line_each(run: AgentRun) -> None:
     rows = [{"name": f"n{n}", "size": n} for n in range(30)]
     results = {"fetch": {"rows": 4000, "columns": ["a"]}, "tidy_up": rows, "save": "All **well**."}
-    output = conversation.output(came_to(run, results))
+    output = outputs.run_output(came_to(run, results))
     assert [(s.label, s.output.kind, s.summary) for s in output.sections] == [
         ("Fetch", "json", "Rows: 4000"),
         ("Tidy up", "table", "30 entries"),
@@ -297,9 +297,9 @@ def test_markup_among_the_results_is_shown_as_its_source(
 
 
 def test_a_result_of_nothing_is_left_out(run: AgentRun) -> None:
-    output = conversation.output(came_to(run, {"fetch": None, "save": {"to": ["here"]}}))
+    output = outputs.run_output(came_to(run, {"fetch": None, "save": {"to": ["here"]}}))
     assert [section.label for section in output.sections] == ["Save"]
-    assert conversation.output(came_to(run, {"fetch": None})).kind == "facts"
+    assert outputs.run_output(came_to(run, {"fetch": None})).kind == "facts"
 
 
 def test_text_of_an_agent_within_a_step_is_not_repeated_above_its_result(run: AgentRun) -> None:
@@ -313,7 +313,7 @@ def test_text_of_an_agent_within_a_step_is_not_repeated_above_its_result(run: Ag
 
 def test_answers_of_an_agent_are_no_results_of_steps(run: AgentRun) -> None:
     become(run, "completed", final_output={"fetch": {"rows": [1]}})
-    assert conversation.output(loaded(run)).kind == "json"
+    assert outputs.run_output(loaded(run)).kind == "json"
 
 
 def test_a_host_shows_what_its_agent_came_to_in_its_own_way(

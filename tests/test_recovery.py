@@ -21,7 +21,7 @@ from django_tasks_rq import Job
 from rq import SimpleWorker
 from rq.job import JobStatus
 
-from agentic_django import dispatch, recovery
+from agentic_django.engine import dispatch, recovery
 from agentic_django.models import AgentRun, SweepMark
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from tests.attempts import attempt, finish, numbered
@@ -90,15 +90,15 @@ def test_a_lease_that_is_renewed_in_between_is_respected(
     user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = lost_run(user)
-    find = recovery.lost
+    find = recovery.orphaned_runs
 
     def found_and_renewed(**options: Any) -> Any:
         found = find(**options)
         AgentRun.objects.update(lease_ends_at=Now() + timedelta(seconds=60))
         return found
 
-    monkeypatch.setattr(recovery, "lost", found_and_renewed)
-    assert recovery.sweep() == recovery.Swept()
+    monkeypatch.setattr(recovery, "orphaned_runs", found_and_renewed)
+    assert recovery.sweep() == recovery.SweepResult()
     run.refresh_from_db()
     assert run.status == "running"
 
@@ -250,7 +250,7 @@ def test_a_queue_that_is_away_does_not_end_the_looking(
 
     with monkeypatch.context() as broken:
         broken.setattr(type(task_backends["default"]), "get_result", get_result)
-        recovery.watch()
+        recovery.start_sweeper()
         wait_until(lambda: len(asked) > 2, timeout=10)
         assert "cannot be recovered now" in caplog.text
     cancel_agent_run(run)
@@ -268,7 +268,7 @@ def test_looking_ends_with_the_last_unfinished_run_and_begins_again(
     attempt(run)
     wait_until(lambda: recovery._sweeper._thread is None, timeout=10)
     lost = lost_run(user)
-    recovery.watch()
+    recovery.start_sweeper()
     wait_until(lambda: AgentRun.objects.get(pk=lost.pk).status == "pending", timeout=10)
 
 

@@ -13,11 +13,13 @@ from django.contrib.auth.models import User
 from django.db.models.functions import Now
 from django.test import Client, override_settings
 
-from agentic_django import executor, lifecycle, recovery, registry, runs, sessions
+from agentic_django import registry, sessions
+from agentic_django.engine import claims, lifecycle, recovery, session_items
 from agentic_django.exceptions import BadInput, BadSetting
-from agentic_django.journaled import at_most_once
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, RunSlot
+from agentic_django.openai_agents.tools import at_most_once
 from agentic_django.services import cancel_agent_run, submit_agent_run
+from agentic_django.worker import executor
 from tests.rows import make_run, make_session
 
 pytestmark = pytest.mark.django_db
@@ -95,7 +97,7 @@ def test_guardrails_that_ask_the_same_agent_keep_their_own_answers(
 def test_a_run_that_is_cancelled_in_line_leaves_nothing_before_its_turn(user: User) -> None:
     session = make_session(user)
     first, second = pending(user, session), pending(user, session)
-    claimed = runs.claim(str(first.pk))
+    claimed = claims.claim_run(str(first.pk))
     assert claimed is not None
     cancel_agent_run(second)
     assert said_by(first) == []
@@ -105,9 +107,9 @@ def test_a_run_that_is_cancelled_in_line_leaves_nothing_before_its_turn(user: Us
 
 def test_what_a_host_adds_during_a_run_is_not_in_its_next_attempts_history(user: User) -> None:
     session = make_session(user)
-    sessions.append(session, [{"role": "user", "content": "before"}])
+    session_items.append_items(session, [{"role": "user", "content": "before"}])
     run = pending(user, session)
-    runs.claim(str(run.pk))
+    claims.claim_run(str(run.pk))
     late = AgentSessionItem.objects.create(
         session=session, sequence=99, payload={"role": "user", "content": "late"}
     )
@@ -118,7 +120,7 @@ def test_what_a_host_adds_during_a_run_is_not_in_its_next_attempts_history(user:
 
 
 def test_an_error_with_half_a_character_is_stored(user: User) -> None:
-    run = runs.claim(str(pending(user).pk))
+    run = claims.claim_run(str(pending(user).pk))
     assert run is not None
     lifecycle.fail(run, lifecycle.Failure("internal", ValueError("half \ud83d\0")))
     run.refresh_from_db()
@@ -127,7 +129,7 @@ def test_an_error_with_half_a_character_is_stored(user: User) -> None:
 
 @pytest.mark.parametrize("metadata", [{"max_attempts": "3"}, {"max_attempts": -1}, [], None])
 def test_a_hosts_odd_metadata_keeps_no_run_from_being_recovered(user: User, metadata: Any) -> None:
-    odd, plain = (runs.claim(str(pending(user).pk)) for _ in range(2))
+    odd, plain = (claims.claim_run(str(pending(user).pk)) for _ in range(2))
     assert odd is not None
     assert plain is not None
     if metadata is not None:
@@ -138,7 +140,7 @@ def test_a_hosts_odd_metadata_keeps_no_run_from_being_recovered(user: User, meta
 
 
 def test_saving_a_run_writes_what_is_the_hosts_and_nothing_else(user: User) -> None:
-    run = runs.claim(str(pending(user).pk))
+    run = claims.claim_run(str(pending(user).pk))
     assert run is not None
     lifecycle.cancel(AgentRun.objects.get(pk=run.pk))
     run.metadata["seen"] = True
@@ -149,12 +151,12 @@ def test_saving_a_run_writes_what_is_the_hosts_and_nothing_else(user: User) -> N
 
 def test_a_place_that_was_left_over_does_not_keep_others_out(user: User) -> None:
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
-        first = runs.claim(str(pending(user).pk))
+        first = claims.claim_run(str(pending(user).pk))
     assert first is not None
-    lifecycle.complete([lifecycle.Outcome(first, "done", [], {})])
+    lifecycle.complete([lifecycle.Completion(first, "done", [], {})])
     assert RunSlot.objects.count() == 1
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
-        assert runs.claim(str(pending(user).pk)) is not None
+        assert claims.claim_run(str(pending(user).pk)) is not None
 
 
 def test_a_retry_counts_for_the_rate_limit(client: Client, user: User) -> None:

@@ -13,11 +13,12 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
-from agentic_django import dispatch, events, runs, signals
-from agentic_django.events import EventType
+from agentic_django import signals
+from agentic_django.engine import claims, dispatch, events, fenced_writes, transitions
+from agentic_django.engine.events import EventType
+from agentic_django.engine.transitions import TRANSITIONS
 from agentic_django.exceptions import Conflict, RunMoved
 from agentic_django.models import AgentEvent, AgentRun, RunSlot
-from agentic_django.runs import TRANSITIONS
 from tests.rows import make_events, make_run, make_session
 
 pytestmark = pytest.mark.django_db
@@ -35,7 +36,7 @@ def stored(run: AgentRun) -> dict[str, Any]:
 
 
 def told(verb: str) -> list[events.Event]:
-    return [events.draft(TRANSITIONS[verb].event)]
+    return [events.new_event(TRANSITIONS[verb].event)]
 
 
 # The table
@@ -53,7 +54,7 @@ def test_every_state_can_be_reached() -> None:
 def test_every_transition_tells_of_itself_to_the_user() -> None:
     for step in TRANSITIONS.values():
         assert step.event.is_about_run
-        assert events.EVENTS[step.event].visibility == "user"
+        assert events.EVENT_KINDS[step.event].visibility == "user"
 
 
 # A worker's verbs
@@ -64,14 +65,14 @@ def test_a_worker_moves_a_run_that_it_holds_and_no_other(user: User, verb: str, 
     run = make_run(user, state)
     before = stored(run)
     if state in TRANSITIONS[verb].sources:
-        runs.finish(run, verb, told(verb))
+        fenced_writes.end_held(run, verb, told(verb))
         after = stored(run)
         assert after["status"] == run.status == TRANSITIONS[verb].target
         assert after["events"] == [(1, TRANSITIONS[verb].event)]
         assert after["lease_ends_at"] is None
     else:
         with pytest.raises(RunMoved, match=f"could not {verb} it"):
-            runs.finish(run, verb, told(verb))
+            fenced_writes.end_held(run, verb, told(verb))
         assert stored(run) == before
 
 
@@ -82,9 +83,11 @@ def test_a_stale_attempt_changes_nothing(user: User, verb: str) -> None:
     AgentRun.objects.filter(pk=run.pk).update(attempt=2)
     before = stored(run)
     with pytest.raises(RunMoved):
-        runs.finish(stale, verb, told(verb))
+        fenced_writes.end_held(stale, verb, told(verb))
     with pytest.raises(RunMoved):
-        runs.advance(stale, [events.draft(EventType.MESSAGE, text="late")], activity="late")
+        fenced_writes.update_held(
+            stale, [events.new_event(EventType.MESSAGE, text="late")], activity="late"
+        )
     assert stored(run) == before
 
 
@@ -93,14 +96,14 @@ def test_an_attempt_that_is_ahead_of_its_row_changes_nothing(user: User, verb: s
     run = make_run(user, "running")
     run.attempt += 1
     with pytest.raises(RunMoved):
-        runs.finish(run, verb, told(verb))
+        fenced_writes.end_held(run, verb, told(verb))
 
 
 def test_a_worker_of_a_deleted_run_learns_of_it(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.all().delete()
     with pytest.raises(RunMoved):
-        runs.advance(run)
+        fenced_writes.update_held(run)
 
 
 @pytest.mark.parametrize("state", [s for s in STATES if s != "running"])
@@ -108,14 +111,14 @@ def test_an_attempt_writes_only_while_its_run_is_running(user: User, state: str)
     run = make_run(user, state)
     before = stored(run)
     with pytest.raises(RunMoved):
-        runs.advance(run, [events.draft(EventType.MESSAGE, text="late")])
+        fenced_writes.update_held(run, [events.new_event(EventType.MESSAGE, text="late")])
     assert stored(run) == before
 
 
 def test_the_fence_is_the_first_statement(user: User) -> None:
     run = make_run(user, "running")
     with CaptureQueriesContext(connection) as queries:
-        runs.advance(run, [events.draft(EventType.MESSAGE, text="hi")])
+        fenced_writes.update_held(run, [events.new_event(EventType.MESSAGE, text="hi")])
     statements = [q["sql"] for q in queries if not q["sql"].startswith(("SAVEPOINT", "RELEASE"))]
     assert statements[0].startswith("UPDATE")
     assert len(statements) == 2
@@ -127,10 +130,10 @@ def test_that_a_run_moved_is_no_ordinary_exception(user: User) -> None:
 
 def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
     run = make_run(user, "pending")
-    claimed = runs.claim(str(run.pk))
+    claimed = claims.claim_run(str(run.pk))
     assert claimed is not None
     claimed.began -= 2
-    runs.finish(claimed, "complete")
+    fenced_writes.end_held(claimed, "complete")
     run.refresh_from_db()
     assert 2 <= run.active_seconds < 10
     assert run.started_at is not None
@@ -140,7 +143,7 @@ def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
 
 def test_a_parked_run_is_not_finished(user: User) -> None:
     run = make_run(user, "running")
-    runs.finish(run, "suspend")
+    fenced_writes.end_held(run, "suspend")
     run.refresh_from_db()
     assert run.finished_at is None
     assert run.is_active
@@ -154,12 +157,12 @@ def test_a_person_moves_a_run_from_the_right_states_only(user: User, verb: str, 
     run = make_run(user, state)
     before = stored(run)
     if state in TRANSITIONS[verb].sources:
-        runs.move(run, verb, told(verb))
+        fenced_writes.change_status(run, verb, told(verb))
         assert stored(run)["status"] == run.status == TRANSITIONS[verb].target
         assert stored(run)["events"] == [(1, TRANSITIONS[verb].event)]
     else:
         with pytest.raises(Conflict, match=f"Cannot {verb} this run: it is "):
-            runs.move(run, verb, told(verb))
+            fenced_writes.change_status(run, verb, told(verb))
         assert stored(run) == before
 
 
@@ -168,7 +171,7 @@ def test_a_stale_page_can_still_cancel(user: User, state: str) -> None:
     run = make_run(user, state)
     AgentRun.objects.filter(pk=run.pk).update(attempt=7)
     make_events(AgentRun.objects.get(pk=run.pk), 5)
-    runs.move(run, "cancel", told("cancel"))
+    fenced_writes.change_status(run, "cancel", told("cancel"))
     assert (run.status, run.attempt) == ("cancelled", 7)
     assert stored(run)["events"][-1] == (6, "run.cancelled")
 
@@ -177,24 +180,24 @@ def test_a_refused_move_reads_the_row_again(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.filter(pk=run.pk).update(status="completed")
     with pytest.raises(Conflict, match="it is Completed now"):
-        runs.move(run, "cancel")
+        fenced_writes.change_status(run, "cancel")
     assert run.status == "completed"
 
 
 def test_a_guard_narrows_a_move(user: User) -> None:
     run = make_run(user, "running")
     with pytest.raises(Conflict):
-        runs.move(run, "requeue", guard=Q(attempt=99))
-    runs.move(run, "requeue", guard=Q(attempt=1))
+        fenced_writes.change_status(run, "requeue", guard=Q(attempt=99))
+    fenced_writes.change_status(run, "requeue", guard=Q(attempt=1))
     assert run.status == "pending"
 
 
 def test_a_cancelled_attempt_cannot_complete(user: User) -> None:
     run = make_run(user, "running")
     held = AgentRun.objects.get(pk=run.pk)
-    runs.move(run, "cancel", told("cancel"))
+    fenced_writes.change_status(run, "cancel", told("cancel"))
     with pytest.raises(RunMoved):
-        runs.finish(held, "complete", told("complete"), final_output="too late")
+        fenced_writes.end_held(held, "complete", told("complete"), final_output="too late")
     after = stored(run)
     assert (after["status"], after["final_output"]) == ("cancelled", None)
     assert after["events"] == [(1, "run.cancelled")]
@@ -209,19 +212,21 @@ def test_a_verb_and_its_event_commit_or_vanish_together(
 ) -> None:
     run = make_run(user, "running")
     before = stored(run)
-    monkeypatch.setattr(events, "append_each", lambda *args: 1 / 0)
+    monkeypatch.setattr(events, "append_for_runs", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
-        runs.finish(run, verb, told(verb))
+        fenced_writes.end_held(run, verb, told(verb))
     assert stored(run) == before
 
 
 def test_events_are_numbered_on_over_attempts(user: User) -> None:
     run = make_run(user, "pending")
     for _ in range(2):
-        held = runs.claim(str(run.pk))
+        held = claims.claim_run(str(run.pk))
         assert held is not None
-        runs.advance(held, [events.draft(EventType.MESSAGE, text=str(n)) for n in range(2)])
-        runs.finish(held, "requeue", told("requeue"))
+        fenced_writes.update_held(
+            held, [events.new_event(EventType.MESSAGE, text=str(n)) for n in range(2)]
+        )
+        fenced_writes.end_held(held, "requeue", told("requeue"))
     numbers = [number for number, _ in stored(run)["events"]]
     assert numbers == list(range(1, 9))
     assert stored(run)["event_count"] == 8
@@ -232,10 +237,12 @@ def test_without_events_only_the_runs_own_life_is_told(
     user: User, settings: Any, enabled: bool
 ) -> None:
     settings.AGENTIC_DJANGO_ENABLE_EVENTS = enabled
-    held = runs.claim(str(make_run(user, "pending").pk))
+    held = claims.claim_run(str(make_run(user, "pending").pk))
     assert held is not None
-    runs.advance(held, [events.draft(EventType.MESSAGE, text="hi")])
-    runs.finish(held, "complete", [events.draft(EventType.LOG, message="x"), *told("complete")])
+    fenced_writes.update_held(held, [events.new_event(EventType.MESSAGE, text="hi")])
+    fenced_writes.end_held(
+        held, "complete", [events.new_event(EventType.LOG, message="x"), *told("complete")]
+    )
     types = [kind for _, kind in stored(held)["events"]]
     life = ["run.started", "run.completed"]
     assert types == (["run.started", "message", "log", "run.completed"] if enabled else life)
@@ -249,7 +256,7 @@ def test_without_events_only_the_runs_own_life_is_told(
 def test_only_a_pending_run_is_claimed(user: User, state: str) -> None:
     run = make_run(user, state)
     before = stored(run)
-    claimed = runs.claim(str(run.pk))
+    claimed = claims.claim_run(str(run.pk))
     if state == "pending":
         assert claimed == run
     else:
@@ -260,10 +267,10 @@ def test_only_a_pending_run_is_claimed(user: User, state: str) -> None:
 def test_a_claim_raises_the_attempt_and_takes_a_lease(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 40
     run = make_run(user, "pending")
-    claimed = runs.claim(str(run.pk))
+    claimed = claims.claim_run(str(run.pk))
     assert claimed is not None
     row: Any = AgentRun.objects.annotate(now=Now()).get(pk=run.pk)
-    assert (row.attempt, row.status, row.holder) == (1, "running", runs.holder())
+    assert (row.attempt, row.status, row.holder) == (1, "running", transitions.process_name())
     assert row.lease_ends_at is not None
     assert timedelta(seconds=30) < row.lease_ends_at - row.now <= timedelta(seconds=40)
     assert stored(run)["events"] == [(1, "run.started")]
@@ -271,37 +278,37 @@ def test_a_claim_raises_the_attempt_and_takes_a_lease(user: User, settings: Any)
 
 def test_a_run_is_claimed_once(user: User) -> None:
     run = make_run(user, "pending")
-    assert runs.claim(str(run.pk)) is not None
-    assert runs.claim(str(run.pk)) is None
+    assert claims.claim_run(str(run.pk)) is not None
+    assert claims.claim_run(str(run.pk)) is None
 
 
 def test_a_run_keeps_the_time_of_its_first_start(user: User) -> None:
     run = make_run(user, "pending")
-    first = runs.claim(str(run.pk))
+    first = claims.claim_run(str(run.pk))
     assert first is not None
     started = AgentRun.objects.get(pk=run.pk).started_at
-    runs.finish(first, "requeue")
-    runs.claim(str(run.pk))
+    fenced_writes.end_held(first, "requeue")
+    claims.claim_run(str(run.pk))
     assert AgentRun.objects.get(pk=run.pk).started_at == started
 
 
 def test_a_run_in_back_off_is_not_claimed(user: User) -> None:
     run = make_run(user, "pending")
     AgentRun.objects.filter(pk=run.pk).update(available_at=Now() + timedelta(hours=1))
-    assert runs.claim(str(run.pk)) is None
+    assert claims.claim_run(str(run.pk)) is None
 
 
 def test_a_delivery_is_permission_to_work_and_not_an_order(user: User) -> None:
     done, waiting = make_run(user, "completed"), make_run(user, "pending")
-    assert runs.claim(str(done.pk)) == waiting
+    assert claims.claim_run(str(done.pk)) == waiting
 
 
 def test_the_most_urgent_run_is_taken_first_then_the_oldest(user: User) -> None:
     done = make_run(user, "completed")
     made = [make_run(user, "pending", priority=p) for p in (0, 5, 0, 5)]
     order = [made[n] for n in (1, 3, 0, 2)]
-    assert [runs.claim(str(done.pk)) for _ in made] == order
-    assert runs.claim(str(done.pk)) is None
+    assert [claims.claim_run(str(done.pk)) for _ in made] == order
+    assert claims.claim_run(str(done.pk)) is None
 
 
 def test_a_delivery_to_one_queue_is_no_permission_for_another(user: User, settings: Any) -> None:
@@ -309,14 +316,14 @@ def test_a_delivery_to_one_queue_is_no_permission_for_another(user: User, settin
     quick, slow = (make_run(user, "completed", agent_key=key) for key in ("echo", "slow"))
     waiting_quick = make_run(user, "pending", agent_key="default")
     waiting_slow = make_run(user, "pending", agent_key="research")
-    assert runs.claim(str(slow.pk)) == waiting_slow
-    assert runs.claim(str(slow.pk)) is None
-    assert runs.claim(str(quick.pk)) == waiting_quick
+    assert claims.claim_run(str(slow.pk)) == waiting_slow
+    assert claims.claim_run(str(slow.pk)) is None
+    assert claims.claim_run(str(quick.pk)) == waiting_quick
 
 
 def test_a_delivery_for_a_deleted_run_does_nothing(user: User) -> None:
     make_run(user, "pending")
-    assert runs.claim("00000000-0000-0000-0000-000000000000") is None
+    assert claims.claim_run("00000000-0000-0000-0000-000000000000") is None
 
 
 # One at a time in a session
@@ -328,7 +335,7 @@ def test_a_run_waits_for_the_unfinished_ones_before_it(user: User, state: str) -
     make_run(user, state, session=session)
     AgentRun.objects.update(available_at=Now() + timedelta(hours=1))  # It keeps its place.
     later = make_run(user, "pending", session=session)
-    assert runs.claim(str(later.pk)) is None
+    assert claims.claim_run(str(later.pk)) is None
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "timed_out"])
@@ -336,25 +343,25 @@ def test_a_run_does_not_wait_for_finished_ones(user: User, state: str) -> None:
     session = make_session(user)
     make_run(user, state, session=session)
     later = make_run(user, "pending", session=session)
-    assert runs.claim(str(later.pk)) == later
+    assert claims.claim_run(str(later.pk)) == later
 
 
 def test_sessions_do_not_wait_for_each_other(user: User) -> None:
     make_run(user, "running", session=make_session(user))
     other = make_run(user, "pending", session=make_session(user))
-    assert runs.claim(str(other.pk)) == other
+    assert claims.claim_run(str(other.pk)) == other
 
 
 def test_runs_without_a_session_do_not_wait_for_each_other(user: User) -> None:
     make_run(user, "running")
     other = make_run(user, "pending")
-    assert runs.claim(str(other.pk)) == other
+    assert claims.claim_run(str(other.pk)) == other
 
 
 def test_a_delivery_for_a_run_that_waits_serves_the_one_before_it(user: User) -> None:
     session = make_session(user)
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
-    assert runs.claim(str(second.pk)) == first
+    assert claims.claim_run(str(second.pk)) == first
 
 
 # A cap on runs
@@ -363,7 +370,7 @@ def test_a_delivery_for_a_run_that_waits_serves_the_one_before_it(user: User) ->
 def test_no_more_runs_are_claimed_than_the_limit_allows(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 2
     made = [make_run(user, "pending") for _ in range(3)]
-    held = [runs.claim(str(made[0].pk)) for _ in made]
+    held = [claims.claim_run(str(made[0].pk)) for _ in made]
     assert [run is not None for run in held] == [True, True, False]
     assert AgentRun.objects.pending().count() == 1
     assert sorted(RunSlot.objects.values_list("number", flat=True)) == [1, 2]
@@ -372,24 +379,24 @@ def test_no_more_runs_are_claimed_than_the_limit_allows(user: User, settings: An
 @pytest.mark.parametrize("verb", [*WORKERS_VERBS, "cancel"])
 def test_a_place_is_free_again_once_its_run_leaves(user: User, settings: Any, verb: str) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 1
-    held = runs.claim(str(make_run(user, "pending").pk))
+    held = claims.claim_run(str(make_run(user, "pending").pk))
     waiting = make_run(user, "pending")
     assert held is not None
-    assert runs.claim(str(waiting.pk)) is None
-    leave = runs.move if verb == "cancel" else runs.finish
+    assert claims.claim_run(str(waiting.pk)) is None
+    leave = fenced_writes.change_status if verb == "cancel" else fenced_writes.end_held
     leave(held, verb)
-    assert runs.claim(str(waiting.pk)) == waiting
+    assert claims.claim_run(str(waiting.pk)) == waiting
 
 
 def test_a_deleted_run_leaves_its_place(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 1
-    runs.claim(str(make_run(user, "pending").pk))
+    claims.claim_run(str(make_run(user, "pending").pk))
     AgentRun.objects.all().delete()
-    assert runs.claim(str(make_run(user, "pending").pk)) is not None
+    assert claims.claim_run(str(make_run(user, "pending").pk)) is not None
 
 
 def test_no_place_is_taken_without_a_limit(user: User) -> None:
-    runs.claim(str(make_run(user, "pending").pk))
+    claims.claim_run(str(make_run(user, "pending").pk))
     assert not RunSlot.objects.exists()
 
 
@@ -408,7 +415,7 @@ def test_a_signal_about_a_run_waits_for_the_commit(
     try:
         with django_capture_on_commit_callbacks(execute=True):
             run = make_run(user, "pending")
-            runs.claim(str(run.pk))
+            claims.claim_run(str(run.pk))
             assert seen == []
     finally:
         signals.agent_run_started.disconnect(notice)
@@ -419,7 +426,7 @@ def test_a_signal_about_a_run_waits_for_the_commit(
 def test_a_run_whose_transaction_is_rolled_back_is_not_sent(user: User) -> None:
     def submit() -> None:
         with transaction.atomic():
-            dispatch.send(make_run(user, "pending"))
+            dispatch.enqueue_on_commit(make_run(user, "pending"))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -433,10 +440,10 @@ def test_a_queue_that_is_away_leaves_the_run_pending(
     def refuse(*_: Any) -> None:
         raise ConnectionError("The queue is away.")
 
-    monkeypatch.setattr("agentic_django.tasks.send", refuse)
+    monkeypatch.setattr("agentic_django.engine.queues.enqueue", refuse)
     run = make_run(user, "pending")
     with django_capture_on_commit_callbacks(execute=True):
-        dispatch.send(run)
+        dispatch.enqueue_on_commit(run)
     run.refresh_from_db()
     assert (run.status, run.enqueued_at) == ("pending", None)
 
@@ -447,6 +454,6 @@ def test_the_next_run_of_a_session_is_sent_when_one_ends(
     session = make_session(user)
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
     with django_capture_on_commit_callbacks(execute=True):
-        dispatch.send(first)
+        dispatch.enqueue_on_commit(first)
     second.refresh_from_db()
     assert second.status == "completed"

@@ -15,9 +15,10 @@ from django.contrib.auth.models import Group, User
 from django.db import OperationalError
 from django.test import Client
 
-from agentic_django import events, journal, lifecycle, registry
+from agentic_django import registry
+from agentic_django.engine import events, journal, lifecycle
+from agentic_django.engine.journal import Entry
 from agentic_django.exceptions import BadInput, NotSerializable
-from agentic_django.journal import Entry
 from agentic_django.models import AgentRun
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, Runtime
 from agentic_django.services import retry_agent_run

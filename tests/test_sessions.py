@@ -12,12 +12,14 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
-from agentic_django import sessions, signals, threads
+from agentic_django import signals
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import session_items
 from agentic_django.exceptions import BadInput, NotSerializable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem
+from agentic_django.permissions import Viewer
 from agentic_django.services import submit_agent_run
 from agentic_django.sessions import ItemStore, RunHistory, get_session
-from agentic_django.viewer import Viewer
 from tests.agents import echo
 from tests.rows import make_items, make_run, make_session
 
@@ -252,21 +254,21 @@ def test_adding_items_is_a_use_of_the_session(user: User) -> None:
     session = make_session(user, days_ago=5)
     session.refresh_from_db()
     before = session.updated_at
-    sessions.append(session, [said("a")])
+    session_items.append_items(session, [said("a")])
     assert AgentSession.objects.get().updated_at > before
 
 
 def test_items_know_the_run_that_wrote_them(user: User) -> None:
     session = make_session(user)
     run = make_run(user, session=session)
-    sessions.leave([(run, [said("a")])])
-    assert sessions.read(session, run=run) == [said("a")]
-    sessions.forget(run)
-    assert sessions.read(session) == []
+    session_items.append_run_items([(run, [said("a")])])
+    assert session_items.read_items(session, run=run) == [said("a")]
+    session_items.delete_run_items(run)
+    assert session_items.read_items(session) == []
 
 
 def test_a_run_outside_of_any_conversation_leaves_nothing(user: User) -> None:
-    sessions.leave([(make_run(user), [said("a")])])
+    session_items.append_run_items([(make_run(user), [said("a")])])
     assert not AgentSessionItem.objects.exists()
 
 
@@ -282,17 +284,17 @@ def history(user: User) -> RunHistory:
 
 
 def get(history: RunHistory, limit: int | None = None) -> list[Any]:
-    return texts(threads.run_here(lambda: history.get_items(limit)))
+    return texts(event_loop.run_on_loop(lambda: history.get_items(limit)))
 
 
 def add(history: RunHistory, *items: Any) -> None:
-    threads.run_here(lambda: history.add_items(list(items)))
+    event_loop.run_on_loop(lambda: history.add_items(list(items)))
 
 
 def test_history_stands_still_once_a_run_has_read_it(history: RunHistory) -> None:
     assert get(history) == ["Item 1", "Item 2"]
     assert history.run.session is not None
-    sessions.append(history.run.session, [said("From elsewhere")])
+    session_items.append_items(history.run.session, [said("From elsewhere")])
     assert get(history) == ["Item 1", "Item 2"]
 
 
@@ -318,14 +320,14 @@ def test_a_run_sees_the_last_items(history: RunHistory, limit: int, seen: list[s
 
 def test_a_run_takes_back_only_what_it_added(history: RunHistory) -> None:
     add(history, said("Mine"))
-    assert threads.run_here(history.pop_item) == said("Mine")
-    assert threads.run_here(history.pop_item) is None
+    assert event_loop.run_on_loop(history.pop_item) == said("Mine")
+    assert event_loop.run_on_loop(history.pop_item) is None
     assert get(history) == ["Item 1", "Item 2"]
 
 
 def test_a_run_clears_only_what_it_added(history: RunHistory) -> None:
     add(history, said("Mine"))
-    threads.run_here(history.clear_session)
+    event_loop.run_on_loop(history.clear_session)
     assert get(history) == ["Item 1", "Item 2"]
     assert AgentSessionItem.objects.count() == 2
 
@@ -357,7 +359,7 @@ def test_a_completed_run_leaves_question_and_answer(
 ) -> None:
     run = submit(user, django_capture_on_commit_callbacks)
     assert run.session is not None
-    items = sessions.read(run.session, run=run)
+    items = session_items.read_items(run.session, run=run)
     assert [item["role"] for item in items] == ["user", "assistant"]
 
 
@@ -367,7 +369,7 @@ def test_a_failed_run_leaves_the_question(
     run = submit(user, django_capture_on_commit_callbacks, agent_key="broken")
     assert run.status == "failed"
     assert run.session is not None
-    assert sessions.read(run.session) == [said("Hello")]
+    assert session_items.read_items(run.session) == [said("Hello")]
 
 
 def test_the_turn_after_a_failure_sees_the_question(
@@ -391,5 +393,5 @@ def test_a_run_that_is_tried_again_leaves_its_turn_once(
     run.refresh_from_db()
     assert run.final_output == "Now it works."
     assert run.session is not None
-    items = sessions.read(run.session)
+    items = session_items.read_items(run.session)
     assert [item["role"] for item in items] == ["user", "assistant"]

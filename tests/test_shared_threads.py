@@ -12,8 +12,9 @@ from agents import function_tool
 from django.contrib.auth.models import Group, User
 from django.db import OperationalError, connection
 
-from agentic_django import executor, threads
-from agentic_django.threads import Pools
+from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.event_loop import ThreadPools
+from agentic_django.worker import executor
 from tests.agents import call_tool
 from tests.attempts import sharing
 from tests.rows import make_run
@@ -24,18 +25,18 @@ RECORDS, WORK = 2, 2
 
 
 @pytest.fixture
-def pools(no_queue: None) -> Iterator[Pools]:
+def pools(no_queue: None) -> Iterator[ThreadPools]:
     """Let this process's runs share threads for one test."""
     with sharing(records=RECORDS, work=WORK) as pools:
         yield pools
 
 
 def shared(work: Any) -> Any:
-    return threads.run_shared(work).result(30)
+    return event_loop.start_on_loop(work).result(30)
 
 
 def test_an_attempt_is_carried_while_its_thread_only_waits(
-    pools: Pools, user: User, scripted: Any
+    pools: ThreadPools, user: User, scripted: Any
 ) -> None:
     seen = []
 
@@ -52,53 +53,53 @@ def test_an_attempt_is_carried_while_its_thread_only_waits(
     assert seen[0].startswith("agentic-work")
 
 
-def test_what_a_host_does_keeps_no_thread_from_records(pools: Pools) -> None:
+def test_what_a_host_does_keeps_no_thread_from_records(pools: ThreadPools) -> None:
     is_recorded = threading.Event()
 
     async def work() -> list[Any]:
-        blocking = [threads.call_host(is_recorded.wait, 20) for _ in range(WORK)]
+        blocking = [event_loop.run_host_code(is_recorded.wait, 20) for _ in range(WORK)]
         waiting = asyncio.gather(*blocking)
-        await threads.call(Group.objects.count)
+        await event_loop.run_sync(Group.objects.count)
         is_recorded.set()
         return await waiting
 
     assert shared(work) == [True] * WORK
 
 
-def test_a_runs_own_calls_are_made_one_at_a_time_in_order(pools: Pools) -> None:
+def test_a_runs_own_calls_are_made_one_at_a_time_in_order(pools: ThreadPools) -> None:
     order: list[str] = []
 
     def note(name: str) -> None:
         order.extend((f"{name} begins", f"{name} ends"))
 
     async def work() -> None:
-        await asyncio.gather(*(threads.call_host(note, name) for name in "abc"))
+        await asyncio.gather(*(event_loop.run_host_code(note, name) for name in "abc"))
 
     shared(work)
     assert order == [f"{name} {verb}" for name in "abc" for verb in ("begins", "ends")]
 
 
-def test_calls_of_two_runs_are_made_at_once(pools: Pools) -> None:
+def test_calls_of_two_runs_are_made_at_once(pools: ThreadPools) -> None:
     both = threading.Barrier(2)
 
     async def work() -> int:
-        return await threads.call_host(both.wait, 20)
+        return await event_loop.run_host_code(both.wait, 20)
 
-    futures = [threads.run_shared(work) for _ in range(2)]
+    futures = [event_loop.start_on_loop(work) for _ in range(2)]
     assert sorted(future.result(30) for future in futures) == [0, 1]
 
 
-def test_an_exception_reaches_who_asked(pools: Pools) -> None:
+def test_an_exception_reaches_who_asked(pools: ThreadPools) -> None:
     async def work() -> None:
-        await threads.call_host(lambda: 1 / 0)
+        await event_loop.run_host_code(lambda: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         shared(work)
     with pytest.raises(ZeroDivisionError):
-        threads.record(lambda: 1 / 0)
+        event_loop.run_recording(lambda: 1 / 0)
 
 
-def test_a_thread_parts_with_a_connection_that_broke(pools: Pools) -> None:
+def test_a_thread_parts_with_a_connection_that_broke(pools: ThreadPools) -> None:
     def break_it() -> None:
         connection.ensure_connection()
         connection.connection.close()
@@ -107,17 +108,19 @@ def test_a_thread_parts_with_a_connection_that_broke(pools: Pools) -> None:
 
     for _ in range(RECORDS * 2):
         with pytest.raises(OperationalError):
-            threads.record(break_it)
-    assert [threads.record(Group.objects.count) for _ in range(RECORDS * 2)] == [0] * RECORDS * 2
+            event_loop.run_recording(break_it)
+    assert [event_loop.run_recording(Group.objects.count) for _ in range(RECORDS * 2)] == [
+        0
+    ] * RECORDS * 2
 
 
-def test_a_context_crosses_with_the_call(pools: Pools) -> None:
+def test_a_context_crosses_with_the_call(pools: ThreadPools) -> None:
     from contextvars import ContextVar
 
     said: ContextVar[str] = ContextVar("said")
 
     async def work() -> tuple[str, str]:
         said.set("hello")
-        return await threads.call(said.get), await threads.call_host(said.get)
+        return await event_loop.run_sync(said.get), await event_loop.run_host_code(said.get)
 
     assert shared(work) == ("hello", "hello")

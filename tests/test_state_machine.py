@@ -16,16 +16,24 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from agentic_django import events, journal, lifecycle, recovery, runs
-from agentic_django.events import EventType
+from agentic_django.engine import (
+    claims,
+    events,
+    fenced_writes,
+    journal,
+    lifecycle,
+    recovery,
+    transitions,
+)
+from agentic_django.engine.events import EventType
+from agentic_django.engine.journal import CallResult
+from agentic_django.engine.lifecycle import Completion, Failure
 from agentic_django.exceptions import Conflict, RunMoved
-from agentic_django.journal import Result
-from agentic_django.lifecycle import Failure, Outcome
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, AgentSession
 
 STATUS_AFTER: dict[str | None, str] = {
     None: "pending",
-    **{str(step.event): str(step.target) for step in runs.TRANSITIONS.values()},
+    **{str(step.event): str(step.target) for step in transitions.TRANSITIONS.values()},
 }
 """In which state a run is, by the last event of its own life."""
 
@@ -77,7 +85,7 @@ class Runs(RuleBasedStateMachine):
         if not self.runs:
             return
         due = set(AgentRun.objects.due().values_list("pk", flat=True))
-        run = runs.claim(str(self.runs[n % len(self.runs)].pk))
+        run = claims.claim_run(str(self.runs[n % len(self.runs)].pk))
         assert (run is None) == (not due)
         if run is not None:
             assert run.pk in due
@@ -107,13 +115,13 @@ class Runs(RuleBasedStateMachine):
         usage = {"requests": 1, "total_tokens": 5}
         value = {"output": [{"role": "assistant", "content": "Hm."}]}
         key = f"/-.echo#1:model:{self.keys}"
-        result = Result(key, "model", "echo", value, 0.1, usage)
-        self.worker(n, journal.record, result, [events.draft("message", text="Hm.")] * told)
+        result = CallResult(key, "model", "echo", value, 0.1, usage)
+        self.worker(n, journal.record, result, [events.new_event("message", text="Hm.")] * told)
 
     @rule(n=pick)
     def complete(self, n: int) -> None:
         items = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm."}]
-        self.worker(n, lambda run: lifecycle.complete([Outcome(run, "Hm.", items, {})]))
+        self.worker(n, lambda run: lifecycle.complete([Completion(run, "Hm.", items, {})]))
 
     @rule(outputs=st.lists(st.sampled_from(["Hm.", "Oh.", True, 1, None]), min_size=2, max_size=4))
     def complete_together(self, outputs: list[Any]) -> None:
@@ -121,7 +129,7 @@ class Runs(RuleBasedStateMachine):
         items = [{"role": "user", "content": "Hello"}]
         held = {run.pk: run for run in self.held}.values()
         ended = [
-            Outcome(run, output, items, {}) for run, output in zip(held, outputs, strict=False)
+            Completion(run, output, items, {}) for run, output in zip(held, outputs, strict=False)
         ]
         if not ended:
             return
@@ -146,15 +154,20 @@ class Runs(RuleBasedStateMachine):
 
     @rule(n=pick, after=st.sampled_from([0.0, 30.0]))
     def try_later(self, n: int, after: float) -> None:
-        self.worker(n, lifecycle.try_later, Failure("provider_busy"), after)
+        self.worker(n, lifecycle.retry_later, Failure("provider_busy"), after)
 
     @rule(n=pick)
     def hand_back(self, n: int) -> None:
-        self.worker(n, lifecycle.hand_back)
+        self.worker(n, lifecycle.release)
 
     @rule(n=pick)
     def suspend(self, n: int) -> None:
-        self.worker(n, runs.finish, "suspend", [events.draft(EventType.RUN_WAITING, reason="?")])
+        self.worker(
+            n,
+            fenced_writes.end_held,
+            "suspend",
+            [events.new_event(EventType.RUN_WAITING, reason="?")],
+        )
 
     @rule(n=pick, force=st.booleans())
     def lose(self, n: int, force: bool) -> None:
@@ -187,8 +200,8 @@ class Runs(RuleBasedStateMachine):
 
     @rule(n=pick)
     def resume(self, n: int) -> None:
-        told = [events.draft(EventType.RUN_RETRYING, attempt=1, reason="decided")]
-        self.person(n, lambda run: runs.move(run, "resume", told), ("waiting",))
+        told = [events.new_event(EventType.RUN_RETRYING, attempt=1, reason="decided")]
+        self.person(n, lambda run: fenced_writes.change_status(run, "resume", told), ("waiting",))
 
     @rule()
     def wait(self) -> None:

@@ -12,10 +12,11 @@ from django.contrib.auth.models import Group, User
 from django.db import Error
 from django.utils.translation import gettext_lazy
 
-from agentic_django import heartbeat, journal, registry, runs, signals
-from agentic_django.events import EVENTS, EventType
+from agentic_django import registry, signals
+from agentic_django.engine import fenced_writes, heartbeat, journal
+from agentic_django.engine.events import EVENT_KINDS, EventType
+from agentic_django.engine.journal import Entry
 from agentic_django.exceptions import AgenticError, BadSetting, UserError
-from agentic_django.journal import Entry
 from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext
 from agentic_django.services import cancel_agent_run, retry_agent_run, submit_agent_run
@@ -177,7 +178,7 @@ def test_events_have_the_fields_that_are_promised(
         "attempts": 1,
     }
     for event in run.events.all():
-        assert set(event.payload) == set(EVENTS[EventType(event.event_type)].fields)
+        assert set(event.payload) == set(EVENT_KINDS[EventType(event.event_type)].fields)
 
 
 def test_what_a_step_does_is_shown_as_the_runs_activity(register: Register, carry: Carry) -> None:
@@ -603,14 +604,14 @@ def test_progress_reaches_100_and_never_goes_back(
 def test_a_run_that_ended_between_its_last_step_and_its_completion_shows_100_still(
     register: Register, carry: Carry, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change, left = runs.change, [Error("The database is away.")]
+    change, left = fenced_writes.write_changes, [Error("The database is away.")]
 
-    def fail_once(changes: Sequence[runs.Change], **kwargs: Any) -> None:
+    def fail_once(changes: Sequence[fenced_writes.RunChange], **kwargs: Any) -> None:
         if changes[0].verb == "complete" and left:
             raise left.pop()
         change(changes, **kwargs)
 
-    monkeypatch.setattr(runs, "change", fail_once)
+    monkeypatch.setattr(fenced_writes, "write_changes", fail_once)
     register(Pipeline([does(calls, "a"), does(calls, "b", checkpoint=False)]))
     run = AgentRun.objects.create(owner=User.objects.get(), agent_key="work", input_payload="")
     with pytest.raises(Error):

@@ -14,9 +14,11 @@ from django.http import StreamingHttpResponse
 from django.test import Client
 from django.utils import timezone
 
-from agentic_django import events, lifecycle, live, runs, services
-from agentic_django.events import EventType
+from agentic_django import services
+from agentic_django.engine import events, fenced_writes, lifecycle
+from agentic_django.engine.events import EventType
 from agentic_django.models import AgentDraft, AgentRun, AgentSession, ToolApproval
+from agentic_django.streaming import messages as live
 from agentic_django.views import stream
 from tests.processes import Process, Project, wait_until
 from tests.rows import make_events, make_run, make_session
@@ -86,7 +88,7 @@ def test_stream_says_what_proxies_must_know(client: Client, run: AgentRun) -> No
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("follower", "words"),
-    [(live.Records, b": keep-alive\n\n"), (live.Pages, b"event: alive\ndata: {}\n\n")],
+    [(live.EventFeed, b": keep-alive\n\n"), (live.PageFeed, b"event: alive\ndata: {}\n\n")],
 )
 def test_quiet_stream_says_that_it_is_there(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch, follower: Any, words: bytes
@@ -180,13 +182,13 @@ def test_stream_opts_out_of_a_transaction_per_request(
 
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
     seen: list[bool] = []
-    real = runs.watch
+    real = fenced_writes.mark_watched
 
     def watch(ids: Any) -> None:
         seen.append(transaction.get_connection().in_atomic_block)
         real(ids)
 
-    monkeypatch.setattr(runs, "watch", watch)
+    monkeypatch.setattr(fenced_writes, "mark_watched", watch)
     for path in (f"runs/{run.pk}/stream/", "stream/"):
         body(client.get(f"/agents/{path}"))
     assert seen == [False, False]
@@ -226,15 +228,15 @@ def ada(served: Any) -> User:
 def tell(run: AgentRun, kind: str = EventType.MESSAGE, **payload: Any) -> None:
     """Write an event as an attempt does."""
     with transaction.atomic():
-        runs.advance(run, [events.draft(kind, **payload)])
+        fenced_writes.update_held(run, [events.new_event(kind, **payload)])
 
 
 def join(owner: User, stream: Stream, **columns: Any) -> None:
     """Wait until a stream of many runs has begun."""
     run = make_run(owner, "running", **columns)
     wait_until(lambda: tell(run, text="Ready?", agent="echo") or stream.arrived)
-    with runs.together(run):
-        runs.finish(run, "complete")
+    with fenced_writes.fenced(run):
+        fenced_writes.end_held(run, "complete")
 
 
 def is_named(name: str) -> Callable[[Message], bool]:
@@ -255,17 +257,19 @@ def test_stream_tells_what_happens_as_it_happens(served: Any, ada: User) -> None
         draft.add(" three")
         assert stream.until(is_named("message.delta")).data["offset"] == 8
         draft.close()
-        with runs.together(run):
-            runs.finish(run, "complete", [events.draft(EventType.RUN_COMPLETED, output="Two")])
+        with fenced_writes.fenced(run):
+            fenced_writes.end_held(
+                run, "complete", [events.new_event(EventType.RUN_COMPLETED, output="Two")]
+            )
         assert stream.until(is_named("run.completed")).data["payload"] == {"output": "Two"}
         wait_until(lambda: stream.is_closed)
     assert [each.id for each in stream.arrived if "." not in each.id] == ["1", "2"]
 
 
 def runs_draft(run: AgentRun) -> Any:
-    from agentic_django.drafts import Draft
+    from agentic_django.engine.drafts import PartialMessage
 
-    return Draft(run, "main:model:1")
+    return PartialMessage(run, "main:model:1")
 
 
 @each_way
@@ -303,8 +307,8 @@ def test_page_is_told_of_its_runs_and_of_those_its_conversation_gets(
         make_run(ada, "running")
         joined = make_run(ada, "running", session=session)
         assert stream.until(is_named("run")).data["run"] == str(joined.pk)
-        with runs.together(joined):
-            runs.finish(joined, "complete")
+        with fenced_writes.fenced(joined):
+            fenced_writes.end_held(joined, "complete")
         stamps = [stream.until(is_named("run")).data["stamp"]]
         assert stamps[0].startswith("completed")
         again = make_run(ada, "running", session=session)
@@ -391,8 +395,10 @@ def test_retried_run_is_told_again(served: Any, ada: User) -> None:
     run = make_run(ada, "running")
     with Stream(f"{server.url}/agents/stream/?format=json", ada) as stream:
         wait_until(lambda: tell(run, text="One", agent="echo") or stream.arrived)
-        with runs.together(run):
-            runs.finish(run, "fail", [events.draft(EventType.RUN_FAILED, error="", code="x")])
+        with fenced_writes.fenced(run):
+            fenced_writes.end_held(
+                run, "fail", [events.new_event(EventType.RUN_FAILED, error="", code="x")]
+            )
         stream.until(is_named("run.failed"))
         lifecycle.retry(run)
         stream.until(is_named("run.retrying"))
@@ -409,7 +415,7 @@ def test_question_and_decision_are_told_as_they_come(served: Any, ada: User) -> 
     page = f"{server.url}/agents/sessions/talk/stream/"
     with Stream(url, ada) as stream, Stream(page, ada) as watched:
         row = ToolApproval(run=run, key="k", call_id="c1", tool="pay", arguments={"amount": 5})
-        with runs.together(run):
+        with fenced_writes.fenced(run):
             lifecycle.suspend(run, [row], {})
         asked = stream.until(is_named("approval.requested")).data["payload"]
         assert (asked["tool"], asked["arguments"]) == ("pay", {"amount": 5})

@@ -9,7 +9,6 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from agentic_django import submitted
 from agentic_django.exceptions import BadInput, BadSetting, Conflict, NotSerializable, UnknownAgent
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext
@@ -19,6 +18,7 @@ from agentic_django.services import (
     submit_agent_run,
     submit_pipeline_run,
 )
+from agentic_django.steps import submitted
 from tests.attempts import finish, payloads
 from tests.rows import make_session
 
@@ -228,4 +228,4 @@ def test_what_no_database_keeps_is_refused_and_nothing_is_written(user: User, ch
 def test_a_setting_that_is_one_text_allows_no_part_of_it(settings: Any) -> None:
     settings.AGENTIC_DJANGO_STEP_MODULES = "tests.agents"
     with pytest.raises(BadSetting, match="may not be submitted"):
-        submitted.validated([{"name": "a", "module": "agents", "function": "Agent"}])
+        submitted.validated_steps([{"name": "a", "module": "agents", "function": "Agent"}])

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agentic_django.duty import Slots
+from agentic_django.worker.slots import WorkerSlots
 from tests.processes import Process, wait_until
 from tests.settings import ROOT
 
@@ -99,12 +99,12 @@ def test_the_health_file_grows_old_when_a_child_is_silent(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def free() -> Callable[[Slots], int]:
+def free() -> Callable[[WorkerSlots], int]:
     return lambda slots: slots.count - slots.busy
 
 
-def test_slots_are_taken_and_given_back(free: Callable[[Slots], int]) -> None:
-    slots = Slots(3)
+def test_slots_are_taken_and_given_back(free: Callable[[WorkerSlots], int]) -> None:
+    slots = WorkerSlots(3)
     assert slots.take(2) == 2
     assert slots.take(5) == 1
     assert slots.take(1, seconds=0.01) == 0

@@ -11,8 +11,8 @@ from django.template import Context, Template
 from django.utils import timezone
 from django.utils.translation import override
 
-from agentic_django import wording
 from agentic_django.models import AgentRun, AgentSession
+from agentic_django.presentation import wording
 from tests.statements import at_most
 
 
@@ -223,7 +223,7 @@ def test_event_is_told_in_a_few_words(payload: Any, text: str) -> None:
 
 
 def test_every_event_a_user_sees_has_words() -> None:
-    from agentic_django.events import EVENTS
+    from agentic_django.engine.events import EVENT_KINDS
 
-    shown = [kind for kind, what in EVENTS.items() if what.visibility == "user"]
+    shown = [kind for kind, what in EVENT_KINDS.items() if what.visibility == "user"]
     assert [kind for kind in shown if wording.event(kind) == kind] == []

@@ -18,9 +18,9 @@ from django.utils.translation import override
 from playwright.sync_api import Page, expect
 
 from agentic_django import conf, services
-from agentic_django.conversation import messages
-from agentic_django.events import EventType
+from agentic_django.engine.events import EventType
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
+from agentic_django.presentation.conversation import messages
 from tests.rows import make_events, write
 from tests.statements import at_most
 

@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
-from agentic_django import threads
+from agentic_django.concurrency import event_loop
 from tests.processes import Project, wait_until
 
 
@@ -22,36 +22,36 @@ async def _what_follows(failing: bool) -> set[int]:
     seen = set()
     for _ in range(200):
         with suppress(ZeroDivisionError):
-            await threads.call(lambda: 1 / 0 if failing else None)
-        seen.add(await threads.aside(threading.get_ident))
+            await event_loop.run_sync(lambda: 1 / 0 if failing else None)
+        seen.add(await event_loop.run_aside(threading.get_ident))
     return seen
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("failing", [True, False])
 def test_what_follows_on_work_stays_on_the_runs_thread(failing: bool) -> None:
-    assert threads.run_here(lambda: _what_follows(failing)) == {threading.get_ident()}
+    assert event_loop.run_on_loop(lambda: _what_follows(failing)) == {threading.get_ident()}
 
 
 @pytest.mark.django_db
 def test_what_follows_on_a_failure_joins_the_callers_transaction() -> None:
     async def work() -> Any:
-        await threads.call(Group.objects.create, name="before")
-        return await threads.aside(Group.objects.count)
+        await event_loop.run_sync(Group.objects.create, name="before")
+        return await event_loop.run_aside(Group.objects.count)
 
     with transaction.atomic():
-        assert threads.run_here(work) == 1
+        assert event_loop.run_on_loop(work) == 1
         assert connection.in_atomic_block
     assert Group.objects.count() == 1
 
 
 def test_a_thread_knows_whether_it_carries_a_run() -> None:
     async def work() -> bool:
-        return await threads.call(threads.in_run)
+        return await event_loop.run_sync(event_loop.is_executing_run)
 
-    assert not threads.in_run()
-    assert threads.run_here(work)
-    assert not threads.in_run()
+    assert not event_loop.is_executing_run()
+    assert event_loop.run_on_loop(work)
+    assert not event_loop.is_executing_run()
 
 
 # What a thread or the loop may meet
@@ -70,8 +70,8 @@ def test_the_loop_outlives_what_ends_a_program(where: str, kind: type[BaseExcept
         leave()
 
     with pytest.raises(kind):
-        threads.run_here(work)
-    assert threads.run_here(answer) == 42
+        event_loop.run_on_loop(work)
+    assert event_loop.run_on_loop(answer) == 42
 
 
 async def answer() -> int:
@@ -89,12 +89,12 @@ def test_work_is_cancelled_if_its_thread_is_interrupted() -> None:
             raise
 
     with (
-        patch.object(threads.Lane, "serve", side_effect=KeyboardInterrupt),
+        patch.object(event_loop.CallerThread, "serve", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
-        threads.run_here(work)
+        event_loop.run_on_loop(work)
     wait_until(lambda: ended == ["cancelled"])
-    assert not threads.in_run()
+    assert not event_loop.is_executing_run()
 
 
 def test_all_runs_of_a_process_share_one_loop() -> None:
@@ -102,20 +102,20 @@ def test_all_runs_of_a_process_share_one_loop() -> None:
         return id(asyncio.get_running_loop())
 
     with ThreadPoolExecutor(10) as pool:
-        loops = set(pool.map(lambda _: threads.run_here(work), range(50)))
+        loops = set(pool.map(lambda _: event_loop.run_on_loop(work), range(50)))
     assert len(loops) == 1
 
 
 def test_a_run_within_a_run_is_carried_by_the_same_thread() -> None:
     async def inner() -> int:
-        return await threads.call(threading.get_ident)
+        return await event_loop.run_sync(threading.get_ident)
 
     async def outer() -> tuple[int, int]:
-        return await threads.call(threading.get_ident), await threads.call(
-            lambda: threads.run_here(inner)
+        return await event_loop.run_sync(threading.get_ident), await event_loop.run_sync(
+            lambda: event_loop.run_on_loop(inner)
         )
 
-    assert threads.run_here(outer) == (threading.get_ident(), threading.get_ident())
+    assert event_loop.run_on_loop(outer) == (threading.get_ident(), threading.get_ident())
 
 
 def test_work_is_done_beside_a_thread_that_is_occupied() -> None:
@@ -125,12 +125,12 @@ def test_work_is_done_beside_a_thread_that_is_occupied() -> None:
         blocking = asyncio.create_task(asyncio.to_thread(release.wait, 20))
         queued = asyncio.create_task(asyncio.to_thread(threading.get_ident))
         await asyncio.sleep(0.05)
-        beside = await threads.aside(threading.get_ident)
+        beside = await event_loop.run_aside(threading.get_ident)
         release.set()
         await blocking
         return beside, await queued
 
-    beside, queued = threads.run_here(work)
+    beside, queued = event_loop.run_on_loop(work)
     assert queued == threading.get_ident()
     assert beside != queued
 
@@ -148,7 +148,7 @@ def test_a_cancelled_call_that_has_not_begun_is_not_made() -> None:
         release.set()
         await blocking
 
-    threads.run_here(work)
+    event_loop.run_on_loop(work)
     assert made == []
 
 
@@ -179,5 +179,5 @@ def test_what_a_host_does_on_the_thread_after_a_run_has_a_loop_of_its_own() -> N
         await sync_to_async(threading.get_ident)()
         return asyncio.get_running_loop()
 
-    ours = threads.run_here(work)
+    ours = event_loop.run_on_loop(work)
     assert async_to_sync(loop_of)() is not ours

@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 
 from agentic_django.models import AgentEvent, AgentRun
-from agentic_django.timeline import WIDTH, timeline
+from agentic_django.presentation.timeline import WIDTH, timeline
 from tests.rows import make_checkpoint, make_events, make_run
 from tests.statements import at_most
 

@@ -21,8 +21,8 @@ from django.utils.translation import override, pgettext
 from django.utils.translation.template import templatize
 
 import agentic_django
-from agentic_django import wording
 from agentic_django.models import AgentRun
+from agentic_django.presentation import wording
 from tests.rows import make_checkpoint, make_events, make_run, make_session
 
 PACKAGE = Path(agentic_django.__file__).parent

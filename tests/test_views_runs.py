@@ -12,7 +12,8 @@ from django.db import connections
 from django.test import Client
 from django.urls import reverse
 
-from agentic_django import events, services
+from agentic_django import services
+from agentic_django.engine import events
 from agentic_django.models import AgentEvent, AgentRun, AgentSession, RateWindow
 from tests.statements import at_most
 
@@ -313,7 +314,7 @@ def test_staff_may_ask_for_debug_events(client: Client, user: User, run: AgentRu
 
 def add_events(run: AgentRun, levels: list[str]) -> None:
     for sequence, level in enumerate(levels, run.event_count + 1):
-        event = events.draft("log", level, message="x")
+        event = events.new_event("log", level, message="x")
         AgentEvent.objects.create(
             run=run,
             sequence=sequence,

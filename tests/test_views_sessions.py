@@ -10,7 +10,8 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
-from agentic_django import services, sessions
+from agentic_django import services
+from agentic_django.engine import session_items
 from agentic_django.models import AgentSession
 from tests.rows import make_run
 from tests.statements import at_most
@@ -36,7 +37,7 @@ def test_items_are_given_oldest_first(client: Client, session: AgentSession) -> 
 
 
 def test_limit_gives_the_last_items(client: Client, session: AgentSession) -> None:
-    sessions.append(session, [{"role": "user", "content": str(n)} for n in range(600)])
+    session_items.append_items(session, [{"role": "user", "content": str(n)} for n in range(600)])
     shown = {limit: items(client, f"?limit={limit}") for limit in (2, 500, 9000)}
     assert shown[2] == ["598", "599"]
     assert len(items(client, "")) == 50

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from agentic_django import events, runs, wakeup
+from agentic_django.concurrency import pubsub
+from agentic_django.engine import events, fenced_writes
 from agentic_django.models import AgentRun
 from tests.processes import Project, wait_until
 from tests.rows import make_run
@@ -23,7 +24,7 @@ class Ear:
 
     def __init__(self) -> None:
         self.heard: list[set[str]] = []
-        self.listener = wakeup.Listener(self.heard.append)
+        self.listener = pubsub.Subscriber(self.heard.append)
 
     @property
     def ids(self) -> set[str]:
@@ -52,11 +53,11 @@ def over_redis(settings: Any, valkey: Valkey) -> Valkey:
 
 def test_way_is_chosen_by_what_is_there(settings: Any) -> None:
     vendor = {"postgresql": "postgres"}.get(connection.vendor, "poll")
-    assert wakeup.kind() == vendor
+    assert pubsub.transport() == vendor
     settings.AGENTIC_DJANGO_REDIS_URL = "redis://127.0.0.1"
-    assert wakeup.kind() == "redis"
+    assert pubsub.transport() == "redis"
     settings.AGENTIC_DJANGO_WAKEUP = "poll"
-    assert wakeup.kind() == "poll"
+    assert pubsub.transport() == "poll"
 
 
 def test_what_is_told_over_postgresql_is_heard(in_project: Project, ear: Any) -> None:
@@ -64,7 +65,7 @@ def test_what_is_told_over_postgresql_is_heard(in_project: Project, ear: Any) ->
     wait_until(lambda: each.listener.is_healthy)
     ids = {str(uuid.uuid4()) for _ in range(500)}
     for told in ids:
-        wakeup.tell(told)
+        pubsub.publish(told)
     wait_until(lambda: each.ids >= ids)
     assert len(each.heard) < 50  # Not each by itself.
 
@@ -72,7 +73,7 @@ def test_what_is_told_over_postgresql_is_heard(in_project: Project, ear: Any) ->
 def test_what_is_told_over_redis_is_heard(over_redis: Valkey, ear: Any) -> None:
     each = ear()
     wait_until(lambda: each.listener.is_healthy)
-    wakeup.tell("a-run")
+    pubsub.publish("a-run")
     wait_until(lambda: "a-run" in each.ids)
 
 
@@ -81,26 +82,26 @@ def test_event_is_told_after_its_commit_and_not_without(in_project: Project, ear
     wait_until(lambda: each.listener.is_healthy)
     run, undone = (make_run(None, "running") for _ in range(2))
     with suppress(ZeroDivisionError), transaction.atomic():
-        runs.advance(undone, [events.draft("message", text="No")])
+        fenced_writes.update_held(undone, [events.new_event("message", text="No")])
         raise ZeroDivisionError
     with transaction.atomic():
-        runs.advance(run, [events.draft("message", text="Yes")])
-        assert not wakeup._teller._ids
+        fenced_writes.update_held(run, [events.new_event("message", text="Yes")])
+        assert not pubsub._teller._ids
     wait_until(lambda: str(run.pk) in each.ids)
     assert str(undone.pk) not in each.ids
 
 
 def test_nothing_is_sent_where_all_poll(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.AGENTIC_DJANGO_WAKEUP = "poll"
-    monkeypatch.setattr(wakeup._Teller, "tell", lambda *_: pytest.fail("It was told."))
-    wakeup.tell("a-run")
+    monkeypatch.setattr(pubsub._Teller, "tell", lambda *_: pytest.fail("It was told."))
+    pubsub.publish("a-run")
 
 
 def test_line_that_swallows_words_is_not_trusted(
     over_redis: Valkey, ear: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(wakeup, "_TEST_SECONDS", 0.3)
-    monkeypatch.setattr(wakeup._Redis, "send", lambda *_: None)  # As a pooler would.
+    monkeypatch.setattr(pubsub, "_TEST_SECONDS", 0.3)
+    monkeypatch.setattr(pubsub._Redis, "send", lambda *_: None)  # As a pooler would.
     with caplog.at_level(logging.WARNING):
         each = ear()
         wait_until(lambda: "polling" in caplog.text)
@@ -115,10 +116,10 @@ def test_lost_server_is_told_of_once_and_heard_again(
     wait_until(lambda: each.listener.is_healthy)
     own_valkey.kill()
     wait_until(lambda: not each.listener.is_healthy)
-    wakeup.tell("lost")  # Raises nothing; who reads looks by itself.
+    pubsub.publish("lost")  # Raises nothing; who reads looks by itself.
     own_valkey.start()
     wait_until(lambda: each.listener.is_healthy, timeout=30)
-    wakeup.tell("found")
+    pubsub.publish("found")
     wait_until(lambda: "found" in each.ids)
     assert "lost" not in each.ids
 
@@ -127,6 +128,6 @@ def test_lost_server_is_told_of_once_and_heard_again(
 def test_run_whose_news_nobody_is_told_of_is_none_the_worse(settings: Any) -> None:
     settings.AGENTIC_DJANGO_REDIS_URL = "redis://127.0.0.1:1"
     run = make_run(None, "running")
-    runs.advance(run, [events.draft("message", text="Yes")])
-    wakeup.tell(run.pk)
+    fenced_writes.update_held(run, [events.new_event("message", text="Yes")])
+    pubsub.publish(run.pk)
     assert AgentRun.objects.get().event_count == 1

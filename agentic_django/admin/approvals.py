@@ -12,8 +12,9 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from agentic_django import approvals, services
+from agentic_django import services
 from agentic_django.admin.base import Record, link, shown
+from agentic_django.engine import approvals
 from agentic_django.exceptions import AgenticError
 from agentic_django.models import ToolApproval
 
@@ -32,7 +33,7 @@ class OpenFilter(admin.SimpleListFilter):
         """Return the chosen ones."""
         match self.value():
             case "yes":
-                return approvals.rows().open()
+                return approvals.approval_rows().open()
             case "no":
                 return queryset.exclude(decision="")
         return queryset

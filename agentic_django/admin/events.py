@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from agentic_django.admin.base import Record, link, shown
-from agentic_django.events import EventType
+from agentic_django.engine.events import EventType
 from agentic_django.models import AgentEvent
 
 

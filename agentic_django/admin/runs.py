@@ -16,7 +16,8 @@ from django.urls import path, reverse
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from agentic_django import operations, services, wording
+from agentic_django import services
+from agentic_django.admin import operations
 from agentic_django.admin.base import (
     SHOWN_ROWS,
     OwnerFilter,
@@ -30,6 +31,7 @@ from agentic_django.admin.base import (
 )
 from agentic_django.exceptions import AgenticError
 from agentic_django.models import AgentEvent, AgentRun, StepCheckpoint
+from agentic_django.presentation import wording
 from agentic_django.steps import ExecutionState
 
 
@@ -199,7 +201,7 @@ class RunAdmin(Record):
         """Show how the whole installation does."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        asked = operations.asked(request.GET)
+        asked = operations.parse_filters(request.GET)
         figures = operations.operations(**asked)
         context = {
             **self.admin_site.each_context(request),

@@ -3,10 +3,10 @@
 from agentic_django.models.approvals import ToolApproval
 from agentic_django.models.base import database
 from agentic_django.models.checkpoints import StepCheckpoint
-from agentic_django.models.machinery import RateWindow, RunSlot, SweepMark
+from agentic_django.models.choices import ACTIVE, FINISHED, Visibility
+from agentic_django.models.coordination import RateWindow, RunSlot, SweepMark
 from agentic_django.models.runs import HOST_FIELDS, AgentDraft, AgentEvent, AgentRun
 from agentic_django.models.sessions import SESSION_KEY, AgentSession, AgentSessionItem
-from agentic_django.states import ACTIVE, FINISHED, Visibility
 
 __all__ = [
     "ACTIVE",

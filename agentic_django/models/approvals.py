@@ -10,9 +10,9 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django.fields import JSONTextField, new_id
+from agentic_django.models.fields import JSONTextField, new_id
+from agentic_django.models.querysets import ApprovalQuerySet
 from agentic_django.models.runs import AgentRun
-from agentic_django.querysets import ApprovalScope
 
 __all__ = ["ToolApproval"]
 
@@ -71,7 +71,7 @@ class ToolApproval(models.Model):
     )
     decided_at = models.DateTimeField(_("decided"), null=True, editable=False)
 
-    objects = ApprovalScope.as_manager()
+    objects = ApprovalQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("approval")

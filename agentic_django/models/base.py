@@ -9,8 +9,8 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from agentic_django.conf import settings
-from agentic_django.fields import OwnerKey
-from agentic_django.viewer import principal_of
+from agentic_django.models.fields import OwnerKey
+from agentic_django.permissions import principal_of
 
 __all__ = ["Owned", "database"]
 

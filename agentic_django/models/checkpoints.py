@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django.fields import JSONTextField
+from agentic_django.models.fields import JSONTextField
 from agentic_django.models.runs import AgentRun
 
 __all__ = ["StepCheckpoint"]

@@ -11,12 +11,12 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django.fields import JSONTextField, new_id
 from agentic_django.models.base import Owned, database
+from agentic_django.models.choices import ACTIVE, FINISHED, Status, Visibility
+from agentic_django.models.fields import JSONTextField, new_id
+from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models.run_display import RunDisplay
 from agentic_django.models.sessions import AgentSession
-from agentic_django.querysets import RunScope
-from agentic_django.shown import Shown
-from agentic_django.states import ACTIVE, FINISHED, Status, Visibility
 
 __all__ = ["HOST_FIELDS", "AgentDraft", "AgentEvent", "AgentRun"]
 
@@ -24,7 +24,7 @@ HOST_FIELDS = ("metadata", "context", "config", "priority")
 """What ``run.save()`` writes of a run that is there already."""
 
 
-class AgentRun(Shown, Owned):
+class AgentRun(RunDisplay, Owned):
     """One piece of work by one agent."""
 
     Status = Status
@@ -83,7 +83,7 @@ class AgentRun(Shown, Owned):
     started_at = models.DateTimeField(_("started"), null=True, editable=False)
     finished_at = models.DateTimeField(_("finished"), null=True, editable=False)
 
-    objects = RunScope.as_manager()
+    objects = RunQuerySet.as_manager()
 
     began = 0.0
     """When this process claimed it, by the process's monotonic clock; not stored."""

@@ -13,10 +13,10 @@ from django.utils.translation import gettext_lazy as _
 
 from agentic_django import serialization
 from agentic_django.exceptions import BadInput
-from agentic_django.fields import JSONTextField, new_id
 from agentic_django.models.base import Owned, database
-from agentic_django.querysets import SessionScope
-from agentic_django.states import Status
+from agentic_django.models.choices import Status
+from agentic_django.models.fields import JSONTextField, new_id
+from agentic_django.models.querysets import SessionQuerySet
 
 __all__ = ["SESSION_KEY", "AgentSession", "AgentSessionItem"]
 
@@ -45,7 +45,7 @@ class AgentSession(Owned):
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
 
-    objects = SessionScope.as_manager()
+    objects = SessionQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("session")

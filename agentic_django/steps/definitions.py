@@ -11,7 +11,7 @@ from typing import Any
 from django.utils.functional import Promise
 
 from agentic_django.exceptions import BadSetting
-from agentic_django.runtime import check_name
+from agentic_django.runtime.context import check_step_name
 
 __all__ = ["Parallel", "Pipeline", "Step", "Steps", "check_names", "flat", "group_of"]
 
@@ -38,7 +38,7 @@ class Step:
     checkpoint: bool = True
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_step_name(self.name)
         retries: Any = self.retries
         if not callable(self.fn):
             raise BadSetting(f"Step {self.name!r}: fn is a function, not {self.fn!r:.60}.")

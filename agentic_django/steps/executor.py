@@ -8,8 +8,10 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from agentic_django import events, failures, threads
-from agentic_django.events import Event, EventType
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import events
+from agentic_django.engine.events import Event, EventType
+from agentic_django.engine.journal import CallResult
 from agentic_django.exceptions import (
     BadSetting,
     NotSerializable,
@@ -20,13 +22,13 @@ from agentic_django.exceptions import (
     StepExecutionError,
     StepTimeoutError,
 )
-from agentic_django.journal import Result
-from agentic_django.markup import printable
 from agentic_django.models import AgentRun, StepCheckpoint
-from agentic_django.runtime import RunContext, check_name, perform
-from agentic_django.scope import outer_step
-from agentic_django.serialization import to_jsonable
-from agentic_django.shown import of_this_generation
+from agentic_django.models.run_display import since_last_restart
+from agentic_django.openai_agents import errors
+from agentic_django.openai_agents.call_scope import outer_call
+from agentic_django.runtime import RunContext
+from agentic_django.runtime.context import call_function, check_step_name
+from agentic_django.serialization import printable, to_jsonable
 from agentic_django.steps.definitions import Step, Steps, check_names, flat, group_of
 from agentic_django.steps.state import CHECKPOINT_KEY, merged
 
@@ -52,10 +54,10 @@ class StepExecutor:
     ) -> None:
         if "/" in checkpoint_key:
             raise BadSetting(f"The checkpoint key {checkpoint_key!r} must not have a slash.")
-        check_name(checkpoint_key)
+        check_step_name(checkpoint_key)
         if len(checkpoint_key) > _LONGEST_KEY:
             raise BadSetting(f"The checkpoint key {checkpoint_key[:40]!r}… is too long.")
-        outer = outer_step()
+        outer = outer_call()
         if outer and outer.key.startswith(f"{checkpoint_key}/"):
             raise BadSetting(
                 f"This executor is within a step of another one with the key {checkpoint_key!r}. "
@@ -99,7 +101,7 @@ class StepExecutor:
             self._is_again = self.ctx.run.attempt > 1 or bool(recorded)
             self._replaced, recorded = recorded, {}
         if self.ctx.run.attempt > 1:
-            self._shown = await threads.call(_shown_before, self.ctx.run, self._names)
+            self._shown = await event_loop.run_sync(_shown_before, self.ctx.run, self._names)
         for part in steps:
             await self._perform_group(group_of(part), recorded)
         await self._tell_the_end(flat(steps))
@@ -201,7 +203,7 @@ class StepExecutor:
             key = f"{key}@{self.ctx.run.attempt}"
         try:
             async with limit, self.ctx.inside(step.name, key):
-                result = await self._watched(perform(step.fn, self.ctx, state))
+                result = await self._watched(call_function(step.fn, self.ctx, state))
         except TimeoutError:
             if limit.expired() and step.timeout is not None:
                 raise StepTimeoutError(step.name, attempt, step.timeout) from None
@@ -235,7 +237,7 @@ class StepExecutor:
     async def _failed(self, step: Step, attempt: int, error: Exception) -> None:
         """Tell of a failure, and wait for the next attempt; raise if that was the last one."""
         self.ctx.journal.check()
-        said = failures.told_of(error)
+        said = errors.user_message(error)
         if attempt > step.retries or isinstance(error, NotSerializable):
             await self.ctx.write(
                 [self._told(EventType.STEP_FAILED, step, attempts=attempt, **said)]
@@ -253,7 +255,7 @@ class StepExecutor:
             **said,
         )
         kind = type(error).__name__
-        detail = events.draft(EventType.ERROR, error=f"{kind}: {error}", type=kind)
+        detail = events.new_event(EventType.ERROR, error=f"{kind}: {error}", type=kind)
         await self.ctx.write([told, detail])
         await self._watched(asyncio.sleep(delay))
 
@@ -270,7 +272,7 @@ class StepExecutor:
         if not step.checkpoint:
             await self.ctx.write(told)
             return
-        result = Result(
+        result = CallResult(
             key=self._key(step.name),
             kind=StepCheckpoint.Kind.STEP,
             name=step.name,
@@ -282,7 +284,7 @@ class StepExecutor:
 
     def _told(self, kind: EventType, step: Step, **payload: Any) -> Event:
         index = self._names.index(step.name)
-        return events.draft(
+        return events.new_event(
             kind, step_name=step.name, step_index=index, total_steps=len(self._names), **payload
         )
 
@@ -302,7 +304,7 @@ def _shown_before(run: AgentRun, names: Sequence[str]) -> int:
     """Return the progress that an attempt before this one showed for these steps."""
     kinds = (EventType.PROGRESS_UPDATE, EventType.RUN_RETRYING)
     told = run.events.filter(event_type__in=kinds).order_by("sequence")
-    payloads = [p for _, p in of_this_generation(list(told.values_list("event_type", "payload")))]
+    payloads = [p for _, p in since_last_restart(list(told.values_list("event_type", "payload")))]
     shown = [p.get("progress_percent") for p in payloads if p.get("step_name") in names]
     return max((n for n in shown if isinstance(n, int)), default=0)  # A host may tell others.
 

@@ -16,10 +16,17 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django_htmx.jinja import htmx_script
 
-from agentic_django import asking, conversation, events, wording
-from agentic_django import timeline as timelines
 from agentic_django.conf import settings
+from agentic_django.engine import events
 from agentic_django.models import AgentEvent, AgentRun, AgentSession
+from agentic_django.presentation import (
+    approvals,
+    conversation,
+    markdown,
+    outputs,
+    timeline,
+    wording,
+)
 
 register = template.Library()
 
@@ -30,8 +37,8 @@ HTMX_CONFIG = '{"allowEval":false,"includeIndicatorStyles":false}'
 register.filter("agent_activity", wording.activity)
 register.filter("agent_advice", wording.advice)
 register.filter("agent_ago", wording.ago)
-register.filter("agent_approvals", asking.of_run)
-register.filter("agent_asked", conversation.asked)
+register.filter("agent_approvals", approvals.open_for_run)
+register.filter("agent_asked", conversation.input_messages)
 register.filter("agent_cost", wording.cost)
 register.filter("agent_duration", wording.duration)
 register.filter("agent_elapsed", wording.elapsed)
@@ -39,17 +46,17 @@ register.filter("agent_event_summary", wording.event_summary)
 register.filter("agent_event_words", wording.event)
 register.filter("agent_in_words", wording.in_words)
 register.filter("agent_is_late", wording.is_late)
-register.filter("agent_growing", conversation.growing)
-register.filter("agent_markdown", conversation.markdown)
+register.filter("agent_growing", markdown.growing)
+register.filter("agent_markdown", markdown.markdown)
 register.filter("agent_name", conversation.agent_name)
-register.filter("agent_output", conversation.output)
+register.filter("agent_output", outputs.run_output)
 register.filter("agent_pieces", conversation.pieces)
 register.filter("agent_progress", wording.progress)
 register.filter("agent_reason", wording.reason)
-register.filter("agent_readable", conversation.readable)
+register.filter("agent_readable", outputs.readable)
 register.filter("agent_short", wording.short)
 register.filter("agent_since", wording.since)
-register.filter("agent_said", conversation.said)
+register.filter("agent_said", conversation.outputs)
 register.filter("agent_stages", wording.stages)
 register.filter("agent_tool_calls", conversation.tool_calls)
 register.filter("agent_took", wording.took)
@@ -64,17 +71,17 @@ def agent_run_fragment(context: template.Context, run: AgentRun) -> dict[str, An
 @register.inclusion_tag(f"{PARTIALS}/run.html", takes_context=True)
 def agent_run(context: template.Context, run: AgentRun) -> dict[str, Any]:
     """Show a run with all there is to it: figures, timeline, the run itself, its events."""
-    return {"run": run, "session": run.session, "timeline": timelines.timeline(run)}
+    return {"run": run, "session": run.session, "timeline": timeline.timeline(run)}
 
 
 @register.inclusion_tag(f"{PARTIALS}/timeline.html", takes_context=True)
 def agent_run_timeline(context: template.Context, run: AgentRun) -> dict[str, Any]:
     """Show when a run did what, as a table with bars: ``{% agent_run_timeline run %}``."""
-    return {"run": run, "timeline": timelines.timeline(run)}
+    return {"run": run, "timeline": timeline.timeline(run)}
 
 
 @register.simple_tag
-def agent_break(row: timelines.Row) -> tuple[str, str, str]:
+def agent_break(row: timeline.TimelineRow) -> tuple[str, str, str]:
     """Return where the two strokes stand that say that a bar is shortened."""
     middle = row.x + row.width / 2
     return f"{middle - 9:.2f}", f"{middle - 1:.2f}", f"{middle + 7:.2f}"
@@ -124,7 +131,7 @@ def _composer(session: AgentSession | str, agent_key: str) -> dict[str, Any]:
 @register.simple_tag
 def agent_session_facts(session: AgentSession) -> str:
     """Return in a line whose conversation it is and what it used: ``Support · 2,318 tokens``."""
-    used, dollars = conversation.spent(session)
+    used, dollars = conversation.tokens_and_cost(session)
     words = ngettext("%(n)s token", "%(n)s tokens", used) % {"n": agent_number(used)}
     cost = wording.cost(dollars) if dollars else ""
     told = [wording.in_words(session.agent_key), words if used else "", cost]
@@ -134,7 +141,7 @@ def agent_session_facts(session: AgentSession) -> str:
 @register.simple_tag
 def agent_run_events(run: AgentRun) -> list[AgentEvent]:
     """Return the run's events that its owner may see: ``{% agent_run_events run as events %}``."""
-    return events.after(run, 0, limit=MAX_EVENTS, levels=events.levels())
+    return events.events_after(run, 0, limit=MAX_EVENTS, levels=events.readable_levels())
 
 
 @register.simple_tag
@@ -164,7 +171,7 @@ def agent_output_template(run: AgentRun) -> tuple[str, ...]:
 
 
 @register.filter
-def agent_tool_template(call: conversation.ToolCall) -> tuple[str, ...]:
+def agent_tool_template(call: conversation.ToolCard) -> tuple[str, ...]:
     """Return the templates for a tool call: the host's own for this tool goes before ours."""
     default = f"{PARTIALS}/tool_calls/_default.html"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", call.name):

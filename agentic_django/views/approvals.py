@@ -9,18 +9,20 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 
-from agentic_django import approvals, asking, limits, services
+from agentic_django import permissions, services, validation
 from agentic_django.conf import settings
+from agentic_django.engine import approvals
 from agentic_django.models import AgentRun, ToolApproval, database
-from agentic_django.views import api, bodies, fragments
-from agentic_django.views.access import endpoint
+from agentic_django.presentation.approvals import PREFIX, as_seen_by, form_values, inbox
+from agentic_django.views import fragments, schemas, serializers
+from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of
 from agentic_django.views.runs import run_id
 
 __all__ = ["detail", "listing"]
 
 
-class DecisionRequest(bodies.Body):
+class DecisionRequest(schemas.Body):
     """``POST approvals/<uuid>/``."""
 
     decision: Literal["approve", "reject", "answer", "done", "repeat", "fail"] = "answer"
@@ -33,9 +35,9 @@ class DecisionRequest(bodies.Body):
 @endpoint("GET", "HEAD")
 def listing(request: Request) -> HttpResponse:
     """Show what waits for the caller."""
-    asked = asking.inbox(request.user)
+    asked = inbox(request.user)
     if format_of(request) is Format.JSON:
-        return api.approvals([one.approval for one in asked])
+        return serializers.approvals([one.approval for one in asked])
     context = {"asked": asked, "base_template": settings.BASE_TEMPLATE}
     return render(request, "agentic_django/approvals.html", context)
 
@@ -53,34 +55,34 @@ def detail(request: Request, pk: str) -> HttpResponse:
 
 
 def _find(request: Request, pk: str) -> ToolApproval:
-    rows = approvals.rows().select_related("run__session", "run__owner", "decided_by")
+    rows = approvals.approval_rows().select_related("run__session", "run__owner", "decided_by")
     approval = get_object_or_404(rows, pk=run_id(pk))
     is_own = rows.visible_to(request.viewer).filter(pk=approval.pk).exists()
-    if not is_own and not approvals.may_decide(request.user, approval):
+    if not is_own and not permissions.may_decide(request.user, approval):
         raise Http404
     return approval
 
 
 def _asked(request: Request, approval: ToolApproval) -> DecisionRequest:
     """Return what the caller decides; a form gives arguments and answers field by field."""
-    if request.content_type not in bodies.FORMS:
-        return bodies.body(request, DecisionRequest)
+    if request.content_type not in schemas.FORMS:
+        return schemas.parse_body(request, DecisionRequest)
     posted = {name: str(value) for name, value in request.POST.items()}
     known = DecisionRequest.model_fields
     data: dict[str, Any] = {name: posted[name] for name in known if posted.get(name)}
     data.pop("arguments", None)
     if approval.is_editable:
         if data.get("decision") == "approve" and _is_changed(posted):
-            data["arguments"] = asking.values(approval, posted)
+            data["arguments"] = form_values(approval, posted)
     elif "properties" in (approval.schema or {}):
-        data["answer"] = asking.values(approval, posted)
-    limits.check_data(data)
-    return limits.validated(DecisionRequest, data, strict=False)
+        data["answer"] = form_values(approval, posted)
+    validation.check_json(data)
+    return validation.validated(DecisionRequest, data, strict=False)
 
 
 def _is_changed(posted: Mapping[str, str]) -> bool:
     """Whether a form has fields; unchecked boxes alone leave none, so it says so itself."""
-    return "changed" in posted or any(name.startswith(asking.PREFIX) for name in posted)
+    return "changed" in posted or any(name.startswith(PREFIX) for name in posted)
 
 
 def _decide(request: Request, approval: ToolApproval, asked: DecisionRequest) -> None:
@@ -111,12 +113,15 @@ def _away(request: Request, approval: ToolApproval) -> HttpResponse:
 
 def _shown(request: Request, approval: ToolApproval) -> HttpResponse:
     if format_of(request) is Format.JSON:
-        return api.approval(approval)
+        return serializers.approval(approval)
     in_run = "run-container" in request.headers.get("HX-Target", "")  # htmx 4 names the tag too.
     if in_run and _is_own(request, approval):
         run = AgentRun.objects.using(database()).select_related("session")
         return fragments.shown(request, run.with_place().with_steps().get(pk=approval.run_id))
-    context = {"one": asking.shown(approval, request.user), "base_template": settings.BASE_TEMPLATE}
+    context = {
+        "one": as_seen_by(approval, request.user),
+        "base_template": settings.BASE_TEMPLATE,
+    }
     is_page = format_of(request) is Format.PAGE
     name = "approval_page.html" if is_page else "partials/approval.html"
     return render(request, f"agentic_django/{name}", context)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from django.http import HttpResponse
 from django.shortcuts import render
 
-from agentic_django import conversation, recovery
+from agentic_django.engine import recovery
 from agentic_django.models import AgentRun, AgentSession
+from agentic_django.presentation import conversation
 from agentic_django.views.negotiation import Format, Request, format_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def shown(request: Request, run: AgentRun, status: int = 200) -> HttpResponse:
 def poll(request: Request, run: AgentRun) -> HttpResponse:
     """Answer a fragment that asks whether there is something new since the version it shows."""
     if run.is_active:
-        recovery.watch()
+        recovery.start_sweeper()
     if run.is_active and request.GET.get("v") == run.version:
         return HttpResponse(status=204)
     stops = run.is_finished and format_of(request) is Format.FRAGMENT

@@ -7,7 +7,7 @@ from enum import Enum
 from django.http import HttpRequest, HttpResponse
 from django.utils.cache import patch_vary_headers
 
-from agentic_django.viewer import Viewer
+from agentic_django.permissions import Viewer
 
 __all__ = ["Format", "Request", "format_of", "sealed"]
 

@@ -11,13 +11,13 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.utils.functional import cached_property
 
-from agentic_django import conversation
 from agentic_django.conf import settings
 from agentic_django.models import AgentRun, AgentSession
-from agentic_django.querysets import SessionScope
-from agentic_django.views import access
-from agentic_django.views.bodies import SessionsQuery
+from agentic_django.models.querysets import SessionQuerySet
+from agentic_django.presentation import conversation
+from agentic_django.views import decorators
 from agentic_django.views.negotiation import Request
+from agentic_django.views.schemas import SessionsQuery
 
 __all__ = [
     "Listed",
@@ -70,7 +70,7 @@ class Listed:
 _FIRST = ("page", 1)
 
 
-def listed(rows: SessionScope, asked: SessionsQuery) -> Listed:
+def listed(rows: SessionQuerySet, asked: SessionsQuery) -> Listed:
     """Return a page of these conversations, the last used first, in one statement."""
     found = rows.archived() if asked.archived else rows.current()
     if asked.q:
@@ -96,7 +96,7 @@ def sessions(request: Request, listed: Listed) -> HttpResponse:
     return _page(request, "sessions.html", listed=listed)
 
 
-def session(request: Request, rows: SessionScope, session: AgentSession) -> HttpResponse:
+def session(request: Request, rows: SessionQuerySet, session: AgentSession) -> HttpResponse:
     """Answer with a conversation's page."""
     beside = listed(rows, SessionsQuery(current=session.session_key))
     return _page(
@@ -109,7 +109,7 @@ def session(request: Request, rows: SessionScope, session: AgentSession) -> Http
     )
 
 
-def new_session(request: Request, rows: SessionScope, key: str, chosen: str) -> HttpResponse:
+def new_session(request: Request, rows: SessionQuerySet, key: str, chosen: str) -> HttpResponse:
     """Answer with the page on which a conversation begins."""
     return _page(
         request,
@@ -117,7 +117,7 @@ def new_session(request: Request, rows: SessionScope, key: str, chosen: str) -> 
         session=None,
         session_key=key,
         listed=listed(rows, SessionsQuery(current=key)),
-        agents=access.agents(request),
+        agents=decorators.usable_agents(request),
         agent_key=chosen,
     )
 

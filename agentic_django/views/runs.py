@@ -13,14 +13,17 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from agentic_django import events, limits, pictures, services, submitted
+from agentic_django import services, validation
 from agentic_django.conf import settings
+from agentic_django.engine import events
 from agentic_django.models import AgentRun, AgentSession, database
-from agentic_django.querysets import RunScope
-from agentic_django.views import api, bodies, fragments, pages
-from agentic_django.views.access import check_agent, endpoint
-from agentic_django.views.bodies import RunRequest
+from agentic_django.models.querysets import RunQuerySet
+from agentic_django.presentation import images
+from agentic_django.steps import submitted
+from agentic_django.views import fragments, pages, ratelimit, schemas, serializers
+from agentic_django.views.decorators import check_agent, endpoint
 from agentic_django.views.negotiation import Format, Request, format_of
+from agentic_django.views.schemas import RunRequest
 
 __all__ = ["cancel", "create", "detail", "event_list", "fragment", "picture", "retry"]
 
@@ -30,11 +33,11 @@ MAX_EVENTS = 1000
 @endpoint("POST")
 def create(request: Request) -> HttpResponse:
     """Start a run."""
-    asked = bodies.body(request, RunRequest)
+    asked = schemas.parse_body(request, RunRequest)
     run = _submit(request, asked)
     match format_of(request):
         case Format.JSON:
-            return api.created(_find(request, str(run.pk)))
+            return serializers.created(_find(request, str(run.pk)))
         case Format.PAGE if asked.show == "conversation" and run.session is not None:
             return _seen(
                 "agents:session-detail", run.session.session_key, f"run-container-{run.pk}"
@@ -43,12 +46,12 @@ def create(request: Request) -> HttpResponse:
 
 
 def _submit(request: Request, asked: RunRequest) -> AgentRun:
-    limits.check_size(asked.input)
-    config = limits.client_options(asked.config)
+    validation.check_item_count(asked.input)
+    config = validation.validated_client_options(asked.config)
     agent_key = _agent_key(request, asked)
     check_agent(request, agent_key)
     with transaction.atomic(using=database()):
-        limits.take(request.viewer)
+        ratelimit.consume(request.viewer)
         return services.submit_agent_run(
             owner=request.user,
             tenant=request.viewer.tenant,
@@ -85,7 +88,7 @@ def fragment(request: Request, pk: str) -> HttpResponse:
 def picture(request: Request, pk: str, call_id: str, number: int) -> HttpResponse:
     """Serve a picture that a tool returned or the model made."""
     run = get_object_or_404(_runs(request), pk=run_id(pk))
-    found = pictures.find(run, call_id, number)
+    found = images.find_image(run, call_id, number)
     if found is None:
         raise Http404
     headers = {
@@ -99,17 +102,19 @@ def picture(request: Request, pk: str, call_id: str, number: int) -> HttpRespons
 @endpoint("GET", "HEAD")
 def event_list(request: Request, pk: str) -> HttpResponse:
     """List a run's events behind a sequence number."""
-    asked = bodies.query(request, bodies.EventsQuery)
+    asked = schemas.parse_query(request, schemas.EventsQuery)
     levels = visible_levels(request, asked.visibility)
     run = get_object_or_404(_runs(request), pk=run_id(pk))
     limit = min(asked.limit, MAX_EVENTS)
-    return api.events(run, events.after(run, asked.after, limit=limit, levels=levels), asked.after)
+    return serializers.events(
+        run, events.events_after(run, asked.after, limit=limit, levels=levels), asked.after
+    )
 
 
 def visible_levels(request: Request, visibility: str) -> tuple[str, ...]:
     """Return which events a requester may read; raises PermissionDenied if he asks for more."""
     try:
-        return events.levels(staff=request.viewer.staff, asked=visibility)
+        return events.readable_levels(staff=request.viewer.staff, asked=visibility)
     except PermissionError:
         raise PermissionDenied(_("Only staff may read debug events.")) from None
 
@@ -117,7 +122,7 @@ def visible_levels(request: Request, visibility: str) -> tuple[str, ...]:
 @endpoint("POST")
 def cancel(request: Request, pk: str) -> HttpResponse:
     """Stop a run."""
-    bodies.body(request, bodies.CancelRequest)
+    schemas.parse_body(request, schemas.CancelRequest)
     run = get_object_or_404(_runs(request), pk=run_id(pk))
     return _moved(request, services.cancel_agent_run(run, by=request.user))
 
@@ -125,17 +130,17 @@ def cancel(request: Request, pk: str) -> HttpResponse:
 @endpoint("POST")
 def retry(request: Request, pk: str) -> HttpResponse:
     """Queue a run again."""
-    asked = bodies.body(request, bodies.RetryRequest)
+    asked = schemas.parse_body(request, schemas.RetryRequest)
     run = get_object_or_404(_runs(request), pk=run_id(pk))
     if not run.is_inline and run.agent_key != submitted.AGENT_KEY:  # Else it is no agent's.
         check_agent(request, run.agent_key)
     with transaction.atomic(using=database()):
-        limits.take(request.viewer)
+        ratelimit.consume(request.viewer)
         run = services.retry_agent_run(run, start_again=asked.start_again, by=request.user)
     return _moved(request, run)
 
 
-def _runs(request: Request) -> RunScope:
+def _runs(request: Request) -> RunQuerySet:
     own = AgentRun.objects.using(database()).visible_to(request.viewer)
     return own.select_related("session")
 
@@ -170,7 +175,7 @@ def _shown(request: Request, run: AgentRun) -> HttpResponse:
 
 
 _FACES: dict[Format, Callable[[Request, AgentRun], HttpResponse]] = {
-    Format.JSON: api.run,
+    Format.JSON: serializers.run,
     Format.FRAGMENT: fragments.shown,
     Format.PAGE: pages.run,
 }

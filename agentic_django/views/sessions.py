@@ -9,11 +9,13 @@ from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
-from agentic_django import cleanup, conversation, limits, sessions
+from agentic_django import validation
+from agentic_django.engine import cleanup, session_items
 from agentic_django.models import SESSION_KEY, AgentRun, AgentSession, database
-from agentic_django.querysets import SessionScope
-from agentic_django.views import access, api, bodies, fragments, pages
-from agentic_django.views.access import endpoint
+from agentic_django.models.querysets import SessionQuerySet
+from agentic_django.presentation import conversation
+from agentic_django.views import decorators, fragments, pages, schemas, serializers
+from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of
 
 __all__ = ["archive", "delete", "detail", "index", "item_list", "new", "rename", "turns"]
@@ -24,21 +26,21 @@ MAX_ITEMS = 500
 @endpoint("GET", "HEAD")
 def new(request: Request) -> HttpResponse:
     """Show the page on which a conversation begins; its first message makes it."""
-    chosen = bodies.query(request, bodies.NewQuery).agent
+    chosen = schemas.parse_query(request, schemas.NewQuery).agent
     if chosen:
-        access.check_agent(request, chosen)
+        decorators.check_agent(request, chosen)
     return pages.new_session(request, _sessions(request), uuid4().hex, chosen)
 
 
 @endpoint("GET", "HEAD")
 def index(request: Request) -> HttpResponse:
     """List conversations, the last used first."""
-    asked = bodies.query(request, bodies.SessionsQuery)
-    limits.check_data(asked.q, "q")
+    asked = schemas.parse_query(request, schemas.SessionsQuery)
+    validation.check_json(asked.q, "q")
     listed = pages.listed(_sessions(request), asked)
     match format_of(request):
         case Format.JSON:
-            return api.sessions(listed)
+            return serializers.sessions(listed)
         case Format.FRAGMENT:
             return fragments.sessions(request, listed)
     return pages.sessions(request, listed)
@@ -49,7 +51,7 @@ def detail(request: Request, session_key: str) -> HttpResponse:
     """Show a conversation."""
     session = find(request, session_key)
     if format_of(request) is Format.JSON:
-        return api.session(request, session)
+        return serializers.session(request, session)
     return pages.session(request, _sessions(request), session)
 
 
@@ -58,7 +60,7 @@ def turns(request: Request, session_key: str) -> HttpResponse:
     """Show the turns that were begun since; to a page that is open."""
     if not re.fullmatch(SESSION_KEY, session_key):
         raise Http404
-    after = bodies.query(request, bodies.TurnsQuery).after
+    after = schemas.parse_query(request, schemas.TurnsQuery).after
     own = AgentRun.objects.using(database()).visible_to(request.viewer)
     found = conversation.later(own.filter(session__session_key=session_key), after)
     return fragments.turns(request, found) if found else HttpResponse(status=204)
@@ -67,18 +69,18 @@ def turns(request: Request, session_key: str) -> HttpResponse:
 @endpoint("POST")
 def rename(request: Request, session_key: str) -> HttpResponse:
     """Give a conversation another title."""
-    asked = bodies.body(request, bodies.RenameRequest)
+    asked = schemas.parse_body(request, schemas.RenameRequest)
     session = find(request, session_key)
-    sessions.rename(session, asked.title)
+    session_items.rename_session(session, asked.title)
     return _changed(request, session)
 
 
 @endpoint("POST")
 def archive(request: Request, session_key: str) -> HttpResponse:
     """Put a conversation aside, or back."""
-    asked = bodies.body(request, bodies.ArchiveRequest)
+    asked = schemas.parse_body(request, schemas.ArchiveRequest)
     session = find(request, session_key)
-    sessions.archive(session, archived=asked.archived)
+    session_items.archive_session(session, archived=asked.archived)
     return _changed(request, session)
 
 
@@ -88,7 +90,7 @@ def delete(request: Request, session_key: str) -> HttpResponse:
     session = find(request, session_key)
     if request.method != "POST":
         return pages.session_delete(request, session)
-    bodies.body(request, bodies.DeleteRequest)
+    schemas.parse_body(request, schemas.DeleteRequest)
     cleanup.delete_session(session, by=str(request.user))
     if format_of(request) is Format.JSON:
         return HttpResponse(status=204)
@@ -98,15 +100,15 @@ def delete(request: Request, session_key: str) -> HttpResponse:
 @endpoint("GET", "HEAD")
 def item_list(request: Request, session_key: str) -> HttpResponse:
     """Show the last items of a conversation, oldest first."""
-    limit = min(bodies.query(request, bodies.ItemsQuery).limit, MAX_ITEMS)
+    limit = min(schemas.parse_query(request, schemas.ItemsQuery).limit, MAX_ITEMS)
     session = find(request, session_key)
-    show = fragments.messages if format_of(request) is Format.FRAGMENT else api.items
-    return show(request, session, sessions.read(session, limit))
+    show = fragments.messages if format_of(request) is Format.FRAGMENT else serializers.items
+    return show(request, session, session_items.read_items(session, limit))
 
 
 def _changed(request: Request, session: AgentSession) -> HttpResponse:
     if format_of(request) is Format.JSON:
-        return api.session(request, session)
+        return serializers.session(request, session)
     return _seen_at(request, reverse("agents:session-detail", args=[session.session_key]))
 
 
@@ -117,7 +119,7 @@ def _seen_at(request: Request, address: str) -> HttpResponse:
     return HttpResponseRedirect(address, status=303)
 
 
-def _sessions(request: Request) -> SessionScope:
+def _sessions(request: Request) -> SessionQuerySet:
     return AgentSession.objects.using(database()).visible_to(request.viewer)
 
 

@@ -19,15 +19,17 @@ from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
 
-from agentic_django import hub, live, recovery, threads
+from agentic_django.concurrency import event_loop
 from agentic_django.conf import settings
+from agentic_django.engine import recovery
 from agentic_django.exceptions import BadInput
-from agentic_django.live import Cursor, Follower, Pages, Records
 from agentic_django.models import AgentRun, AgentSession, database
-from agentic_django.news import Scope
-from agentic_django.querysets import RunScope
-from agentic_django.views import bodies, sessions
-from agentic_django.views.access import endpoint
+from agentic_django.models.querysets import RunQuerySet
+from agentic_django.streaming import hub, messages
+from agentic_django.streaming.changes import StreamScope
+from agentic_django.streaming.messages import Cursor, EventFeed, Feed, PageFeed
+from agentic_django.views import schemas, sessions
+from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Request
 from agentic_django.views.runs import run_id, visible_levels
 
@@ -57,7 +59,7 @@ def _non_atomic(view: View) -> View:
 def run(request: Request, pk: str) -> HttpResponse:
     """Stream one run."""
     found = get_object_or_404(_runs(request), pk=run_id(pk))
-    asked = bodies.query(request, bodies.StreamQuery)
+    asked = schemas.parse_query(request, schemas.StreamQuery)
     place = _place(request, asked)
     if asked.format == "json":
         cursor = _cursor(place)
@@ -65,7 +67,7 @@ def run(request: Request, pk: str) -> HttpResponse:
             return HttpResponse(status=204)  # Which ends a browser's attempts to come back.
         return _stream(
             request,
-            Records([found.pk], levels=visible_levels(request, asked.visibility), cursor=cursor),
+            EventFeed([found.pk], levels=visible_levels(request, asked.visibility), cursor=cursor),
         )
     return _pages(request, place, [found])
 
@@ -75,7 +77,7 @@ def run(request: Request, pk: str) -> HttpResponse:
 def session(request: Request, session_key: str) -> HttpResponse:
     """Stream all runs of a conversation."""
     found: AgentSession = sessions.find(request, session_key)
-    return _scoped(request, Scope(request.viewer, found.pk))
+    return _scoped(request, StreamScope(request.viewer, found.pk))
 
 
 @_non_atomic
@@ -87,45 +89,45 @@ def everything(request: Request) -> HttpResponse:
     """
     asked, key = request.GET.getlist("run"), request.GET.get("session")
     if not asked and key is None:
-        return _scoped(request, Scope(request.viewer))
+        return _scoped(request, StreamScope(request.viewer))
     if len(asked) > MOST_RUNS:
         raise BadInput(errors={"run": _("At most %(most)s runs.") % {"most": MOST_RUNS}})
     found = list(_runs(request).filter(pk__in={run_id(pk) for pk in asked}))
-    scope = None if key is None else Scope(request.viewer, sessions.find(request, key).pk)
+    scope = None if key is None else StreamScope(request.viewer, sessions.find(request, key).pk)
     if not found and scope is None:
         raise Http404
-    if bodies.query(request, bodies.StreamQuery).format == "json":
+    if schemas.parse_query(request, schemas.StreamQuery).format == "json":
         text = _("Runs are named for pages; ask for one run's stream, or for all.")
         raise BadInput(errors={"run": text})
-    return _pages(request, _place(request, bodies.StreamQuery()), found, scope)
+    return _pages(request, _place(request, schemas.StreamQuery()), found, scope)
 
 
-def _runs(request: Request) -> RunScope:
+def _runs(request: Request) -> RunQuerySet:
     return AgentRun.objects.using(database()).visible_to(request.viewer)
 
 
 def _pages(
-    request: Request, place: str, found: list[AgentRun], scope: Scope | None = None
+    request: Request, place: str, found: list[AgentRun], scope: StreamScope | None = None
 ) -> HttpResponse:
-    if scope is None and place == live.END and all(run.is_finished for run in found):
+    if scope is None and place == messages.END and all(run.is_finished for run in found):
         return HttpResponse(status=204)
-    return _stream(request, Pages([run.pk for run in found], scope))
+    return _stream(request, PageFeed([run.pk for run in found], scope))
 
 
-def _scoped(request: Request, scope: Scope) -> HttpResponse:
-    asked = bodies.query(request, bodies.StreamQuery)
+def _scoped(request: Request, scope: StreamScope) -> HttpResponse:
+    asked = schemas.parse_query(request, schemas.StreamQuery)
     if asked.format == "html":
-        return _stream(request, Pages(scope=scope))
+        return _stream(request, PageFeed(scope=scope))
     cursor = _cursor(_place(request, asked))
     if cursor.sequence:
         raise BadInput(errors={"after": _("This is no place in this stream.")})
     return _stream(
         request,
-        Records(scope=scope, levels=visible_levels(request, asked.visibility), cursor=cursor),
+        EventFeed(scope=scope, levels=visible_levels(request, asked.visibility), cursor=cursor),
     )
 
 
-def _place(request: Request, asked: bodies.StreamQuery) -> str:
+def _place(request: Request, asked: schemas.StreamQuery) -> str:
     return request.headers.get("Last-Event-ID") or asked.after
 
 
@@ -139,8 +141,8 @@ def _cursor(place: str) -> Cursor:
 # Sending
 
 
-def _stream(request: Request, follower: Follower) -> HttpResponse:
-    recovery.watch()
+def _stream(request: Request, follower: Feed) -> HttpResponse:
+    recovery.start_sweeper()
     parts: Any = ()
     if request.method == "GET":
         parts = _open(follower) if isinstance(request, ASGIRequest) else [_closed(follower)]
@@ -148,35 +150,35 @@ def _stream(request: Request, follower: Follower) -> HttpResponse:
     return cast("HttpResponse", StreamingHttpResponse(parts, content_type=kind, headers=_HEADERS))
 
 
-def _closed(follower: Follower) -> bytes:
+def _closed(follower: Feed) -> bytes:
     """Return what there is, and when to come back."""
-    told = hub.once(follower)
-    if isinstance(follower, Pages):  # It asks for its fragments anyway.
-        told += live.Told("poll", {}).encoded()
+    told = hub.read_once(follower)
+    if isinstance(follower, PageFeed):  # It asks for its fragments anyway.
+        told += messages.SseMessage("poll", {}).encoded()
     return _begin(follower, settings.POLL_SECONDS) + told
 
 
-def _begin(follower: Follower, pause: float) -> bytes:
+def _begin(follower: Feed, pause: float) -> bytes:
     place = f"id: {Cursor.at(follower.begun)}\n" if _is_by_time(follower) else ""
     return f"{place}retry: {round(pause * 1000)}\n\n".encode()
 
 
-def _is_by_time(follower: Follower) -> bool:
-    return isinstance(follower, Records) and follower.scope is not None
+def _is_by_time(follower: Feed) -> bool:
+    return isinstance(follower, EventFeed) and follower.scope is not None
 
 
-async def _open(follower: Follower) -> AsyncIterator[bytes]:
+async def _open(follower: Feed) -> AsyncIterator[bytes]:
     """Yield what is told, until the stream has lasted long enough or there is no more to tell."""
     # The request's thread, and its connections, would be kept for as long as the answer takes.
     await sync_to_async(_disconnect)()
-    threads.release()
-    is_page = isinstance(follower, Pages)
+    event_loop.release_request_thread()
+    is_page = isinstance(follower, PageFeed)
     quiet = ALIVE_SECONDS if is_page else KEEP_ALIVE_SECONDS
-    alive = live.Told("alive", {}).encoded() if is_page else b": keep-alive\n\n"
+    alive = messages.SseMessage("alive", {}).encoded() if is_page else b": keep-alive\n\n"
     # Those who were cut off together do not come back together.
     end = time.monotonic() + settings.STREAM_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
     yield _begin(follower, random.uniform(0.5, 2.0)) + alive  # noqa: S311 - no secret
-    async for part in hub.Watch(follower).told(quiet):
+    async for part in hub.Subscription(follower).told(quiet):
         yield part or alive
         if time.monotonic() > end:
             yield b"retry: 100\n\n"

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 
 from agentic_django.models import AgentSession
-from agentic_django.viewer import Viewer
+from agentic_django.permissions import Viewer
 
 
 @login_required

@@ -16,8 +16,8 @@ from agents import Agent, GuardrailFunctionOutput, InputGuardrail, Runner, funct
 from agents.testing import ModelCall, assistant_message, function_call
 from pydantic import BaseModel
 
-from agentic_django.journaled import at_most_once, editable
-from agentic_django.scope import current_scope, current_step
+from agentic_django.openai_agents.call_scope import current_scope, current_step
+from agentic_django.openai_agents.tools import at_most_once, editable
 from tests.agents import answering
 from tests.scenarios import effects
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentic_django.scope import current_scope, current_step
+from agentic_django.openai_agents.call_scope import current_scope, current_step
 
 __all__ = ["FILE", "Effect", "note_model_call", "note_tool_call", "read", "repeated"]
 

@@ -37,16 +37,11 @@ from django.db.backends.utils import CursorWrapper  # noqa: E402
 from django.db.models.functions import Now  # noqa: E402
 from django.test import override_settings  # noqa: E402
 
-from agentic_django import (  # noqa: E402
-    approvals,
-    executor,
-    lifecycle,
-    recovery,
-    services,
-    sessions,
-    transcript,
-)
+from agentic_django import services  # noqa: E402
+from agentic_django.engine import approvals, recovery, retries, session_items  # noqa: E402
 from agentic_django.models import AgentRun, AgentSession, ToolApproval  # noqa: E402
+from agentic_django.openai_agents import conversion  # noqa: E402
+from agentic_django.worker import executor  # noqa: E402
 from tests.scenarios import effects  # noqa: E402
 from tests.scenarios.agents import CRASHED, LOWERED, REFUSED, transfer  # noqa: E402
 from tests.scenarios.record import Record, record_of  # noqa: E402
@@ -177,7 +172,7 @@ def new_run(scenario: str) -> AgentRun:
     user, _ = User.objects.get_or_create(username="ada")
     session = AgentSession.objects.create(owner=user, session_key=os.urandom(8).hex())
     said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-    sessions.append(session, said)
+    session_items.append_items(session, said)
     return AgentRun.objects.create(session=session, agent_key=scenario, input_payload="Begin.")
 
 
@@ -329,12 +324,14 @@ def warm() -> None:
             async for _ in result.stream_events():
                 pass
             for response in result.raw_responses:
-                transcript.replayed(transcript.load_response(transcript.dump_response(response)))
+                conversion.replay_event(
+                    conversion.load_response(conversion.dump_response(response))
+                )
             result.to_state()
 
     asyncio.run(once())
     tool = cast("Any", transfer)
-    approvals.checked(ToolApproval(schema=tool.params_json_schema), {"amount": 1})
+    approvals.validated_answer(ToolApproval(schema=tool.params_json_schema), {"amount": 1})
 
 
 def main(how: str, *scenarios: str) -> None:
@@ -346,8 +343,8 @@ def main(how: str, *scenarios: str) -> None:
         "pause": pause_everywhere,
     }
     tasks = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
-    lifecycle.backoff = lambda failures: 0.0
-    recovery.at_dispatch = recovery.sweep_after_attempt = lambda: None
+    retries.backoff = lambda failures: 0.0
+    recovery.ensure_sweeping = recovery.sweep_after_attempt = lambda: None
     lease = SHORT_LEASE if how == "pause" else LEASE
     options = {"AGENTIC_DJANGO_LEASE_SECONDS": lease, "AGENTIC_DJANGO_MAX_ATTEMPTS": 6}
     warm()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from agentic_django.events import EventType
+from agentic_django.engine.events import EventType
 from agentic_django.models import AgentRun
 from agentic_django.serialization import dumps
 from tests.scenarios import effects

@@ -22,7 +22,7 @@ django.setup()
 from django.contrib.auth.models import User  # noqa: E402
 from django.db import Error, close_old_connections  # noqa: E402
 
-from agentic_django import tasks  # noqa: E402
+from agentic_django.engine import queues  # noqa: E402
 from agentic_django.models import ACTIVE, AgentRun  # noqa: E402
 from agentic_django.services import submit_agent_run  # noqa: E402
 
@@ -59,7 +59,7 @@ def main(keys: str, count: str, *options: str) -> None:
     """Dispatch, and stay."""
     user, _ = User.objects.get_or_create(username="ada")
     if "--die" in options:
-        tasks.send = lambda run_id, agent_key: die()
+        queues.enqueue = lambda run_id, agent_key: die()
     print("ready", flush=True)
     if "--until" in options:
         keep_busy(user, keys.split(","), int(count), Path(options[-1]))

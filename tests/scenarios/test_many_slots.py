@@ -20,9 +20,10 @@ from django.db import connection
 from rq.job import Job as PlainJob
 from rq.worker import Worker
 
-from agentic_django import backend, runs, tasks
+from agentic_django.engine import queues, transitions
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval, submit_agent_run
+from agentic_django.worker import backend
 from tests import servers, test_infrastructure
 from tests.processes import Process, Project, wait_until
 from tests.scenarios import effects
@@ -372,7 +373,7 @@ def test_a_full_agent_holds_up_nobody_elses_runs(
     with in_scenario.worker("--processes=2"):
         wait_until(lambda: statuses()["completed"] == 12, timeout=60)
         assert AgentRun.objects.filter(agent_key="waiting", status="running").count() == 1
-        held = runs.rows().filter(agent_key="waiting").running().get()
+        held = transitions.run_rows().filter(agent_key="waiting").running().get()
         cancel_agent_run(held)
         following = AgentRun.objects.filter(agent_key="waiting", status="running")
         wait_until(lambda: following.exists(), timeout=ALLOWED)
@@ -382,7 +383,7 @@ def test_a_full_agent_holds_up_nobody_elses_runs(
 def test_a_task_sent_twice_is_one_run(in_scenario: Project, user: User) -> None:
     made = submitted(user, "steady", 5)
     for run in made:
-        tasks.send(str(run.pk), run.agent_key)
+        queues.enqueue(str(run.pk), run.agent_key)
     in_scenario.manage("agentic_django_worker", "--burst")
     check_all(attempts=1)
 

@@ -18,7 +18,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import Error, close_old_connections
 
-from agentic_django import tasks
+from agentic_django.engine import queues
 from agentic_django.models import ACTIVE, AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval
 from tests import servers
@@ -93,7 +93,7 @@ def sent(*keys: str, times: int = 1) -> list[AgentRun]:
         AgentRun.objects.create(owner=user, agent_key=key, input_payload="Begin.") for key in keys
     ]
     for run in made * times:
-        tasks.send(str(run.pk), run.agent_key)
+        queues.enqueue(str(run.pk), run.agent_key)
     return made
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from pydantic import ValidationError
 
-from agentic_django import cleanup
 from agentic_django.conf import PREFIX, CleanupPolicy, Settings, settings
+from agentic_django.engine import cleanup
 
 
 class Command(BaseCommand):

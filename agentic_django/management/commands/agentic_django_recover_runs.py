@@ -8,8 +8,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from agentic_django import lifecycle, recovery
-from agentic_django.recovery import Swept
+from agentic_django.engine import recovery, retries
+from agentic_django.engine.recovery import SweepResult
 
 
 class Command(BaseCommand):
@@ -50,7 +50,7 @@ class Command(BaseCommand):
             )
 
 
-def _foretell(mode: str, *, force: bool) -> Swept:
-    fails = [lifecycle.fails_lost(run, mode) for run in recovery.lost(force=force, whole=True)]
-    sent = sum(1 for _ in recovery.unsent(whole=True))
-    return Swept(requeued=fails.count(False), failed=fails.count(True), sent=sent)
+def _foretell(mode: str, *, force: bool) -> SweepResult:
+    fails = [retries.gives_up(run, mode) for run in recovery.orphaned_runs(force=force, whole=True)]
+    sent = sum(1 for _ in recovery.unqueued_runs(whole=True))
+    return SweepResult(requeued=fails.count(False), failed=fails.count(True), sent=sent)

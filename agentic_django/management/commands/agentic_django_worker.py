@@ -18,9 +18,10 @@ from django.db import connections
 from django.tasks import task_backends
 from django.utils import autoreload
 
-from agentic_django import registry, worker
+from agentic_django import registry
 from agentic_django.conf import settings
-from agentic_django.supervisor import Supervisor
+from agentic_django.worker import process
+from agentic_django.worker.supervisor import Supervisor
 
 
 class Command(BaseCommand):
@@ -60,7 +61,7 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         """Start the processes and keep them going."""
-        orders = worker.Orders(
+        orders = process.WorkerOptions(
             queue=options["queue"],
             source=options["source"] or _source(),
             concurrency=options["concurrency"],
@@ -74,7 +75,7 @@ class Command(BaseCommand):
         registry.keys()  # Import what the children share, once.
         connections.close_all()
         supervisor = Supervisor(
-            partial(worker.run, orders, self._say),
+            partial(process.run_worker, orders, self._say),
             options["processes"],
             health_file=options["health_file"],
             is_stale=Changes(self.stderr.write).seen if reloads else lambda: False,
@@ -111,17 +112,17 @@ def _source() -> str:
     """Return where runs are sent to."""
     kinds = type(task_backends[settings.TASK_BACKEND]).mro()
     is_rq = any(kind.__module__.startswith("django_tasks_rq") for kind in kinds)
-    is_row = any(kind.__module__ == "agentic_django.backend" for kind in kinds)
+    is_row = any(kind.__module__ == "agentic_django.worker.backend" for kind in kinds)
     if not is_rq and not is_row:
         raise CommandError(
             f"TASKS[{settings.TASK_BACKEND!r}] is {kinds[0].__name__}, which has its own workers. "
-            "Use django_tasks_rq.RQBackend, or agentic_django.backend.RowBackend, or say "
+            "Use django_tasks_rq.RQBackend, or agentic_django.worker.backend.RowBackend, or say "
             "--source database."
         )
     return "rq" if is_rq else "database"
 
 
-def _check(orders: worker.Orders) -> None:
+def _check(orders: process.WorkerOptions) -> None:
     """Refuse what could not work, before any process is started."""
     if not hasattr(os, "fork"):
         raise CommandError("This needs a system with fork(): Linux, macOS or another Unix.")

@@ -1,0 +1,1 @@
+"""Event loop, threads, batches and messages between processes. Nothing here knows about runs."""

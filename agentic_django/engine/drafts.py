@@ -1,0 +1,229 @@
+"""What a model says, while it says it: text that is there before its message is.
+
+A draft is no event and no part of the journal. One thread for all runs of the process writes
+what has grown, fenced by the attempt: often while somebody watches the run, once a second
+otherwise. A draft goes in the transaction that records its message, or ends its run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from django.db import Error, connections, models, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from agentic_django.concurrency import pubsub
+from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.engine import transitions
+from agentic_django.models import AgentDraft, AgentRun, database
+from agentic_django.signals import logger
+
+__all__ = ["PartialMessage", "delete_draft", "delete_drafts", "stop"]
+
+FIRST_SECONDS = 0.05
+"""An answer that is complete by then needs no draft."""
+
+WATCHED_SECONDS = 0.08
+UNWATCHED_SECONDS = 1.0
+_LENGTH_A_SECOND = 250_000
+"""A long text is written less often, for it is written as a whole."""
+
+_SLACK_SECONDS = 0.02
+_IDLE_SECONDS = 2.0
+
+
+class PartialMessage:
+    """The text of one model call of an attempt, while it comes."""
+
+    def __init__(self, run: AgentRun, key: str) -> None:
+        self.run = run
+        self.key = key
+        self.attempt = run.attempt
+        self.is_wanted = True
+        """Whether people are to see it."""
+        self.is_written = False
+        """Whether there may be a row of it."""
+        self.due = 0.0
+        self._parts: list[str] = []
+        self._item = 0
+
+    @property
+    def text(self) -> str:
+        """All that was said so far."""
+        return "".join(list(self._parts))
+
+    def add(self, delta: str, item: int = 0) -> None:
+        """Add what was said next; ``item`` tells the messages of one answer apart."""
+        if self.run.joined_transaction or not self.is_wanted or not delta:
+            return  # Nobody outside of a transaction could read what is written in it.
+        if self._parts and item != self._item:
+            self._parts.append("\n\n")
+        self._item = item
+        self._parts.append(delta)
+        _writer.add(self)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was said that people are to see."""
+        return bool(self._parts)
+
+    def close(self) -> None:
+        """Write no more of it; returns when nothing of it is just being written."""
+        self.drop()
+        _writer.wait_for(self)
+
+    def drop(self) -> None:
+        """Write no more of it; does not wait."""
+        self.is_wanted = False
+        if self._parts:
+            _writer.remove(self)
+
+
+class _Writer(BackgroundThread):
+    """The thread that writes, and what has grown since it last did."""
+
+    name = "agentic-draft"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grown: dict[PartialMessage, None] = {}
+        self._writing: frozenset[PartialMessage] = frozenset()
+
+    def add(self, draft: PartialMessage) -> None:
+        with self._changed:
+            if draft in self._grown:
+                return
+            self._grown[draft] = None
+            draft.due = draft.due or time.monotonic() + FIRST_SECONDS
+            self._begin()
+
+    def remove(self, draft: PartialMessage) -> None:
+        with self._changed:
+            self._grown.pop(draft, None)
+
+    def wait_for(self, draft: PartialMessage) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: draft not in self._writing)
+
+    def _run(self) -> None:
+        try:
+            while due := self._take():
+                watched = self._write(due)
+                self._put_back(due, watched)
+        finally:
+            with suppress(Error):
+                connections.close_all()
+
+    def _take(self) -> frozenset[PartialMessage]:
+        """Wait for drafts that are due and return them; none ends the thread."""
+        idle_until = time.monotonic() + _IDLE_SECONDS
+        with self._changed:
+            while not self._stopped:
+                now = time.monotonic()
+                due = frozenset(each for each in self._grown if each.due <= now + _SLACK_SECONDS)
+                if due:
+                    self._writing = due
+                    for draft in due:
+                        self._grown.pop(draft)
+                    return due
+                if not self._grown and now >= idle_until:
+                    break
+                soonest = min((draft.due for draft in self._grown), default=idle_until)
+                self._changed.wait(max(soonest - now, 0.001))
+            self._thread = None
+            return frozenset()
+
+    def _write(self, due: frozenset[PartialMessage]) -> dict[Any, bool]:
+        """Write drafts; return of which runs, and whether those are watched."""
+        for draft in due:
+            draft.is_written = draft.run.has_drafts = True
+        try:
+            return _written(due)
+        except Exception as error:  # noqa: BLE001 - the database is away; the text is kept and tried again
+            logger.warning("Drafts are not written now: %r", error)
+            with suppress(Error):
+                connections.close_all()
+            return {}
+
+    def _put_back(self, due: frozenset[PartialMessage], watched: dict[Any, bool]) -> None:
+        with self._changed:
+            self._writing = frozenset()
+            now = time.monotonic()
+            for draft in due:
+                is_watched = watched.get(draft.run.pk, False)
+                pause = WATCHED_SECONDS if is_watched else UNWATCHED_SECONDS
+                draft.due = now + pause + len(draft.text) / _LENGTH_A_SECOND
+                if draft.is_wanted and draft.run.pk not in watched:  # Locked, or no database.
+                    self._grown.setdefault(draft)
+            self._changed.notify_all()
+
+
+def _written(due: Iterable[PartialMessage]) -> dict[Any, bool]:
+    with transaction.atomic(using=database()):
+        held = _held({draft.run.pk for draft in due})
+        rows = [
+            AgentDraft(run_id=draft.run.pk, attempt=draft.attempt, key=draft.key, text=draft.text)
+            for draft in due
+            if held.get(draft.run.pk, (0, False))[0] == draft.attempt
+        ]
+        targets = connections[database()].features.supports_update_conflicts_with_target
+        AgentDraft.objects.using(database()).bulk_create(
+            rows,
+            update_conflicts=True,
+            unique_fields=("run", "key") if targets else None,
+            update_fields=("attempt", "text"),
+        )
+    for row in rows:
+        pubsub.publish(row.run_id)
+    return {pk: is_watched for pk, (_attempt, is_watched) in held.items()}
+
+
+def _held(ids: set[Any]) -> dict[Any, tuple[int, bool]]:
+    """Return the attempts of those runs that are running, and whether they are watched.
+
+    Their rows are locked, for the fence; a run whose row is locked by another is left for the
+    next time, so this thread never waits for one.
+    """
+    features = connections[database()].features
+    rows = transitions.run_rows().running().filter(pk__in=ids).order_by()
+    rows = rows.select_for_update(
+        skip_locked=features.has_select_for_update_skip_locked,
+        no_key=features.has_select_for_no_key_update,
+    )
+    is_watched = models.ExpressionWrapper(
+        Q(watched_until__isnull=False, watched_until__gt=Now()), models.BooleanField()
+    )
+    found = rows.values_list("pk", "attempt", is_watched)
+    return {pk: (attempt, bool(watched)) for pk, attempt, watched in found}
+
+
+def delete_draft(run: AgentRun, key: str) -> None:
+    """Delete the draft of a message, in the transaction that records it."""
+    AgentDraft.objects.using(database()).filter(run=run, key=key).delete()
+
+
+def delete_drafts(run: AgentRun) -> None:
+    """Delete a run's drafts, in the transaction that ends it."""
+    AgentDraft.objects.using(database()).filter(run=run).delete()
+
+
+_writer = _Writer()
+
+
+def _forget() -> None:
+    global _writer
+    _writer = _Writer()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def stop() -> None:
+    """End the thread that writes; for tests, and for a clean end."""
+    _writer.stop()
+    _forget()

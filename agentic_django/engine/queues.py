@@ -1,0 +1,117 @@
+"""Routes runs to the queues of the task backend.
+
+``AGENTIC_DJANGO_QUEUES`` names a queue for each agent. The task that a queue delivers is declared
+in ``agentic_django.tasks``; it registers itself here with ``run_task``, so this module does not
+import it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django.tasks import Task, TaskResult, task_backends
+from django.tasks.backends.base import BaseTaskBackend
+
+from agentic_django.concurrency import event_loop
+from agentic_django.conf import settings
+
+__all__ = [
+    "agents_on_queue",
+    "backend",
+    "enqueue",
+    "enqueue_deferred",
+    "executes_immediately",
+    "queue_for_agent",
+    "rows_are_queue",
+    "run_task",
+]
+
+if TYPE_CHECKING:
+    BaseTask = Task[[str], None]
+else:
+    BaseTask = Task
+
+
+class RunTask(BaseTask):
+    """The task that delivers a run's id to a worker.
+
+    Django validates a task when it is declared. This one is validated when it is enqueued: a
+    host whose backend does not have its queue gets a system check, not an error at import.
+    """
+
+    def __post_init__(self) -> None:
+        """Do not validate yet; see the class."""
+
+
+_registered: list[RunTask] = []
+_deferred = threading.local()
+
+
+def run_task(function: Callable[[str], None]) -> RunTask:
+    """Declare the task that executes a run, and deliver runs with it from now on."""
+    task = RunTask(func=function)
+    _registered[:] = [task]
+    return task
+
+
+def backend() -> BaseTaskBackend:
+    """Return the task backend that ``AGENTIC_DJANGO_TASK_BACKEND`` names."""
+    return task_backends[settings.TASK_BACKEND]
+
+
+def queue_for_agent(agent_key: str | None) -> str:
+    """Return the queue for an agent's runs; ``"*"`` in the setting stands for all other agents."""
+    queues = settings.QUEUES
+    return queues.get(agent_key or "*", queues.get("*", "default"))
+
+
+def agents_on_queue(queue: str) -> tuple[set[str], bool]:
+    """Return the agent keys that are set for a queue, and whether it serves all others."""
+    queues = settings.QUEUES
+    named = {key for key, name in queues.items() if name == queue and key != "*"}
+    return named, queue == queue_for_agent(None)
+
+
+def executes_immediately() -> bool:
+    """Whether enqueueing a task executes it before the call returns."""
+    return any(kind.__name__ == "ImmediateBackend" for kind in type(backend()).mro())
+
+
+def rows_are_queue() -> bool:
+    """Whether the backend stores no tasks: workers find due runs in the runs' own table."""
+    return getattr(backend(), "rows_are_queue", False)
+
+
+def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
+    """Enqueue the task for a run; return None if that is deferred.
+
+    With a backend that executes immediately, a run that another run enqueues would nest in it.
+    Such a run is deferred: the outermost run enqueues it at its own end.
+    """
+    if event_loop.is_executing_run() and executes_immediately():
+        _deferred_runs().append((run_id, agent_key))
+        return None
+    [task] = _registered
+    queue = queue_for_agent(agent_key)
+    return task.using(backend=settings.TASK_BACKEND, queue_name=queue).enqueue(run_id)
+
+
+def enqueue_deferred() -> None:
+    """Enqueue the runs that this thread deferred, unless it still executes a run."""
+    if event_loop.is_executing_run() or getattr(_deferred, "is_draining", False):
+        return
+    _deferred.is_draining = True
+    try:
+        while _deferred_runs():
+            enqueue(*_deferred_runs().popleft())
+    finally:
+        _deferred.is_draining = False
+
+
+def _deferred_runs() -> deque[tuple[str, str]]:
+    if not hasattr(_deferred, "runs"):
+        _deferred.runs = deque()
+    return _deferred.runs  # type: ignore[no-any-return]

@@ -1,0 +1,289 @@
+"""Finds runs whose holder is gone, and those that the queue has lost, and sends them again.
+
+Any process may sweep: every change is guarded. A process that dispatches to a queue keeps one
+thread that sweeps while there are unfinished runs, and each attempt sweeps at its end; a row
+keeps them from all doing it at once. Under a backend that executes at once there is no thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from itertools import batched
+
+from django.db import Error, connections, transaction
+from django.db.models import Exists, F, OuterRef, Q
+from django.db.models.functions import Now
+from django.tasks.exceptions import TaskResultDoesNotExist
+from django.utils.module_loading import import_string
+
+from agentic_django.conf import settings
+from agentic_django.engine import approvals, dispatch, lifecycle, queues, transitions
+from agentic_django.exceptions import Conflict
+from agentic_django.models import AgentRun, SweepMark, database
+from agentic_django.models.choices import Status
+from agentic_django.models.querysets import RunQuerySet
+from agentic_django.signals import logger
+
+__all__ = [
+    "SweepResult",
+    "ensure_sweeping",
+    "start_sweeper",
+    "stop",
+    "sweep",
+    "sweep_after_attempt",
+    "sweep_if_due",
+    "sweep_interval",
+]
+
+_GONE: tuple[type[Exception], ...] = (TaskResultDoesNotExist,)
+if find_spec("django_tasks"):  # The older package has an exception of its own for the same.
+    _GONE += (import_string("django_tasks.exceptions.TaskResultDoesNotExist"),)
+
+_LONGEST_PAUSE = 5.0
+_BATCH = 500
+
+
+@dataclass(slots=True)
+class SweepResult:
+    """What a sweep did: how many runs it put back in line, failed, and sent again, and how many
+    decisions it took that nobody had taken in time."""
+
+    requeued: int = 0
+    failed: int = 0
+    sent: int = 0
+    expired: int = 0
+
+
+def sweep_interval() -> float:
+    """Return the seconds between sweeps: a third of a lease, at most 5."""
+    return min(settings.LEASE_SECONDS / 3, _LONGEST_PAUSE)
+
+
+def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) -> SweepResult:
+    """Requeue or fail every run whose lease has ended, and send what the queue has lost.
+
+    ``mode`` is "requeue", "fail" or "ignore" (by default what ``STARTUP_RECOVERY`` says).
+    ``force`` takes runs whose lease is alive too: for when all workers are known to be dead.
+    A sweep looks at a batch of each, so that it is short, or at the ``whole``.
+    """
+    mode = mode or settings.STARTUP_RECOVERY
+    swept = SweepResult()
+    if mode != "ignore":
+        _reclaim_lost(mode, swept, orphaned_runs(force=force, whole=whole), force=force)
+    _expire_overdue(swept)
+    _send_unsent(swept, unqueued_runs(whole=whole))
+    return swept
+
+
+def _expire_overdue(swept: SweepResult) -> None:
+    for approval in approvals.approval_rows().overdue().select_related("run")[:_BATCH]:
+        with _apart(approval.run), suppress(Conflict):
+            lifecycle.expire(approval)
+            swept.expired += 1
+
+
+def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[AgentRun]:
+    """Yield running runs whose holder is gone, or all running ones."""
+    held = transitions.run_rows().running() if force else transitions.run_rows().lost()
+    others = held.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
+    found = held.annotate(fell_with_others=Exists(others)).order_by("lease_ends_at")
+    return _of(found.select_related("session", "owner"), whole=whole)
+
+
+def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
+    """Yield the first batch of rows, or all of them that there are now, a batch at a time."""
+    if not whole:
+        yield from found[:_BATCH]
+        return
+    for keys in batched(list(found.values_list("pk", flat=True)), _BATCH, strict=False):
+        yield from found.filter(pk__in=keys)
+
+
+def _reclaim_lost(mode: str, swept: SweepResult, found: Iterable[AgentRun], *, force: bool) -> None:
+    for run in found:
+        guard = Q(attempt=run.attempt) if force else Q(attempt=run.attempt, lease_ends_at__lt=Now())
+        with _apart(run), suppress(Conflict):
+            done = lifecycle.recover(run, mode, guard)
+            swept.requeued += done == "requeue"
+            swept.failed += done == "fail"
+
+
+@contextmanager
+def _apart(run: AgentRun) -> Iterator[None]:
+    """Let a run that cannot be recovered not keep others from it."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - a host's value in the row, or the queue's answer
+        logger.warning("Run %s cannot be recovered now: %r", run.pk, error)
+
+
+def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
+    """Yield due runs that were not handed to the queue, or that it no longer knows."""
+    if queues.rows_are_queue():
+        return iter(())
+    patience = Now() - timedelta(seconds=sweep_interval())
+    old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
+    due = transitions.run_rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
+    first = F("enqueued_at").asc(nulls_first=True)
+    return filter(_is_missing, _of(due.order_by(first), whole=whole))
+
+
+def _is_missing(run: AgentRun) -> bool:
+    with _apart(run):
+        return not _is_queued(run)
+    return False
+
+
+def _is_queued(run: AgentRun) -> bool:
+    """Whether the queue still has the run's task; if it cannot say, a minute's trust.
+
+    A task that runs, while its run is pending, was taken by a worker that has yet to claim the
+    run, or that died before it could: it is given a lease's time.
+    """
+    backend = queues.backend()
+    if not run.task_id or run.enqueued_at is None:
+        return False
+    if not backend.supports_get_result:
+        return _was_sent_within(run, 60)
+    try:
+        task = backend.get_result(run.task_id)
+    except _GONE:
+        return False
+    if task.status == "RUNNING":
+        return _was_sent_within(run, settings.LEASE_SECONDS)
+    return not task.is_finished
+
+
+def _was_sent_within(run: AgentRun, seconds: float) -> bool:
+    since = Now() - timedelta(seconds=seconds)
+    return transitions.run_rows().filter(pk=run.pk, enqueued_at__gt=since).exists()
+
+
+def _send_unsent(swept: SweepResult, found: Iterable[AgentRun]) -> None:
+    for run in found:
+        with _apart(run):
+            swept.sent += _send_again(run)
+
+
+def _send_again(run: AgentRun) -> bool:
+    with transaction.atomic(using=database()):
+        if not dispatch.mark_enqueued(run):
+            return False
+        dispatch.enqueue_on_commit(run)
+    return True
+
+
+def sweep_after_attempt() -> None:
+    """Sweep at the end of an attempt, if nobody has for a while."""
+    if not queues.executes_immediately():
+        sweep_if_due()
+
+
+def sweep_if_due() -> None:
+    """Sweep if no process has for a while; what goes wrong is logged, and passes or recurs."""
+    try:
+        if _is_our_turn():
+            sweep()
+    except Exception as error:  # noqa: BLE001 - the queue or the database is away; asked again
+        logger.warning("Sweep failed: %r", error)
+
+
+def _is_our_turn() -> bool:
+    marks = SweepMark.objects.using(database())
+    if marks.filter(pk=1, swept_at__lt=Now() - timedelta(seconds=sweep_interval())).update(
+        swept_at=Now()
+    ):
+        return True
+    if marks.filter(pk=1).exists():
+        return False
+    marks.bulk_create([SweepMark(pk=1)], ignore_conflicts=True)
+    return True
+
+
+class Sweeper:
+    """The thread of a process that dispatches; it ends when there is nothing left to do."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread, and wait for what it is just doing."""
+        self._stopped.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def start(self) -> None:
+        """Start the thread unless it runs."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="agentic-sweep", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                sweep_if_due()
+                if self._is_done():
+                    return
+            except Error as error:  # The database is away; it is asked again.
+                logger.warning("Cannot see whether runs are unfinished: %s", error)
+            finally:
+                connections.close_all()
+            self._stopped.wait(sweep_interval())
+
+    def _is_done(self) -> bool:
+        with self._lock:
+            in_line = transitions.run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
+            if (
+                in_line.exists()
+                or approvals.approval_rows().open().exclude(expires_at=None).exists()
+            ):
+                return False
+            self._thread = None
+            return True
+
+
+_sweeper = Sweeper()
+_first = threading.Event()
+
+
+def _forget() -> None:
+    global _sweeper, _first
+    _sweeper, _first = Sweeper(), threading.Event()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def stop() -> None:
+    """Stop looking after lost runs until the next dispatch; for tests, and for a clean end."""
+    _sweeper.stop()
+    _forget()
+
+
+def start_sweeper() -> None:
+    """Look after lost runs from now on; for processes that dispatch runs or show them.
+
+    Where tasks are executed at once there is no thread.
+    """
+    if not queues.executes_immediately():
+        _sweeper.start()
+
+
+def ensure_sweeping() -> None:
+    """Look after lost runs from now on; where there is no thread, the first call sweeps."""
+    start_sweeper()
+    if queues.executes_immediately() and not _first.is_set():
+        _first.set()
+        sweep()

@@ -1,0 +1,122 @@
+"""Reads and writes the items of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from agentic_django.concurrency.batching import WouldBlock
+from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
+
+__all__ = [
+    "append_items",
+    "append_run_items",
+    "archive_session",
+    "delete_run_items",
+    "read_items",
+    "rename_session",
+]
+
+
+def read_items(session: AgentSession, limit: int | None = None, **only: Any) -> list[Any]:
+    """Return the items of a conversation, oldest first; with a limit, the last so many."""
+    rows = AgentSessionItem.objects.using(database()).filter(session=session, **only)
+    if limit is None:
+        return list(rows.order_by("sequence").values_list("payload", flat=True))
+    latest = rows.order_by("-sequence").values_list("payload", flat=True)[: max(limit, 0)]
+    return list(latest)[::-1]
+
+
+def append_items(session: AgentSession, items: Sequence[Any], run: AgentRun | None = None) -> None:
+    """Write items at the end of a conversation, in one transaction."""
+    _append([(session, items, run)])
+
+
+def append_run_items(left: Sequence[tuple[AgentRun, Sequence[Any]]], *, waits: bool = True) -> None:
+    """Write what runs leave in their conversations, as far as they have one.
+
+    Raises WouldWait if it is not to wait for conversations that another is just writing.
+    """
+    added = [(run.session, items, run) for run, items in left if run.session is not None]
+    _append(added, waits=waits)
+
+
+def _append(
+    added: Sequence[tuple[AgentSession, Sequence[Any], AgentRun | None]], *, waits: bool = True
+) -> None:
+    added = [each for each in added if each[1]]
+    if not added:
+        return
+    with transaction.atomic(using=database()):
+        if waits:
+            for session, items, _ in added:
+                _reserve(session, len(items))
+        else:
+            _reserve_free({session: len(items) for session, items, _ in added})
+        rows = [row for each in added for row in _rows(*each)]
+        AgentSessionItem.objects.using(database()).bulk_create(rows)
+
+
+def _reserve(session: AgentSession, count: int) -> None:
+    """Raise the counter of items; reads the counter of runs on the way."""
+    session.item_count = F("item_count") + count
+    session.run_count = F("run_count")
+    session.updated_at = Now()
+    session.save(update_fields=["item_count", "run_count", "updated_at"])
+
+
+def _reserve_free(counts: dict[AgentSession, int]) -> None:
+    """Raise the counters of conversations that no other transaction is writing.
+
+    Raises WouldWait if one is.
+    """
+    features = connections[database()].features
+    table = AgentSession.objects.using(database())
+    free = table.filter(pk__in=[session.pk for session in counts]).select_for_update(
+        skip_locked=features.has_select_for_update_skip_locked,
+        no_key=features.has_select_for_no_key_update,
+    )
+    present = {pk: both for pk, *both in free.values_list("pk", "item_count", "run_count")}
+    if len(present) < len(counts):
+        raise WouldBlock
+    for count in set(counts.values()):
+        mine = table.filter(pk__in=[each.pk for each, own in counts.items() if own == count])
+        mine.update(item_count=F("item_count") + count, updated_at=Now())
+    for session, count in counts.items():
+        items, session.run_count = present[session.pk]
+        session.item_count = items + count
+
+
+def _rows(
+    session: AgentSession, items: Sequence[Any], run: AgentRun | None
+) -> list[AgentSessionItem]:
+    first = session.item_count - len(items) + 1
+    return [
+        AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
+        for sequence, item in enumerate(items, first)
+    ]
+
+
+def delete_run_items(run: AgentRun) -> None:
+    """Delete what a run had left in its conversation, because it is tried again."""
+    AgentSessionItem.objects.using(database()).filter(run=run).delete()
+
+
+def rename_session(session: AgentSession, title: str) -> None:
+    """Give a conversation another title, of at most 255 characters."""
+    _change(session, title=title)
+
+
+def archive_session(session: AgentSession, *, archived: bool = True) -> None:
+    """Put a conversation aside, or back among the others; it can be gone on with either way."""
+    _change(session, archived_at=Now() if archived else None)
+
+
+def _change(session: AgentSession, **columns: Any) -> None:
+    """Write columns that a person decides on; that a conversation was used stays as it was."""
+    AgentSession.objects.using(database()).filter(pk=session.pk).update(**columns)
+    session.refresh_from_db(fields=columns)

@@ -1,0 +1,1 @@
+"""Turns rows into what people see: messages, timelines, words, HTML."""

@@ -1,0 +1,191 @@
+"""What a person is asked, as it is shown: a sentence, facts, a form; and what the form says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from agentic_django import permissions
+from agentic_django.engine import approvals
+from agentic_django.models import AgentRun, ToolApproval
+from agentic_django.presentation.outputs import cell, is_record, readable, shortened
+from agentic_django.presentation.wording import in_words
+from agentic_django.serialization import printable
+
+__all__ = [
+    "PREFIX",
+    "ApprovalView",
+    "FormField",
+    "as_seen_by",
+    "form_values",
+    "inbox",
+    "open_for_run",
+]
+
+MAX_SHOWN = 200
+PREFIX = "field."
+"""With this begin the names of a form's fields."""
+
+Kind = ToolApproval.Kind
+
+
+@dataclass(frozen=True, slots=True)
+class FormField:
+    """One field; ``kind`` is text, number, checkbox, choice or json."""
+
+    name: str
+    label: str
+    kind: str
+    value: str = ""
+    choices: tuple[str, ...] = ()
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalView:
+    """An approval and what a person reads of it; ``can_decide`` says whether that person may."""
+
+    approval: ToolApproval
+    can_decide: bool
+
+    @property
+    def title(self) -> str:
+        """What is asked, as a sentence."""
+        row = self.approval
+        names = {"tool": in_words(printable(row.tool)), "agent": in_words(printable(row.agent))}
+        match row.kind:
+            case Kind.QUESTION:
+                return printable(row.question)
+            case Kind.INTENT:
+                return _("“%(tool)s” was interrupted and may have happened. What now?") % names
+        if row.question:
+            return printable(row.question)
+        return _("%(agent)s asks: may it do “%(tool)s”?") % names
+
+    @property
+    def action(self) -> str:
+        """What the button does: as the host words it, or the call's own name."""
+        return printable(self.approval.action) or in_words(printable(self.approval.tool))
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """The arguments, by their names in words."""
+        given = self.approval.given
+        if not isinstance(given, dict):
+            return [] if given in (None, "") else [(_("Arguments"), readable(given))]
+        return [(in_words(printable(name)), _fact(value)) for name, value in given.items()]
+
+    @property
+    def fields(self) -> list[FormField]:
+        """What can be filled in: the arguments of a call, or the form of a question."""
+        schema = self.approval.schema
+        if not schema or "properties" not in schema:
+            return []
+        given = self.approval.arguments if isinstance(self.approval.arguments, dict) else {}
+        required = schema.get("required", ())
+        return [
+            _field(schema, name, rule, given.get(name, _MISSING), name in required)
+            for name, rule in schema["properties"].items()
+        ]
+
+    @property
+    def can_change(self) -> bool:
+        """Whether the arguments may be changed before the call is approved."""
+        return self.approval.is_editable and bool(self.fields)
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether the answer is a text of any kind."""
+        return self.approval.kind == Kind.QUESTION and not (self.approval.options or self.fields)
+
+    @property
+    def outcome(self) -> str:
+        """What was decided and by whom, once it is."""
+        return "" if self.approval.is_open else approvals.decision_sentence(self.approval)
+
+
+_MISSING = object()
+
+
+def _fact(value: Any) -> str:
+    plain = not isinstance(value, dict | list) or is_record({"": value})
+    return cell(value) if plain else shortened(readable(value))
+
+
+def open_for_run(run: AgentRun) -> list[ApprovalView]:
+    """Return what a waiting run asks, oldest first, as its owner sees it."""
+    if run.status != AgentRun.Status.WAITING:
+        return []
+    rows = approvals.approval_rows().open().filter(run=run).select_related("run__owner")
+    return [as_seen_by(row, row.run.owner) for row in rows]
+
+
+def as_seen_by(approval: ToolApproval, user: Any) -> ApprovalView:
+    """Return an approval as a user sees it."""
+    return ApprovalView(approval, permissions.may_decide(user, approval))
+
+
+def inbox(user: Any) -> list[ApprovalView]:
+    """Return what waits for a user's decision, oldest first."""
+    return [ApprovalView(row, can_decide=True) for row in approvals.awaiting(user)[:MAX_SHOWN]]
+
+
+# Forms
+
+
+def _rule(schema: Mapping[str, Any], rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a property may be, behind references and an optional null."""
+    if "$ref" in rule:
+        name = str(rule["$ref"]).rpartition("/")[2]
+        return {**schema.get("$defs", {}).get(name, {}), **rule}
+    kinds = [kind for kind in rule.get("anyOf", ()) if kind.get("type") != "null"]
+    return {**rule, **_rule(schema, kinds[0])} if len(kinds) == 1 else rule
+
+
+_KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": "checkbox"}
+
+
+def _field(
+    schema: Mapping[str, Any], name: str, rule: Mapping[str, Any], given: Any, required: bool
+) -> FormField:
+    rule = _rule(schema, rule)
+    value = rule.get("default") if given is _MISSING else given
+    choices = tuple(map(str, rule.get("enum", ())))
+    kind = "choice" if choices else _KINDS.get(str(rule.get("type")), "json")
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    label = in_words(printable(name))
+    return FormField(name, label, kind, printable(text), choices, required and kind != "checkbox")
+
+
+def form_values(approval: ToolApproval, posted: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a form says, as the schema wants it; what cannot be read stays a text."""
+    schema = approval.schema or {}
+    found: dict[str, Any] = {}
+    for name, rule in schema.get("properties", {}).items():
+        _take(found, name, _rule(schema, rule), posted.get(PREFIX + name, ""), rule)
+    return found
+
+
+def _take(
+    found: dict[str, Any], name: str, rule: Mapping[str, Any], text: str, whole: Mapping[str, Any]
+) -> None:
+    kind = rule.get("type")
+    if kind == "boolean":
+        found[name] = text == "on"
+    elif text == "" and {"type": "null"} in whole.get("anyOf", ()):
+        found[name] = None
+    elif text == "" and kind not in (None, "string"):
+        return  # Left out, which the schema may refuse.
+    else:
+        found[name] = text if kind == "string" or rule.get("enum") else _parsed(text)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,325 @@
+"""Items and runs to messages: what a person reads of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from django.db.models import Count, Q, QuerySet
+
+from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
+from agentic_django.models.querysets import RunQuerySet, usage_sum
+from agentic_django.presentation import wording
+from agentic_django.presentation.images import image_numbers
+from agentic_django.presentation.outputs import (
+    Output,
+    cell,
+    cut,
+    is_of_steps,
+    is_record,
+    joined_parts,
+    parsed,
+    readable,
+    shortened,
+)
+from agentic_django.presentation.wording import in_words
+from agentic_django.serialization import printable
+
+__all__ = [
+    "Message",
+    "Output",
+    "Piece",
+    "ToolCard",
+    "Turns",
+    "agent_name",
+    "by_day",
+    "input_messages",
+    "later",
+    "messages",
+    "pieces",
+    "tokens_and_cost",
+    "tool_calls",
+    "turns",
+]
+
+MAX_TURNS = 100
+MAX_ITEMS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCard:
+    """What an agent asked a tool, and what came back."""
+
+    call_id: str
+    name: str
+    arguments: Any = None
+    output: Any = None
+    is_answered: bool = False
+    seconds: float | None = None
+
+    @property
+    def summary(self) -> str:
+        """The one argument that matters: the first short one, with its name if it is a number."""
+        given = self.arguments if isinstance(self.arguments, dict) else {"": self.arguments}
+        for name, value in given.items():
+            if isinstance(value, bool) or value in (None, "", [], {}):
+                continue
+            if isinstance(value, int | float):
+                return cut(f"{name} {value}".replace("_", " ").strip())
+            if isinstance(value, str):
+                return cut(readable(value))
+        return ""
+
+    @property
+    def asked(self) -> str:
+        """All arguments, to be read; a line for each where they are plain."""
+        if self.arguments in (None, "", {}):
+            return ""
+        if not is_record(self.arguments):
+            return shortened(readable(self.arguments))
+        lines = [f"{name}: {cell(value)}" for name, value in self.arguments.items()]
+        return shortened(printable("\n".join(lines)))
+
+    @property
+    def pictures(self) -> list[int]:
+        """The numbers, from 1, of the pictures that came back."""
+        return image_numbers(self.call_id, self.output)
+
+    @property
+    def answered(self) -> str:
+        """What came back, to be read."""
+        return shortened(readable(self.output))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One piece of a conversation; ``kind`` is user, assistant, refusal, reasoning or tool."""
+
+    kind: str
+    text: str = ""
+    call: ToolCard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What an agent did on the way to its answer; ``kind`` is text, tool, reasoning or handoff."""
+
+    kind: str
+    text: str = ""
+    call: ToolCard | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """A conversation: what came before any run that is still known, then a turn for each run."""
+
+    messages: Sequence[Message]
+    runs: Sequence[AgentRun]
+    is_cut: bool = False
+
+
+# Conversations
+
+
+def turns(session: AgentSession) -> Turns:
+    """Return the last turns of a conversation, oldest first, in two statements."""
+    kept = list(_runs_of(session)[: MAX_TURNS + 1])
+    shown = kept[:MAX_TURNS][::-1]
+    for run in shown:
+        run.session = session
+    is_cut = len(kept) > MAX_TURNS
+    return Turns([] if is_cut else _before_runs(session), shown, is_cut)
+
+
+def later(runs: RunQuerySet, after: int) -> list[AgentRun]:
+    """Return the turns of a conversation behind a place, oldest first, in one statement."""
+    found = runs.filter(position__gt=after).select_related("session").with_place().with_steps()
+    return list(found.order_by("-position")[:MAX_TURNS])[::-1]
+
+
+def by_day(sessions: Sequence[AgentSession]) -> list[tuple[str, list[AgentSession]]]:
+    """Return conversations in their order, under the days on which they were last used."""
+    days = groupby(sessions, key=lambda session: wording.day(session.updated_at))
+    return [(day, list(found)) for day, found in days]
+
+
+def tokens_and_cost(session: AgentSession) -> tuple[int, float | None]:
+    """Return how many tokens the runs of a conversation used so far, and US dollars if known."""
+    runs = AgentRun.objects.using(database()).filter(session=session)
+    found = runs.aggregate(
+        tokens=usage_sum("total_tokens"),
+        dollars=usage_sum("cost_usd"),
+        unpriced=Count("pk", filter=Q(usage__requests__gt=0, usage__cost_usd__isnull=True)),
+    )
+    return round(found["tokens"] or 0), None if found["unpriced"] else found["dollars"]
+
+
+def _runs_of(session: AgentSession) -> QuerySet[AgentRun]:
+    runs = AgentRun.objects.using(database()).filter(session=session)
+    return runs.with_place().with_steps().order_by("-position")
+
+
+def _before_runs(session: AgentSession) -> list[Message]:
+    items = AgentSessionItem.objects.using(database()).filter(session=session, run=None)
+    latest = items.order_by("-sequence").values_list("payload", flat=True)[:MAX_ITEMS]
+    return messages(list(latest)[::-1])
+
+
+def input_messages(run: AgentRun) -> list[Message]:
+    """Return what the person gave this run to do."""
+    given = run.input_payload
+    if isinstance(given, str):
+        return [Message("user", printable(given))] if given.strip() else []
+    if isinstance(given, list) and all(isinstance(item, dict) for item in given):
+        return messages(given)
+    return [Message("user", readable(given))]
+
+
+def tool_calls(run: AgentRun) -> list[ToolCard]:
+    """Return the run's tool calls so far, oldest first."""
+    return [_call_of_step(step) for step in run.steps]
+
+
+def _call_of_step(step: dict[str, Any]) -> ToolCard:
+    return ToolCard(
+        call_id=str(step.get("call_id", "")),
+        name=printable(str(step.get("tool", ""))),
+        arguments=step.get("arguments"),
+        output=step.get("output"),
+        is_answered="output" in step,
+        seconds=step.get("duration_seconds"),
+    )
+
+
+def outputs(run: AgentRun) -> list[Output]:
+    """Return what the agent said on the way to its answer, which is shown in its own place."""
+    texts = run.texts
+    if run.status == AgentRun.Status.COMPLETED and texts:
+        if is_of_steps(run):
+            texts = [text for text in texts if text not in run.final_output.values()]
+        elif run.final_output in (texts[-1], parsed(texts[-1])):
+            texts = texts[:-1]
+    return [Output("text", printable(text)) for text in texts if text.strip()]
+
+
+def pieces(run: AgentRun) -> list[Piece]:
+    """Return what the agent said, thought, called and handed over, in the order of the events.
+
+    Its answer, and what came to nothing but an empty text, is not among them.
+    """
+    calls = {call.call_id: call for call in tool_calls(run)}
+    texts = [output.text for output in outputs(run)]
+    made = [_piece(kind, payload, calls, texts) for kind, payload in run.told]
+    return _without_repeated_agents([piece for piece in made if piece])
+
+
+def _without_repeated_agents(found: list[Piece]) -> list[Piece]:
+    """Leave out that the first agent began, and that one took over from itself."""
+    kept: list[Piece] = []
+    agent = next((piece.text for piece in found if piece.kind == "handoff"), "")
+    for piece in found:
+        if piece.kind != "handoff":
+            kept.append(piece)
+        elif piece.text != agent:
+            kept.append(piece)
+            agent = piece.text
+    return kept
+
+
+def _piece(
+    kind: str, payload: dict[str, Any], calls: dict[str, ToolCard], texts: list[str]
+) -> Piece | None:
+    """Return what an event shows; a call is shown where it was first told of."""
+    match kind:
+        case "message" if texts and printable(payload["text"]) == texts[0]:
+            return Piece("text", texts.pop(0))
+        case "reasoning" if text := printable(str(payload.get("summary") or "")).strip():
+            return Piece("reasoning", text)
+        case "agent.updated":
+            return Piece("handoff", in_words(printable(str(payload.get("agent", "")))))
+        case "tool.called" | "tool.output":
+            call = calls.pop(str(payload.get("call_id", "")), None)
+            return Piece("tool", call=call) if call else None
+    return None
+
+
+def agent_name(run: AgentRun) -> str:
+    """Return what to call the agent: its key in words."""
+    return in_words(run.agent_key)
+
+
+# Items
+
+
+def messages(items: Iterable[Any]) -> list[Message]:
+    """Return the messages of items in the SDK's input format, oldest first.
+
+    A call and its output become one message. What the model was told by the host (system and
+    developer messages) and items of kinds that a person cannot read are left out.
+    """
+    found: list[Message] = []
+    calls: dict[str, int] = {}
+    for item in items:
+        if not isinstance(item, dict):
+            continue
+        if _is_output(item):
+            _answer(found, calls, item)
+        elif message := _message(item):
+            if message.call:
+                calls[message.call.call_id] = len(found)
+            found.append(message)
+    return found
+
+
+def _is_output(item: dict[str, Any]) -> bool:
+    return str(item.get("type", "")).endswith("_call_output")
+
+
+def _answer(found: list[Message], calls: dict[str, int], item: dict[str, Any]) -> None:
+    place = calls.get(str(item.get("call_id")))
+    if place is None:
+        return
+    message = found[place]
+    if message.call:
+        call = replace(message.call, output=item.get("output"), is_answered=True)
+        found[place] = replace(message, call=call)
+
+
+def _message(item: dict[str, Any]) -> Message | None:
+    kind = str(item.get("type") or "message")
+    if kind == "message":
+        return _spoken(str(item.get("role")), item.get("content"))
+    if kind == "reasoning":
+        text = joined_parts(item.get("summary"))
+        return Message("reasoning", text) if text else None
+    if kind.endswith("_call"):
+        return Message("tool", call=_call_of_item(kind, item))
+    return None
+
+
+def _spoken(role: str, content: Any) -> Message | None:
+    if role not in ("user", "assistant"):
+        return None
+    text = joined_parts(content)
+    if role == "assistant" and _is_refusal(content):
+        return Message("refusal", text)
+    return Message(role, text) if text else None
+
+
+def _is_refusal(content: Any) -> bool:
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts)
+
+
+def _call_of_item(kind: str, item: dict[str, Any]) -> ToolCard:
+    hosted = kind not in ("function_call", "custom_tool_call")
+    given = item.get("arguments", item.get("input", item.get("action")))
+    return ToolCard(
+        call_id=str(item.get("call_id") or item.get("id") or ""),
+        name=printable(str(item.get("name") or kind.removesuffix("_call"))),
+        arguments=parsed(given),
+        output=item.get("output"),
+        is_answered=hosted,
+    )

@@ -1,0 +1,95 @@
+"""Pictures that tools return and models make: found in what is recorded, served by the app.
+
+A picture at another's address is never loaded, since loading it would tell what is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from agentic_django.models import AgentRun, StepCheckpoint, database
+
+__all__ = ["Image", "find_image", "image_numbers"]
+
+TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+"""What is served: pictures in which nothing can run."""
+
+_DATA = re.compile(rf"data:({'|'.join(map(re.escape, TYPES))});base64,([A-Za-z0-9+/=\s]+)")
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+_SIGNATURES = {
+    b"\x89PNG": TYPES[0],
+    b"\xff\xd8\xff": TYPES[1],
+    b"GIF8": TYPES[2],
+    b"RIFF": TYPES[3],
+}
+
+Kind = StepCheckpoint.Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture as it is served."""
+
+    content_type: str
+    content: bytes
+
+
+def image_numbers(call_id: str, output: Any) -> list[int]:
+    """Return the numbers, from 1, of the pictures that the output of a call holds."""
+    if not _NAME.fullmatch(call_id):
+        return []
+    return [number for number, _ in enumerate(_parts(output), 1)]
+
+
+def _parts(output: Any) -> Iterator[dict[str, Any]]:
+    for part in output if isinstance(output, list) else [output]:
+        match part:
+            case {"type": "image" | "input_image", "image_url": str(url)} if _DATA.fullmatch(url):
+                yield part
+            case {"type": "generated_image"}:
+                yield part
+
+
+def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
+    """Return a picture by the call that gave it and its number; None if there is none."""
+    if not _NAME.fullmatch(call_id):
+        return None
+    rows = StepCheckpoint.objects.using(database()).filter(run=run).order_by("-id")
+    made = rows.filter(kind=Kind.TOOL, key__endswith=f":tool:{call_id}").first()
+    if made is not None:
+        parts = list(_parts(made.result))
+        return _decoded(parts[number - 1]["image_url"]) if 0 < number <= len(parts) else None
+    answers = rows.filter(kind=Kind.MODEL).values_list("result", flat=True).iterator()
+    items = (item for result in answers for item in (result or {}).get("output", ()))
+    found = next((item for item in items if _is_generated(item, call_id)), None)
+    return _recognised(str(found.get("result") or "")) if found and number == 1 else None
+
+
+def _is_generated(item: dict[str, Any], call_id: str) -> bool:
+    return item.get("type") == "image_generation_call" and item.get("id") == call_id
+
+
+def _decoded(url: str) -> Image | None:
+    match = _DATA.fullmatch(url)
+    return _picture(match[1], match[2]) if match else None
+
+
+def _recognised(encoded: str) -> Image | None:
+    """Return a picture of which only the data is known."""
+    picture = _picture("", encoded)
+    if picture is None:
+        return None
+    kind = next((k for start, k in _SIGNATURES.items() if picture.content.startswith(start)), "")
+    return Image(kind, picture.content) if kind else None
+
+
+def _picture(content_type: str, encoded: str) -> Image | None:
+    try:
+        return Image(content_type, base64.b64decode("".join(encoded.split()), validate=True))
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,218 @@
+"""What a run came to, in the shape in which it reads best; any JSON value as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from agentic_django.models import AgentRun
+from agentic_django.serialization import printable
+
+__all__ = [
+    "Output",
+    "Section",
+    "cell",
+    "cut",
+    "is_of_steps",
+    "is_record",
+    "joined_parts",
+    "parsed",
+    "readable",
+    "run_output",
+    "shortened",
+]
+
+MAX_SHOWN = 20_000
+"""So many characters of a tool's arguments and output, or of a step's result, are shown."""
+
+MAX_ROWS = 20
+"""So many entries of a step's result are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An answer as it is shown; ``kind`` is text, facts, table, list, json, steps or none."""
+
+    kind: str
+    text: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    more: int = 0
+    sections: Sequence[Section] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What one step of a pipeline came to, and that in a line."""
+
+    label: str
+    run_output: Output
+    summary: str = ""
+
+
+# Text
+
+
+def parsed(given: Any) -> Any:
+    """Return what a text holds, if it is JSON; anything else as it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError):
+        return given
+
+
+def readable(value: Any) -> str:
+    """Return any JSON value as text for a person: text as it is, the rest indented."""
+    if isinstance(value, str):
+        structured = parsed(value) if value[:1] in "{[" else value
+        return printable(value) if isinstance(structured, str) else readable(structured)
+    if isinstance(value, dict | list) and (text := joined_parts(value)):
+        return text
+    return _indented(value)
+
+
+def _indented(value: Any) -> str:
+    try:
+        indent = 2 if _is_shallow(value) else None
+        return printable(json.dumps(value, ensure_ascii=False, indent=indent))
+    except RecursionError:
+        return _("[Nested too deeply to be shown]")
+
+
+def _is_shallow(value: Any, levels: int = 20) -> bool:
+    """Whether a value has few levels: the indentation of many would outgrow the value itself."""
+    children = value.values() if isinstance(value, dict) else value
+    if isinstance(children, str) or not isinstance(children, Iterable):
+        return True
+    return levels > 0 and all(_is_shallow(child, levels - 1) for child in children)
+
+
+def joined_parts(content: Any) -> str:
+    """Return the text of content parts; pictures and files are named, not shown."""
+    if isinstance(content, str):
+        return printable(content)
+    parts = content if isinstance(content, list) else [content]
+    texts = [_part(part) for part in parts]
+    return printable("\n\n".join(filter(None, texts))) if all(t is not None for t in texts) else ""
+
+
+def _part(part: Any) -> str | None:
+    """Return the text of one content part; None for what is not one."""
+    match part:
+        case {"type": "input_text" | "output_text" | "text" | "summary_text", "text": str(text)}:
+            return text
+        case {"type": "refusal", "refusal": str(text)}:
+            return text
+        case {"type": "input_image" | "image" | "generated_image"}:
+            return _("[Picture]")
+        case {"type": "input_file" | "file"}:
+            return _("[File] %(name)s") % {"name": part.get("filename") or ""}
+        case {"type": "input_audio" | "audio"}:
+            return _("[Recording]")
+    return None
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def cut(text: str, length: int = 80) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
+# Answers
+
+
+def run_output(run: AgentRun) -> Output:
+    """Return a run's answer in the shape in which it reads best."""
+    if is_of_steps(run) and not all(map(_is_short, run.final_output.values())):
+        return _of_steps(run.final_output)
+    return _shaped(run.final_output)
+
+
+def _shaped(value: Any) -> Output:
+    match value:
+        case None:
+            return Output("none")
+        case str():
+            return Output("text", printable(value))
+        case dict() if value and all(map(_is_scalar, value.values())):
+            return Output("facts", rows=[(_label(k), cell(v)) for k, v in value.items()])
+        case list() if value and all(map(is_record, value)):
+            return _table(value)
+        case list() if value and all(map(_is_scalar, value)):
+            return Output("list", rows=[(cell(v),) for v in value])
+    return Output("json", _indented(value))
+
+
+def is_of_steps(run: AgentRun) -> bool:
+    """Whether a run's answer is what its steps came to, by their names."""
+    value = run.final_output
+    names = {stage["step_name"] for stage in run.stages} if isinstance(value, dict) else set()
+    return bool(value) and bool(names) and names >= set(value)
+
+
+def _of_steps(results: dict[str, Any]) -> Output:
+    """Return what steps came to; the last is the answer, the others open from a line each."""
+    found = {name: value for name, value in results.items() if value not in (None, "")}
+    sections = [
+        Section(_label(name), _bounded(value), _in_a_line(value)) for name, value in found.items()
+    ]
+    return Output("steps", sections=sections) if sections else Output("none")
+
+
+def _bounded(value: Any) -> Output:
+    """Return a part of an answer: markup as its source, nothing of it at full length."""
+    is_markup = isinstance(value, str) and value.lstrip().startswith("<")
+    made = Output("json", printable(value)) if is_markup else _shaped(value)
+    more = max(len(made.rows) - MAX_ROWS, 0)
+    return replace(made, text=shortened(made.text), rows=made.rows[:MAX_ROWS], more=more)
+
+
+def _in_a_line(value: Any) -> str:
+    match value:
+        case dict():
+            plain = {name: each for name, each in value.items() if _is_short(each)}
+            return cut(", ".join(f"{_label(n)}: {cell(v)}" for n, v in plain.items()))
+        case list():
+            return ngettext("%d entry", "%d entries", len(value)) % len(value)
+    return cut(cell(value)[:MAX_SHOWN])
+
+
+def _table(records: list[dict[str, Any]]) -> Output:
+    names = list(dict.fromkeys(name for record in records for name in record))
+    rows = [[cell(record.get(name)) for name in names] for record in records]
+    return Output("table", columns=[_label(name) for name in names], rows=rows)
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _is_short(value: Any) -> bool:
+    return _is_scalar(value) and len(str(value)) <= 200
+
+
+def is_record(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_scalar, value.values()))
+
+
+def _label(name: str) -> str:
+    words = printable(name).replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    return printable(str(value))

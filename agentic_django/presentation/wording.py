@@ -1,0 +1,373 @@
+"""How long, how many and what next, in words for a person."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+from django.utils.formats import date_format, number_format
+from django.utils.text import Truncator
+from django.utils.timesince import timesince
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext, npgettext_lazy, pgettext
+
+from agentic_django.conf import settings
+from agentic_django.exceptions import SENTENCES, sentence
+from agentic_django.models import AgentRun
+from agentic_django.serialization import printable
+
+__all__ = [
+    "Progress",
+    "Stage",
+    "activity",
+    "advice",
+    "ago",
+    "cost",
+    "day",
+    "duration",
+    "elapsed",
+    "event",
+    "event_summary",
+    "in_words",
+    "is_late",
+    "progress",
+    "reason",
+    "short",
+    "since",
+    "stages",
+    "took",
+]
+
+Status = AgentRun.Status
+
+SHOWN_AFTER = 10
+"""After so many seconds, a person is told how long it has taken."""
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration with its units: ``0.12 s``, ``2.1 s``, ``12 s``, ``2 m 41 s``."""
+    if seconds is None:
+        return ""
+    seconds = max(float(seconds), 0.0)
+    if seconds < 0.0095:
+        return pgettext("duration", "%(count)s ms") % {"count": round(seconds * 1000)}
+    if seconds < 59.5:
+        places = 2 if seconds < 0.995 else 1 if seconds < 9.95 else 0
+        number = number_format(round(seconds, places), decimal_pos=places)
+        return pgettext("duration", "%(seconds)s s") % {"seconds": number}
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        parts = {"minutes": minutes, "seconds": rest}
+        return pgettext("duration", "%(minutes)s m %(seconds)s s") % parts
+    hours, minutes = divmod(minutes, 60)
+    return pgettext("duration", "%(hours)s h %(minutes)s m") % {"hours": hours, "minutes": minutes}
+
+
+def cost(dollars: float) -> str:
+    """Return a sum of US dollars: ``$12.30``, ``0.4 ¢``."""
+    if 0 < abs(dollars) < 0.995:
+        cents = dollars * 100
+        return f"{number_format(round(cents, 2 if cents < 0.1 else 1))} ¢"
+    return f"${number_format(round(dollars, 2), decimal_pos=2, force_grouping=True)}"
+
+
+def took(run: AgentRun) -> float | None:
+    """Return for how many seconds a run that has ended ran; None if it never did.
+
+    Of one that was tried again only the running counts, not the time in between; what was cut
+    off counts up to the last renewal of its lease.
+    """
+    if run.started_at is None or run.finished_at is None:
+        return None
+    if run.attempt > 1:
+        return run.active_seconds or None
+    return (run.finished_at - run.started_at).total_seconds()
+
+
+def elapsed(run: AgentRun) -> float | None:
+    """Return for how many seconds a run has been running; None if it is not."""
+    if run.status != Status.RUNNING or run.started_at is None:
+        return None
+    if run.attempt > 1 and run.lease_ends_at is not None:
+        renewed = run.lease_ends_at - timedelta(seconds=settings.LEASE_SECONDS)
+        return run.active_seconds + max((run.read_at - renewed).total_seconds(), 0.0)
+    return max((run.read_at - run.started_at).total_seconds(), 0.0)
+
+
+def is_late(run: AgentRun) -> bool:
+    """Whether the run's worker is gone and another has not taken over yet."""
+    if run.status == Status.PENDING:
+        return run.failures > 0
+    ends = run.lease_ends_at
+    return run.status == Status.RUNNING and isinstance(ends, datetime) and ends < run.read_at
+
+
+def activity(run: AgentRun) -> str:
+    """Return what a running run does now, in words."""
+    if run.activity:
+        return run.activity
+    open_calls = [step for step in run.steps if "output" not in step]
+    if open_calls:
+        return _("Using %(tool)s…") % {"tool": open_calls[-1].get("tool", "")}
+    return _("Working…")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step as it is shown; ``state`` is its dot's: done, busy, waiting, failed or none."""
+
+    label: str
+    state: str
+    words: str
+    seconds: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come."""
+
+    percent: int
+    words: str
+
+
+def stages(run: AgentRun) -> list[Stage]:
+    """Return the steps of a pipeline so far."""
+    return [_stage(run, told) for told in run.stages]
+
+
+def _stage(run: AgentRun, told: dict[str, Any]) -> Stage:
+    label = _stage_label(told)
+    match told["state"]:
+        case "completed":
+            return Stage(label, "done", _("done"), told.get("duration_seconds"))
+        case "skipped":
+            return Stage(label, "done", _("reused"), told.get("duration_seconds"))
+        case "failed":
+            return Stage(label, "failed", _failed(told), error=_error(told))
+    if run.is_finished:
+        return Stage(label, "none", _("stopped"))
+    if run.status != Status.RUNNING or is_late(run):
+        return Stage(label, "waiting", _("interrupted"))
+    if told["state"] == "retrying":
+        return Stage(
+            label,
+            "waiting",
+            _("trying again, %(n)d of %(most)d") % _tries(told),
+            None,
+            _error(told),
+        )
+    if _tries(told)["n"] > 1:
+        return Stage(label, "busy", _("under way, attempt %(n)d of %(most)d") % _tries(told))
+    return Stage(label, "busy", _("under way"))
+
+
+def _tries(told: dict[str, Any]) -> dict[str, int]:
+    return {"n": told.get("attempt") or 1, "most": told.get("max_attempts") or 1}
+
+
+def _failed(told: dict[str, Any]) -> str:
+    tries = told.get("attempts") or 1
+    if tries == 1:
+        return _("failed")
+    return ngettext("failed after %d attempt", "failed after %d attempts", tries) % tries
+
+
+def _error(told: dict[str, Any]) -> str:
+    """Return why a step failed; empty if there is no more to say than that it did."""
+    if told.get("code") == "internal":
+        return ""
+    return Truncator(printable(str(_told(told, "error") or ""))).chars(500)
+
+
+def _stage_label(told: dict[str, Any]) -> str:
+    return printable(str(told.get("description") or in_words(str(told["step_name"]))))
+
+
+def in_words(name: str) -> str:
+    """Return a name of code as a person would write it."""
+    words = re.sub(r"[-_.]+", " ", name).strip()
+    return words[:1].upper() + words[1:]
+
+
+def progress(run: AgentRun) -> Progress | None:
+    """Return how far a run has come; None if nothing was said of that."""
+    told, known = run.progress or {}, run.stages
+    if not told and not known:
+        return None
+    said = printable(str(told.get("description") or ""))
+    # What is done is said of each step; a text of the host's own tells more than their number.
+    of_steps = [stage.get(name) for stage in known for name in ("description", "step_name")]
+    is_own = said and told.get("description") not in of_steps
+    return Progress(_percent(told), said if is_own else _steps_done(known))
+
+
+def _percent(told: dict[str, Any]) -> int:
+    try:
+        return min(max(int(float(told.get("progress_percent", 0))), 0), 100)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _steps_done(known: Sequence[dict[str, Any]]) -> str:
+    done = sum(stage["state"] in ("completed", "skipped") for stage in known)
+    total = max([len(known), *(stage.get("total_steps") or 0 for stage in known)])
+    if not total:
+        return ""
+    told = ngettext("%(done)d of %(total)d step done", "%(done)d of %(total)d steps done", total)
+    return told % {"done": done, "total": total}
+
+
+def reason(run: AgentRun) -> str:
+    """Return why a run failed, as a sentence in the reader's language."""
+    return str(sentence(run.error_code))
+
+
+_AGAIN = gettext_lazy("Trying again goes on from where it stopped.")
+_SUPPORT = gettext_lazy("Trying again will hardly help; please tell support.")
+
+ADVICE: dict[str, Any] = {
+    "unknown_agent": _SUPPORT,
+    "bad_setting": _SUPPORT,
+    "guardrail": gettext_lazy("Asking in other words may help."),
+    "declined": _AGAIN,
+    "max_turns": _AGAIN,
+    "not_serializable": _SUPPORT,
+    "provider_refused": gettext_lazy("Asking in other words may help."),
+    "timed_out": _AGAIN,
+    "tool_timed_out": _AGAIN,
+    "unresolved_intent": gettext_lazy("Please tell support before you try again."),
+}
+"""Whether trying again may help, where the reason does not say so itself."""
+
+
+def advice(run: AgentRun) -> str:
+    """Return whether trying again may help; empty where the reason says so itself."""
+    return str(ADVICE.get(run.error_code, ""))
+
+
+EVENTS: dict[str, Any] = {
+    "run.started": gettext_lazy("Started"),
+    "run.retrying": gettext_lazy("Sent again"),
+    "run.waiting": gettext_lazy("Waiting"),
+    "run.completed": gettext_lazy("Completed"),
+    "run.failed": gettext_lazy("Failed"),
+    "run.cancelled": gettext_lazy("Stopped"),
+    "run.timed_out": gettext_lazy("Timed out"),
+    "agent.updated": gettext_lazy("Another agent took over"),
+    "message": gettext_lazy("Message"),
+    "reasoning": gettext_lazy("Thoughts"),
+    "tool.called": gettext_lazy("Tool called"),
+    "tool.output": gettext_lazy("Tool answered"),
+    "step.started": gettext_lazy("Step started"),
+    "step.completed": gettext_lazy("Step completed"),
+    "step.failed": gettext_lazy("Step failed"),
+    "step.retrying": gettext_lazy("Step tried again"),
+    "step.skipped": gettext_lazy("Step skipped"),
+    "progress.update": gettext_lazy("Progress"),
+    "approval.requested": gettext_lazy("Decision asked for"),
+    "approval.decided": gettext_lazy("Decided"),
+    "log": gettext_lazy("Note"),
+    "error": gettext_lazy("Error"),
+}
+
+
+def event(event_type: str) -> str:
+    """Return what happened, in words; a type of the host's own as it is written."""
+    return str(EVENTS.get(event_type, event_type))
+
+
+REASONS: dict[str, Any] = {
+    "asked": gettext_lazy("As asked"),
+    "approval": gettext_lazy("For a decision"),
+    "database_away": gettext_lazy("The database could not be reached"),
+    "decided": gettext_lazy("Everything was decided"),
+    "handed_back": gettext_lazy("The worker was ending"),
+    "lost": gettext_lazy("The worker was lost"),
+    "provider_busy": gettext_lazy("The model was busy"),
+    "provider_unreachable": gettext_lazy("The model could not be reached"),
+}
+"""Why a run was sent again, by what its event gives as the reason."""
+
+
+_TELLING = (
+    "tool",
+    "step_name",
+    "text",
+    "summary",
+    "error",
+    "description",
+    "reason",
+    "decision",
+    "message",
+    "agent",
+)
+"""The fields that tell what an event is about; the first that there is."""
+
+
+def event_summary(payload: Any) -> str:
+    """Return in a few words what an event is about: a tool, a step or a text."""
+    if not isinstance(payload, dict):
+        return ""
+    name = next((name for name in _TELLING if isinstance(payload.get(name), str)), "")
+    return Truncator(printable(_told(payload, name))).chars(120)
+
+
+def _told(payload: dict[str, Any], name: str) -> str:
+    """Return a field's text; in the reader's language where it is one of the app's own."""
+    text, code = payload.get(name, ""), payload.get("code")
+    if name == "error" and isinstance(code, str):
+        return str(SENTENCES.get(code, text))
+    if name == "reason" and text.startswith("by "):
+        return _("As asked by %(name)s") % {"name": text.removeprefix("by ")}
+    return str(REASONS.get(text, text)) if name == "reason" else text
+
+
+_AGO: dict[str, Any] = {
+    "year": npgettext_lazy("ago", "%(num)d year", "%(num)d years", "num"),
+    "month": npgettext_lazy("ago", "%(num)d month", "%(num)d months", "num"),
+    "week": npgettext_lazy("ago", "%(num)d week", "%(num)d weeks", "num"),
+    "day": npgettext_lazy("ago", "%(num)d day", "%(num)d days", "num"),
+    "hour": npgettext_lazy("ago", "%(num)d hour", "%(num)d hours", "num"),
+    "minute": npgettext_lazy("ago", "%(num)d minute", "%(num)d minutes", "num"),
+}
+"""Django's own words, in a context of their own: some languages decline them after "ago"."""
+
+
+def ago(moment: datetime) -> str:
+    """Return how long ago something was, roughly."""
+    if (timezone.now() - moment).total_seconds() < 60:
+        return _("just now")
+    return _("%(time)s ago") % {"time": timesince(moment, time_strings=_AGO, depth=1)}
+
+
+def short(moment: datetime) -> str:
+    """Return when something was, as a list has room for: ``now``, ``2 m``, ``18:20``, a date."""
+    seconds = (timezone.now() - moment).total_seconds()
+    if seconds < 60:
+        return pgettext("when", "now")
+    if seconds < 3600:
+        return pgettext("duration", "%(minutes)s m") % {"minutes": int(seconds // 60)}
+    local = timezone.localtime(moment)
+    if (timezone.localdate() - local.date()).days < 2:
+        return date_format(local, "TIME_FORMAT")
+    return date_format(local, "SHORT_DATE_FORMAT")
+
+
+def day(moment: datetime) -> str:
+    """Return the heading under which a list has what was used then."""
+    days = (timezone.localdate() - timezone.localtime(moment).date()).days
+    if days < 1:
+        return _("Today")
+    if days == 1:
+        return _("Yesterday")
+    return _("Last 7 days") if days < 7 else _("Earlier")
+
+
+def since(moment: datetime, start: datetime) -> str:
+    """Return how long after a start something was, as ``+2.1 s``."""
+    return f"+{duration((moment - start).total_seconds())}"

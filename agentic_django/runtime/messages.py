@@ -1,0 +1,114 @@
+"""Converts messages in OpenAI's chat format to the SDK's input items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentic_django.exceptions import BadInput
+from agentic_django.serialization import dumps, from_part, text_of, to_jsonable
+
+__all__ = ["Message", "run_input_items", "system_instructions", "to_input_items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a model said: text, and the tools that it wants called."""
+
+    role: str
+    content: str | None
+    tool_calls: Sequence[dict[str, Any]] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message in the chat format, to be put behind the others."""
+        plain: dict[str, Any] = {"role": self.role, "content": self.content}
+        return {**plain, "tool_calls": list(self.tool_calls)} if self.tool_calls else plain
+
+
+def to_input_items(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
+    """Return the SDK's input items for messages in the chat format, the system's only if asked.
+
+    Raises BadInput for what is no list, and for a message that cannot be read.
+    """
+    if isinstance(messages, str | Mapping):
+        raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
+    plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
+    items = [item for m in plain for item in _read(to_jsonable(m, "message"), system=system)]
+    custom = {item["call_id"] for item in items if item.get("type") == "custom_tool_call"}
+    for item in items:
+        if item.get("type") == "function_call_output" and item["call_id"] in custom:
+            item["type"] = "custom_tool_call_output"
+    return items
+
+
+def run_input_items(messages: Sequence[Any]) -> list[Any]:
+    """Return the SDK's input items for a run's input; what is no message stays as it is."""
+    found: list[Any] = []
+    for message in messages:
+        try:
+            found += to_input_items([message], system=True)
+        except BadInput:
+            found.append(message)
+    return found
+
+
+def system_instructions(messages: Sequence[Any]) -> str | None:
+    """Return the words of the system among messages in the chat format."""
+    plain = [m for m in messages if not isinstance(m, Message)]
+    said = [str(_text(m["content"])) for m in plain if m.get("role") in _SYSTEM]
+    return "\n\n".join(said) or None
+
+
+_SYSTEM = ("system", "developer")
+
+
+def _read(message: Any, *, system: bool) -> list[Any]:
+    if not isinstance(message, Mapping):
+        raise BadInput(f"A message is a dict with a role, not {type(message).__name__}.")
+    try:
+        return _items(message, system=system)
+    except (KeyError, TypeError, AttributeError) as error:
+        role = message.get("role")
+        raise BadInput(f"A message of the role {role!r} cannot be read: {error!r}.") from error
+
+
+def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
+    if "type" in message:  # An item of the SDK's.
+        return [dict(message)]
+    match message.get("role"):
+        case "system" | "developer" as role:
+            return [{"role": role, "content": _text(message["content"])}] if system else []
+        case "user":
+            content = message["content"]
+            parts = [from_part(p) for p in content] if isinstance(content, list) else content
+            return [{"role": "user", "content": parts}]
+        case "assistant":
+            said = [{"role": "assistant", "content": _text(message.get("content"))}]
+            calls = [_call(call) for call in message.get("tool_calls") or ()]
+            return [*(said if said[0]["content"] else []), *calls]
+        case "tool":
+            call_id, output = message["tool_call_id"], message["content"]
+            text = output if isinstance(output, str) else dumps(output)
+            return [{"type": "function_call_output", "call_id": call_id, "output": text}]
+    raise BadInput(
+        f"A message has the role {message.get('role')!r}; use system, user, assistant or tool."
+    )
+
+
+def _text(content: Any) -> Any:
+    """Return content as text if it is parts with text."""
+    text = text_of(content) if isinstance(content, list) else None
+    return content if text is None else text
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if call.get("type") == "custom":
+        return {"type": "custom_tool_call", "call_id": call["id"], **call["custom"]}
+    function = call["function"]
+    return {
+        "type": "function_call",
+        "call_id": call["id"],
+        "name": function["name"],
+        "arguments": function["arguments"],
+    }

@@ -1,0 +1,210 @@
+"""Rate limits, and what input and run options may look like; services and views share it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from django.utils.translation import gettext as _
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agentic_django.conf import settings
+from agentic_django.exceptions import BadInput, InputTooLarge
+from agentic_django.models import SESSION_KEY
+from agentic_django.serialization import to_jsonable
+
+__all__ = [
+    "MAX_DEPTH",
+    "RunOptions",
+    "check_item_count",
+    "check_json",
+    "check_session_key",
+    "suggestion",
+    "validated",
+    "validated_client_options",
+    "validated_input",
+    "validated_run_options",
+]
+
+MAX_DEPTH = 64
+"""How deeply lists and objects may stand within each other."""
+
+SDK_MAX_TURNS = 10
+"""The SDK's own bound; importing the SDK only for it would slow every web process down."""
+
+
+# Input
+
+
+def validated_input(payload: Any) -> str | list[dict[str, Any]]:
+    """Return a run's input as it is stored: a text, or a list of the SDK's input items.
+
+    Raises BadInput for anything else and for what is empty, NotSerializable for values that
+    JSON cannot hold.
+    """
+    payload = to_jsonable(payload, "input")
+    if _is_text(payload) or _is_items(payload):
+        return payload  # type: ignore[no-any-return]
+    raise BadInput(
+        errors={
+            "input": _(
+                "Give a text that is not empty, or a list of at least one input item: "
+                'an object with a "role" or a "type".'
+            )
+        }
+    )
+
+
+def _is_text(payload: Any) -> bool:
+    return isinstance(payload, str) and bool(payload.strip())
+
+
+def _is_items(payload: Any) -> bool:
+    return isinstance(payload, list) and bool(payload) and all(map(_is_item, payload))
+
+
+def _is_item(item: Any) -> bool:
+    return isinstance(item, dict) and any(isinstance(item.get(k), str) for k in ("role", "type"))
+
+
+def check_item_count(payload: Any) -> None:
+    """Raise InputTooLarge for more items than ``AGENTIC_DJANGO_MAX_INPUT_ITEMS``."""
+    most = settings.MAX_INPUT_ITEMS
+    if isinstance(payload, list) and len(payload) > most:
+        text = _("%(count)s items are too many; this site accepts %(most)s.")
+        raise InputTooLarge(errors={"input": text % {"count": len(payload), "most": most}})
+
+
+def check_session_key(key: str) -> None:
+    """Raise BadInput for a key that could not stand in an address."""
+    if not re.fullmatch(SESSION_KEY, key):
+        text = "A session key is 1 to 255 ASCII letters, digits, '-' or '_'."
+        raise BadInput(errors={"session_key": text})
+
+
+def check_json(value: Any, path: str = "", depth: int = 0) -> None:
+    """Raise BadInput for what a database's JSON cannot hold, naming where it stands.
+
+    That is U+0000, lone surrogates, numbers that are not finite, and what is nested too deeply.
+    """
+    if depth > MAX_DEPTH:
+        text = _("This is nested more than %(most)s levels deep.")
+        raise BadInput(errors={path: text % {"most": MAX_DEPTH}})
+    if isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(errors={path: _("NaN and infinities are not numbers in JSON.")})
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_text(key, path or _("(a field's name)"))
+            check_json(inner, f"{path}.{key}".lstrip("."), depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            check_json(inner, f"{path}[{index}]", depth + 1)
+
+
+def _check_text(text: str, path: str) -> None:
+    if "\x00" in text:
+        raise BadInput(errors={path: _("The character U+0000 is not accepted.")})
+    if re.search(r"[\ud800-\udfff]", text):
+        raise BadInput(errors={path: _("A lone surrogate is not a character.")})
+
+
+def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -> M:
+    """Return data as a model; raises BadInput, which names each field that is wrong."""
+    try:
+        return model.model_validate(data, strict=strict)
+    except ValidationError as error:
+        raise BadInput(errors=_errors(model, error)) from None
+
+
+def _errors(model: type[BaseModel], error: ValidationError) -> dict[str, str]:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return {_path(d["loc"]): _sentence(model, d["type"], d["msg"], d["loc"]) for d in details}
+
+
+def _path(loc: Iterable[Any]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).lstrip(".") or "(body)"
+
+
+def _sentence(model: type[BaseModel], kind: str, message: str, loc: tuple[Any, ...]) -> str:
+    if kind == "extra_forbidden":
+        return " ".join([_("Unknown field."), suggestion(str(loc[-1]), model.model_fields)])
+    return message.removeprefix("Value error, ").removesuffix(".") + "."
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the sentence that helps who wrote a name that is not known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return _("Did you mean %(near)r?") % {"near": near[0]}
+    return _("Known: %(names)s.") % {"names": ", ".join(names) or _("none")}
+
+
+# Run options
+
+
+class RunOptions(BaseModel):
+    """The options a run may carry: those of the SDK's that JSON can hold.
+
+    ``max_turns`` is an argument of the SDK's ``Runner``, the others belong to its ``RunConfig``.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    max_turns: Annotated[int, Ge(1)] | None = None
+    model: str = ""
+    model_settings: dict[str, Any] = {}
+    workflow_name: str = ""
+    trace_id: str = ""
+    group_id: str = ""
+    trace_metadata: dict[str, Any] = {}
+    tracing_disabled: bool = False
+    trace_include_sensitive_data: bool = True
+
+
+def validated_run_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a host's code gives a run; raises BadInput for unknown ones."""
+    options = to_jsonable(dict(config), "config")
+    check_json(options, "config")
+    try:
+        return validated(RunOptions, options).model_dump(exclude_unset=True)
+    except BadInput as error:
+        raise BadInput(errors={f"config.{name}": e for name, e in error.errors.items()}) from None
+
+
+def validated_client_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a client asks for; raises BadInput for what it may not set.
+
+    ``AGENTIC_DJANGO_CLIENT_RUN_OPTIONS`` says what it may, and ``max_turns`` goes up to the
+    host's own.
+    """
+    names = settings.CLIENT_RUN_OPTIONS
+    refused = {f"config.{name}": _allowed(names) for name in config if name not in names}
+    if refused:
+        raise BadInput(errors=refused)
+    options = validated_run_options(config)
+    most = _max_turns()
+    if most is not None and (options.get("max_turns", 1) or most + 1) > most:
+        text = _("Give a number from 1 to %(most)s.") % {"most": most}
+        raise BadInput(errors={"config.max_turns": text})
+    return options
+
+
+def _max_turns() -> int | None:
+    most: int | None = settings.DEFAULT_RUN_OPTIONS.get("max_turns", SDK_MAX_TURNS)
+    return most
+
+
+def _allowed(names: Iterable[str]) -> str:
+    most = _("max_turns (1 to %(most)s)") % {"most": _max_turns() or _("any number")}
+    known = ", ".join(most if name == "max_turns" else name for name in names)
+    return _("Not allowed. Allowed: %(names)s.") % {"names": known or _("none")}
+
+
+# Rate

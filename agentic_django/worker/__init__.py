@@ -1,0 +1,1 @@
+"""Executes runs: one attempt at a time on a queue's thread, or hundreds in one process."""

@@ -1,0 +1,146 @@
+"""One process that carries many runs at once: takes them, keeps them, and ends well.
+
+The main thread takes work from a source and, once it is told to end, waits for what runs. A first
+signal drains; a second one, or a limit on the drain, hands the runs back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections
+
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import heartbeat, recovery
+from agentic_django.openai_agents import runner
+from agentic_django.signals import logger
+from agentic_django.worker.slots import Source, WorkerSlots, WorkerState
+
+__all__ = ["WorkerOptions", "WorkerProcess", "run_worker"]
+
+_HAND_BACK_SECONDS = 10.0
+"""How long handed-back runs may take to notice."""
+
+_SAME_SIGNAL_SECONDS = 0.5
+"""A terminal's Ctrl-C and a supervisor may send the same request twice."""
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker's process is to work."""
+
+    queue: str = "default"
+    source: str = "rq"
+    concurrency: int = 200
+    records: int = 4
+    """Threads, each with one database connection, for what the app records."""
+    work: int = 16
+    """Threads for synchronous tools, steps and factories, each with at most one connection."""
+    is_burst: bool = False
+    poll_seconds: float = 1.0
+
+
+def run_worker(orders: WorkerOptions, say: Callable[[str], None], tell: Callable[[], None]) -> None:
+    """Work until told to end; to be called in the main thread of a process of its own.
+
+    ``say`` is for a person who watches; ``tell`` is called about once a second while the process
+    works as it should.
+    """
+    WorkerProcess(orders, say, tell).work()
+    say(f"Process {os.getpid()} has ended.")
+
+
+class WorkerProcess:
+    """A process's slots, where its runs come from, and what keeps it going."""
+
+    def __init__(
+        self, orders: WorkerOptions, say: Callable[[str], None], tell: Callable[[], None]
+    ) -> None:
+        self.duty = WorkerState(
+            orders.queue, WorkerSlots(orders.concurrency), orders.is_burst, orders.poll_seconds
+        )
+        self.say, self.tell = say, tell
+        self._asked = 0.0
+        self._parent = os.getppid()
+        self._over = threading.Event()
+        event_loop.use_pools(records=orders.records, work=orders.work)
+        runner.install_runner()
+        self.source = _source(orders.source, self.duty)
+
+    def work(self) -> None:
+        """Take and carry runs until told to end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        beat = threading.Thread(target=self._beat, name="agentic-worker", daemon=True)
+        beat.start()
+        self.say(f"Process {os.getpid()} takes runs of {self.duty.queue!r}.")
+        try:
+            self.source.work()
+        finally:
+            self._drain()
+            self._over.set()
+            beat.join(5)
+            self.source.close()
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if self.duty.is_ending and time.monotonic() - self._asked > _SAME_SIGNAL_SECONDS:
+            self.duty.leaving.set()
+        if not self.duty.is_ending:
+            self._asked = time.monotonic()
+            self.duty.ending.set()
+
+    def _drain(self) -> None:
+        """Wait for what runs; hand it back if that is asked for."""
+        self.duty.ending.set()
+        self.say(f"Process {os.getpid()} is ending; runs that go on: {self.duty.slots.busy}.")
+        while not self.duty.slots.wait_until_free(0.2):
+            if self.duty.leaving.is_set():
+                self.say(f"Process {os.getpid()} hands back runs: {heartbeat.held_count()}.")
+                event_loop.run_recording(heartbeat.release_all)
+                self.duty.slots.wait_until_free(_HAND_BACK_SECONDS)
+                return
+
+    def _beat(self) -> None:
+        """Sweep, and tell others that this process lives: its loop, and where work comes from."""
+        swept = 0.0
+        while not self._over.wait(1):
+            self._mind_parent()
+            try:
+                self.source.beat()
+                if time.monotonic() - swept > recovery.sweep_interval():
+                    event_loop.run_recording(recovery.sweep_if_due)
+                    swept = time.monotonic()
+                event_loop.start_on_loop(_nothing).result(30)
+                self.tell()
+            except Exception as error:  # noqa: BLE001 - whatever is away comes back
+                logger.warning("The worker's beat failed: %r", error)
+
+    def _mind_parent(self) -> None:
+        """Drain if the supervisor is gone: another may have been started."""
+        if os.getppid() != self._parent and not self.duty.is_ending:
+            self.say(f"The supervisor of process {os.getpid()} is gone.")
+            self.duty.ending.set()
+
+
+async def _nothing() -> None:
+    """Show that the loop turns."""
+    await asyncio.sleep(0)
+
+
+def _source(name: str, duty: WorkerState) -> Source:
+    """Return the source of a name; RQ need not be installed for the other one."""
+    if name == "rq":
+        from agentic_django.worker.sources.rq import RQSource  # noqa: PLC0415 - an extra
+
+        return RQSource(duty)
+    from agentic_django.worker.sources.database import DatabaseSource  # noqa: PLC0415 - as the other
+
+    connections.close_all()
+    return DatabaseSource(duty)

@@ -1,0 +1,82 @@
+"""How many runs a worker's process carries at once, and until when it takes new ones."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Source", "WorkerSlots", "WorkerState"]
+
+
+class WorkerSlots:
+    """Places for runs; a thread may wait for one to be free."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._busy = 0
+        self._changed = threading.Condition()
+
+    @property
+    def busy(self) -> int:
+        """How many are taken."""
+        return self._busy
+
+    def take(self, at_most: int = 1, *, seconds: float = 1.0) -> int:
+        """Wait until one is free, for so long; return how many were taken, 0 if none was free."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy < self.count, seconds)
+            taken = max(0, min(at_most, self.count - self._busy))
+            self._busy += taken
+            return taken
+
+    def give_back(self, number: int = 1) -> None:
+        """Free places."""
+        with self._changed:
+            self._busy -= number
+            self._changed.notify_all()
+
+    def give_back_after(self, future: Future[Any]) -> None:
+        """Free one as soon as a future is done."""
+        future.add_done_callback(lambda _: self.give_back())
+
+    def wait_until_free(self, seconds: float) -> bool:
+        """Wait until none is taken; False if that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, seconds)
+
+
+@dataclass
+class WorkerState:
+    """What a process is to do, and how it is told to end."""
+
+    queue: str
+    slots: WorkerSlots
+    is_burst: bool = False
+    poll_seconds: float = 1.0
+    ending: threading.Event = field(default_factory=threading.Event)
+    """No new work is taken."""
+    leaving: threading.Event = field(default_factory=threading.Event)
+    """What runs is handed back, too."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no new work is taken."""
+        return self.ending.is_set()
+
+
+class Source(Protocol):
+    """Where a worker takes its runs from."""
+
+    def work(self) -> None:
+        """Take runs while the duty lasts, or until there are none; on the main thread."""
+        ...
+
+    def beat(self) -> None:
+        """Say that the worker lives, if that is said to anybody; called about once a second."""
+        ...
+
+    def close(self) -> None:
+        """Say that the worker is gone."""
+        ...

@@ -1,0 +1,1 @@
+"""Where a worker process gets its runs: from RQ or from the database."""
