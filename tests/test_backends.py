@@ -245,7 +245,8 @@ def test_the_task_goes_to_the_alias_and_queue_that_are_set(settings: Any) -> Non
     }
     settings.AGENTIC_DJANGO_TASK_BACKEND = "agents"
     settings.AGENTIC_DJANGO_QUEUES = {"*": "runs", "research": "slow"}
-    assert (task().backend, task().queue_name) == ("agents", "runs")
+    made = queues_.task_for_agent(None)
+    assert (made.backend, made.queue_name) == ("agents", "runs")
     assert queues_.queue_for_agent("research") == "slow"
     assert queues_.queue_for_agent("echo") == "runs"
 

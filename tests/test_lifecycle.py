@@ -16,7 +16,6 @@ from django.contrib.auth.models import User
 from django.db import OperationalError
 from django.db.models.functions import Now
 
-from agentic_django import sessions
 from agentic_django.engine import journal, lifecycle, recovery, retries, session_items
 from agentic_django.engine.lifecycle import Failure
 from agentic_django.engine.unfinished_turns import UNFINISHED
@@ -425,7 +424,7 @@ def test_an_end_that_fails_with_the_database_comes_after_the_lease(
     scripted: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = scripted("default", "Done.")
-    fail_once(monkeypatch, sessions, "leave")
+    fail_once(monkeypatch, session_items, "append_run_items")
     run = make()
     with pytest.raises(OperationalError):
         attempt(run)

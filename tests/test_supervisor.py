@@ -19,7 +19,7 @@ from tests.settings import ROOT
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from agentic_django.supervisor import Supervisor
+from agentic_django.worker.supervisor import Supervisor
 
 def work(tell):
     told = []

@@ -27,6 +27,7 @@ __all__ = [
     "queue_for_agent",
     "rows_are_queue",
     "run_task",
+    "task_for_agent",
 ]
 
 if TYPE_CHECKING:
@@ -75,6 +76,12 @@ def agents_on_queue(queue: str) -> tuple[set[str], bool]:
     return named, queue == queue_for_agent(None)
 
 
+def task_for_agent(agent_key: str | None) -> RunTask:
+    """Return the task as it is enqueued for an agent's runs, with its backend and queue."""
+    [task] = _registered
+    return task.using(backend=settings.TASK_BACKEND, queue_name=queue_for_agent(agent_key))
+
+
 def executes_immediately() -> bool:
     """Whether enqueueing a task executes it before the call returns."""
     return any(kind.__name__ == "ImmediateBackend" for kind in type(backend()).mro())
@@ -94,9 +101,7 @@ def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
     if event_loop.is_executing_run() and executes_immediately():
         _deferred_runs().append((run_id, agent_key))
         return None
-    [task] = _registered
-    queue = queue_for_agent(agent_key)
-    return task.using(backend=settings.TASK_BACKEND, queue_name=queue).enqueue(run_id)
+    return task_for_agent(agent_key).enqueue(run_id)
 
 
 def enqueue_deferred() -> None:

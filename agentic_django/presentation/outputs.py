@@ -51,7 +51,7 @@ class Section:
     """What one step of a pipeline came to, and that in a line."""
 
     label: str
-    run_output: Output
+    output: Output
     summary: str = ""
 
 
