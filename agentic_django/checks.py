@@ -19,13 +19,13 @@ from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 
 from agentic_django import registry, validation
+from agentic_django.conf import PREFIX, Settings, load, settings
 from agentic_django.engine import approvals
+from agentic_django.exceptions import BadSetting
+from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.openai_agents import runner
 from agentic_django.runtime import inline
 from agentic_django.steps import submitted
-from agentic_django.conf import PREFIX, Settings, load, settings
-from agentic_django.exceptions import BadSetting
-from agentic_django.models import AgentRun, ToolApproval
 
 TAG = "agentic_django"
 """Run these checks alone with ``manage.py check --tag agentic_django``."""

@@ -76,7 +76,7 @@ def agents_on_queue(queue: str) -> tuple[set[str], bool]:
     return named, queue == queue_for_agent(None)
 
 
-def task_for_agent(agent_key: str | None) -> RunTask:
+def task_for_agent(agent_key: str | None) -> BaseTask:
     """Return the task as it is enqueued for an agent's runs, with its backend and queue."""
     [task] = _registered
     return task.using(backend=settings.TASK_BACKEND, queue_name=queue_for_agent(agent_key))

@@ -39,7 +39,7 @@ class RowBackend(BaseTaskBackend):
         """Raise InvalidTask for any task but the one that carries a run."""
         super().validate_task(task)
         if task.module_path != _TASK:
-            raise InvalidTask(f"RowBackend carries runs only, not {task.module_path}.")
+            raise InvalidTask(f"RowBackend delivers runs only, not {task.module_path}.")
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Tell the workers of the task's queue; the result has no id, for nothing is kept."""
