@@ -22,14 +22,14 @@ from agentic_django.concurrency import pubsub
 from agentic_django.engine import drafts, recovery, retries
 from agentic_django.models import AgentRun
 from agentic_django.streaming import hub
-from tests import agents as test_agents
-from tests import servers
-from tests.attempts import finish
-from tests.browser import browser, htmx, open_page, page, problems, screenshot, visit  # noqa: F401
-from tests.openai_server import OpenAIServer
-from tests.processes import Project
-from tests.replaying import Replays, replaying
 from tests.settings import TASK_BACKENDS, database, rq_queues
+from tests.support import agents as test_agents
+from tests.support import servers
+from tests.support.attempts import finish
+from tests.support.browser import browser, htmx, open_page, page, problems, screenshot, visit  # noqa: F401
+from tests.support.openai_server import OpenAIServer
+from tests.support.processes import Project
+from tests.support.replaying import Replays, replaying
 
 # No test asks a real model, whatever the developer's shell holds.
 for _name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
@@ -59,7 +59,7 @@ sys.addaudithook(_refuse_network)
 
 POSTGRES = os.environ.get("AGENTIC_TEST_DATABASE") == "postgres"
 REPLAY = bool(os.environ.get("AGENTIC_TEST_REPLAY"))
-"""Whether every attempt is replayed after each thing it records: see ``tests.replaying``."""
+"""Whether attempts are replayed after each thing that they record: see ``support.replaying``."""
 
 SERVERS = {"project", "in_project", "sqlite_project", "postgres", "valkey", "own_valkey"}
 """Fixtures with servers or processes of their own: the tests' own database is nothing to them."""
@@ -260,7 +260,7 @@ def use_tasks(settings: Any, request: pytest.FixtureRequest) -> Callable[[str], 
 
 @pytest.fixture
 def no_queue(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody works by itself, and nothing is waited for: see ``tests.attempts``."""
+    """Nobody works by itself, and nothing is waited for: see ``tests.support.attempts``."""
     settings.TASKS = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
     monkeypatch.setattr(retries, "backoff", lambda failures: 0.0)
 
@@ -283,7 +283,7 @@ def carry(user: User, no_queue: None) -> Callable[..., AgentRun]:
 def scripted(settings: Any) -> Iterator[Callable[..., Any]]:
     """Script an agent: ``scripted("default", call_tool("add_group", name="a"), "Done.")``.
 
-    Returns the SDK's ``ScriptedModel``, which records its calls; see ``tests.agents.script``.
+    Returns the SDK's ``ScriptedModel``, which records its calls; see ``support.agents.script``.
     """
 
     def script(key: str, *steps: Any, **agent: Any) -> Any:

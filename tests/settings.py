@@ -133,5 +133,5 @@ ASGI_APPLICATION = "tests.asgi.application"
 STATIC_URL = "/static/"
 LOGIN_URL = "/admin/login/"
 
-AGENTIC_DJANGO_AGENT_REGISTRY = "tests.agents.agents"
+AGENTIC_DJANGO_AGENT_REGISTRY = "tests.support.agents.agents"
 AGENTIC_DJANGO_RATE_LIMIT = None

@@ -130,13 +130,13 @@ def test_a_value_that_cannot_be_used_is_an_error(
 
 
 GOOD_VALUES = [
-    ("AGENT_REGISTRY", ["tests.agents.agents"]),
-    ("AGENT_REGISTRY", "tests.agents:agents"),
+    ("AGENT_REGISTRY", ["tests.support.agents.agents"]),
+    ("AGENT_REGISTRY", "tests.support.agents:agents"),
     ("AGENT_ACCESS", lambda request, key: True),
     ("CONTEXT_FACTORY", "tests.test_checks.agents_once"),
     ("QUEUES", {}),
     ("DEFAULT_MODEL", "litellm/anthropic/any"),
-    ("STEP_MODULES", ["tests.agents"]),
+    ("STEP_MODULES", ["tests.support.agents"]),
     ("EVENT_VISIBILITY", {"message": "internal", "import.row": "user"}),
     ("RATE_LIMIT", None),
     ("RATE_LIMIT", "1/d"),
@@ -187,9 +187,9 @@ def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
     ("path", "reason"),
     [
         ("nowhere.agents", "Cannot import 'nowhere.agents'"),
-        ("tests.agents.nothing", "Cannot import 'tests.agents.nothing'"),
+        ("tests.support.agents.nothing", "Cannot import 'tests.support.agents.nothing'"),
         ("agents", "Cannot import 'agents'"),
-        ("tests.agents.USAGE", "not callable"),
+        ("tests.support.agents.USAGE", "not callable"),
         ("tests.test_checks.a_list", "list, not a dict"),
         ("tests.test_checks:a_bad_factory", "factory of 'echo' is not callable"),
     ],
@@ -201,7 +201,7 @@ def test_a_registry_that_cannot_be_used_is_an_error(settings: Any, path: str, re
 
 def test_a_key_that_two_registries_give_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = [
-        "tests.agents.agents",
+        "tests.support.agents.agents",
         "tests.test_checks.agents_once",
     ]
     error = found()["agentic_django.E003"]
@@ -252,7 +252,7 @@ def test_no_check_calls_a_factory(settings: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR"])
-@pytest.mark.parametrize("path", ["nowhere.hook", "tests.agents.USAGE"])
+@pytest.mark.parametrize("path", ["nowhere.hook", "tests.support.agents.USAGE"])
 def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: str) -> None:
     setattr(settings, PREFIX + name, path)
     error = found()["agentic_django.E005"]
@@ -260,9 +260,9 @@ def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: st
     assert path in error.msg
 
 
-@pytest.mark.parametrize("module", ["nowhere.steps", "tests.agents.echo", "", ".agents"])
+@pytest.mark.parametrize("module", ["nowhere.steps", "tests.support.agents.echo", "", ".agents"])
 def test_a_module_of_steps_that_is_not_there_is_an_error(settings: Any, module: str) -> None:
-    settings.AGENTIC_DJANGO_STEP_MODULES = ["tests.agents", module]
+    settings.AGENTIC_DJANGO_STEP_MODULES = ["tests.support.agents", module]
     assert repr(module) in found()["agentic_django.E012"].msg
 
 
@@ -436,7 +436,7 @@ def test_runs_that_wait_for_what_is_gone_are_a_warning(user: Any, scripted: Any)
     from agents import function_tool
 
     from agentic_django.models import ToolApproval
-    from tests.rows import make_run
+    from tests.support.rows import make_run
 
     @function_tool(needs_approval=True)
     def pay() -> str:

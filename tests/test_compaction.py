@@ -13,8 +13,8 @@ from django.contrib.auth.models import User
 from agentic_django.engine import session_items
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.sessions import RunHistory
-from tests.attempts import AWAY, finish
-from tests.rows import make_run, make_session
+from tests.support.attempts import AWAY, finish
+from tests.support.rows import make_run, make_session
 from tests.test_sessions import said, texts
 
 pytestmark = pytest.mark.django_db

@@ -88,9 +88,9 @@ def test_a_hook_may_be_the_callable_itself() -> None:
     assert load(len) is len
 
 
-@pytest.mark.parametrize("path", ["tests.agents.echo", "tests.agents:echo"])
+@pytest.mark.parametrize("path", ["tests.support.agents.echo", "tests.support.agents:echo"])
 def test_a_hook_may_be_a_path_with_a_dot_or_a_colon(path: str) -> None:
-    from tests.agents import echo
+    from tests.support.agents import echo
 
     assert load(path) is echo
 
@@ -99,9 +99,9 @@ def test_a_hook_may_be_a_path_with_a_dot_or_a_colon(path: str) -> None:
     ("path", "reason"),
     [
         ("tests.nothing.here", r"Cannot import 'tests\.nothing\.here'"),
-        ("tests.agents.nothing", r"Cannot import 'tests\.agents\.nothing'"),
+        ("tests.support.agents.nothing", r"Cannot import 'tests\.support\.agents\.nothing'"),
         ("echo", "Cannot import 'echo'"),
-        ("tests.agents.USAGE", "is not callable"),
+        ("tests.support.agents.USAGE", "is not callable"),
     ],
 )
 def test_a_hook_that_is_not_there_is_a_bad_setting(path: str, reason: str) -> None:

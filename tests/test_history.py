@@ -15,8 +15,8 @@ from agentic_django.models import AgentRun, AgentSession
 from agentic_django.runtime import RunContext, RunResult
 from agentic_django.serialization import to_messages
 from agentic_django.services import retry_agent_run
-from tests.attempts import finish
-from tests.rows import make_session
+from tests.support.attempts import finish
+from tests.support.rows import make_session
 
 pytestmark = pytest.mark.django_db
 

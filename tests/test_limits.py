@@ -16,7 +16,7 @@ from agentic_django.exceptions import BadInput, InputTooLarge, RateLimited
 from agentic_django.models import RateWindow
 from agentic_django.permissions import Viewer
 from agentic_django.views import ratelimit
-from tests.statements import statements
+from tests.support.statements import statements
 
 ADA, BOB = Viewer("user:1"), Viewer("user:2")
 

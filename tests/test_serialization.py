@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from agentic_django import serialization
 from agentic_django.exceptions import NotSerializable
 from agentic_django.models import AgentEvent, AgentRun, AgentSessionItem
-from tests.rows import make_events, make_run, make_session
+from tests.support.rows import make_events, make_run, make_session
 
 
 class Colour(Enum):

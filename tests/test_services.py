@@ -21,7 +21,7 @@ from agentic_django.exceptions import (
     UnknownAgent,
 )
 from agentic_django.models import AgentRun, AgentSession
-from tests.statements import statements
+from tests.support.statements import statements
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

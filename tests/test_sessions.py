@@ -20,8 +20,8 @@ from agentic_django.models import AgentRun, AgentSession, AgentSessionItem
 from agentic_django.permissions import Viewer
 from agentic_django.services import submit_agent_run
 from agentic_django.sessions import ItemStore, RunHistory, get_session
-from tests.agents import echo
-from tests.rows import make_items, make_run, make_session
+from tests.support.agents import echo
+from tests.support.rows import make_items, make_run, make_session
 
 pytestmark = pytest.mark.django_db
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from agentic_django.openai_agents.call_scope import current_scope, current_step
 from agentic_django.openai_agents.tools import at_most_once, editable
-from tests.agents import answering
 from tests.scenarios import effects
+from tests.support.agents import answering
 
 
 def model(respond: Callable[[int], Any], delay: float = 0.0) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests import servers
-from tests.processes import Project
 from tests.scenarios import effects
+from tests.support import servers
+from tests.support.processes import Project
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import time_machine
 from tests.settings import *  # noqa: F403
 
 AGENTIC_DJANGO_AGENT_REGISTRY = [  # type: ignore[assignment]
-    "tests.agents.agents",
+    "tests.support.agents.agents",
     "tests.scenarios.agents.agents",
     "tests.scenarios.works.works",
 ]

@@ -34,10 +34,10 @@ from django.utils import timezone
 
 from agentic_django.models import ACTIVE, AgentEvent, AgentRun, AgentSession
 from agentic_django.services import submit_agent_run
-from tests.processes import Process, Project, wait_until
 from tests.scenarios import effects
 from tests.scenarios.chaos import started
 from tests.scenarios.record import record_of
+from tests.support.processes import Process, Project, wait_until
 
 PROCESSES, SLOTS = 2, 100
 SAMPLE_SECONDS = 5.0

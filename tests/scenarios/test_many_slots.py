@@ -24,8 +24,7 @@ from agentic_django.engine import queues, transitions
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval, submit_agent_run
 from agentic_django.worker import backend
-from tests import servers, test_infrastructure
-from tests.processes import Process, Project, wait_until
+from tests.project import test_infrastructure
 from tests.scenarios import effects
 from tests.scenarios.conftest import project
 from tests.scenarios.record import record_of
@@ -37,6 +36,8 @@ from tests.scenarios.test_workers import (
     enter,
     statuses,
 )
+from tests.support import servers
+from tests.support.processes import Process, Project, wait_until
 
 __all__ = ["enter"]  # A fixture of the other workers' tests.
 
@@ -343,9 +344,9 @@ def test_changed_code_is_taken_up(in_scenario: Project, user: User, settings: An
         module.write_text(module.read_text() + "syntax error")
         wait_until(lambda: "going on with the old" in worker.output(), timeout=40)
         fine = module.read_text().removesuffix("syntax error")
-        module.write_text(fine + "AGENTIC_DJANGO_AGENT_REGISTRY = 'tests.agents.agents'\n")
+        module.write_text(fine + "AGENTIC_DJANGO_AGENT_REGISTRY = 'tests.support.agents.agents'\n")
         wait_until(lambda: worker.output().count("takes runs of") == 2, timeout=60)
-        settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.agents.agents"
+        settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.support.agents.agents"
         [new] = submitted(user, "echo")
         wait_until(lambda: AgentRun.objects.get(pk=new.pk).status == "completed")
     handed_back = AgentRun.objects.get(agent_key="waiting")  # The new code does not know it.

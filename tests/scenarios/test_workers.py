@@ -21,11 +21,11 @@ from django.db import Error, close_old_connections
 from agentic_django.engine import queues
 from agentic_django.models import ACTIVE, AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval
-from tests import servers
-from tests.processes import Process, Project, wait_until
 from tests.scenarios import chaos, effects
 from tests.scenarios.conftest import project
 from tests.scenarios.record import Record, record_of
+from tests.support import servers
+from tests.support.processes import Process, Project, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -1,0 +1,370 @@
+"""What several runs have to write at the same moment goes together, and none for another's sake."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models.functions import Now
+
+from agentic_django import signals
+from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.batching import Batcher, WouldBlock
+from agentic_django.engine import claims, drafts, events, journal, lifecycle
+from agentic_django.engine.journal import CallResult, Entry
+from agentic_django.engine.lifecycle import Completion
+from agentic_django.exceptions import RunMoved
+from agentic_django.models import (
+    AgentEvent,
+    AgentRun,
+    AgentSession,
+    AgentSessionItem,
+    StepCheckpoint,
+)
+from tests.support.attempts import numbered, sharing
+from tests.support.processes import Project, wait_until
+from tests.support.rows import make_run, make_session
+
+# How batches are made
+
+
+class Locked(Exception):
+    """What is to be written is locked, and the writer does not wait."""
+
+
+class Desk:
+    """Writes numbers, but no negative ones; a 0 takes until the desk is free, a 7 is locked."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.written: list[list[int]] = []
+        self.failed: list[BaseException] = []
+        self.is_free, self.is_unlocked = threading.Event(), threading.Event()
+        self.batches = Batcher(self.write, pool.submit, self.failed.append)
+
+    def write(self, numbers: Sequence[int], /, *, waits: bool = True) -> list[int]:
+        self.written.append(list(numbers))
+        if 0 in numbers:
+            assert self.is_free.wait(20)
+        if min(numbers) < 0:
+            raise ValueError(f"{numbers} cannot be written.")
+        if 7 in numbers and not self.is_unlocked.is_set():
+            if not waits:
+                raise Locked
+            assert self.is_unlocked.wait(20)
+        return [number * 10 for number in numbers]
+
+    def keep_busy(self) -> None:
+        """Let all writers be at a batch that takes until the desk is free."""
+        for count in (1, 2):
+            self.batches.add(0)
+            wait_until(lambda: len(self.written) == count, what="a batch")  # noqa: B023 - at once
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    with ThreadPoolExecutor(8) as pool:
+        desk = Desk(pool)
+        yield desk
+        desk.is_free.set()
+        desk.is_unlocked.set()
+
+
+def test_what_comes_alone_is_written_at_once(desk: Desk) -> None:
+    assert [desk.batches.add(n).result(20) for n in (1, 2)] == [10, 20]
+    assert desk.written == [[1], [2]]
+
+
+def test_what_waits_is_written_together_and_each_gets_its_own_result(desk: Desk) -> None:
+    desk.keep_busy()
+    futures = [desk.batches.add(n) for n in (1, 2, 3)]
+    desk.is_free.set()
+    assert [future.result(20) for future in futures] == [10, 20, 30]
+    assert desk.written[2:] == [[1, 2, 3]]
+
+
+def test_a_great_many_are_written_in_several_batches(desk: Desk) -> None:
+    desk.keep_busy()
+    futures = [desk.batches.add(n) for n in range(101, 201)]
+    desk.is_free.set()
+    assert [future.result(20) for future in futures] == [n * 10 for n in range(101, 201)]
+    assert sorted(n for batch in desk.written[2:] for n in batch) == list(range(101, 201))
+    assert 4 <= len(desk.written[2:]) < 10
+
+
+def test_one_that_cannot_be_written_keeps_no_other_from_it(desk: Desk) -> None:
+    desk.keep_busy()
+    good, bad, other = (desk.batches.add(n) for n in (1, -2, 3))
+    desk.is_free.set()
+    assert (good.result(20), other.result(20)) == (10, 30)
+    with pytest.raises(ValueError, match=r"\[-2\] cannot be written"):
+        bad.result(20)
+    told = [str(error) for error in desk.failed]
+    assert told == ["[1, -2, 3] cannot be written.", "[-2] cannot be written."]
+
+
+def test_one_that_has_to_wait_holds_up_no_other(desk: Desk) -> None:
+    desk.keep_busy()
+    slow, other = desk.batches.add(7), desk.batches.add(8)
+    desk.is_free.set()
+    assert other.result(20) == 80
+    locked = [desk.batches.add(7) for _ in range(3)]
+    assert desk.batches.add(9).result(20) == 90
+    desk.is_unlocked.set()
+    assert [future.result(20) for future in (slow, *locked)] == [70] * 4
+
+
+def test_what_nobody_waits_for_any_more_is_not_written(desk: Desk) -> None:
+    desk.keep_busy()
+    given_up, wanted = desk.batches.add(1), desk.batches.add(2)
+    assert given_up.cancel()
+    desk.is_free.set()
+    assert wanted.result(20) == 20
+    assert desk.written[2:] == [[2]]
+
+
+# What attempts write
+
+
+@pytest.fixture
+def hold(user: User) -> Callable[..., list[AgentRun]]:
+    """Make runs that this process holds, each of a conversation of its own."""
+
+    def make(count: int) -> list[AgentRun]:
+        for _ in range(count):
+            make_run(user, "pending", session=make_session(user))
+        return claims.claim_due("default", count)
+
+    return make
+
+
+def entry(run: AgentRun, key: str, *texts: str) -> Entry:
+    result = CallResult(key, "model", "echo", {"said": texts}, 0.5, {"requests": 1})
+    return Entry.of(run, result, [events.new_event("message", text=text) for text in texts], None)
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> None:
+    one, two = hold(2)
+    rows = journal.write_entries([entry(one, "a", "Hm."), entry(two, "b", "Oh.", "I see.")])
+    assert [row.run_id for row in rows] == [one.pk, two.pk]
+    assert all(StepCheckpoint.objects.get(pk=row.pk).run_id == row.run_id for row in rows)
+    assert numbered(one) == ["run.started", "message"]
+    assert numbered(two) == ["run.started", "message", "message"]
+    for run in (one, two):
+        assert AgentRun.objects.get(pk=run.pk).event_count == run.event_count
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -> None:
+    run, other = hold(2)
+    journal.write_entries([entry(run, "a", "One."), entry(other, "a"), entry(run, "b", "Two.")])
+    assert [row.key for row in run.checkpoints.order_by("id")] == ["a", "b"]
+    texts = run.events.filter(event_type="message").order_by("sequence").values_list("payload")
+    assert [payload["text"] for (payload,) in texts] == ["One.", "Two."]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any) -> None:
+    kept, lost = hold(2)
+    AgentRun.objects.filter(pk=lost.pk).update(attempt=2)
+    with pytest.raises(RunMoved):
+        journal.write_entries([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
+    assert not StepCheckpoint.objects.exists()
+    assert AgentEvent.objects.count() == 2
+    assert (kept.event_count, lost.event_count) == (1, 1)
+    journal.write_entries([entry(kept, "a", "Hm.")])
+    assert numbered(kept) == ["run.started", "message"]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_what_was_rolled_back_is_written_by_the_next_try(
+    hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = hold(2)
+    intent = journal.record_intent(run, "pay", "tool", "pay")
+    paid = Entry.of(run, CallResult("pay", "tool", "pay", "Paid.", 0.5), [], intent)
+    told = entry(other, "a", "Hm.")
+    told.has_draft = True
+    with monkeypatch.context() as broken:
+        broken.setattr(drafts, "delete_draft", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            journal.write_entries([paid, told])
+    assert StepCheckpoint.objects.get().is_intent
+    journal.write_entries([paid])
+    journal.write_entries([told])
+    assert StepCheckpoint.objects.get(run=run).result == "Paid."
+    assert StepCheckpoint.objects.get(run=other).key == "a"
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
+    hold: Any, order: int
+) -> None:
+    (stale,) = hold(1)
+    AgentRun.objects.filter(pk=stale.pk).update(attempt=2)
+    present = AgentRun.objects.get(pk=stale.pk)
+    with pytest.raises(RunMoved):
+        journal.write_entries(
+            [entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order]
+        )
+    assert not StepCheckpoint.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_a_batch_does_not_wait_for_another_thread_that_writes_one_of_its_runs(hold: Any) -> None:
+    one, two = hold(2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(two.writing.acquire).result(20)
+        with pytest.raises(WouldBlock):
+            journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)
+        pool.submit(two.writing.release).result(20)
+    assert not StepCheckpoint.objects.exists()
+    assert len(journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)) == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+@pytest.mark.parametrize("waits", [True, False])
+def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: bool) -> None:
+    outputs = [True, 1, 1.0, "1", None, {"a": [True]}, {"a": [1]}, "Same.", "Same."]
+    held = hold(len(outputs))
+    lifecycle.complete(
+        [
+            Completion(run, output, [{"role": "user", "content": f"{n}"}] * n, {"requests": n})
+            for n, (run, output) in enumerate(zip(held, outputs, strict=True))
+        ],
+        waits=waits,
+    )
+    for n, (run, output) in enumerate(zip(held, outputs, strict=True)):
+        row = AgentRun.objects.get(pk=run.pk)
+        assert (row.status, repr(row.final_output)) == ("completed", repr(output))
+        assert row.usage == {"requests": n}
+        assert row.active_seconds == run.active_seconds > 0
+        assert row.finished_at is not None
+        assert AgentSessionItem.objects.filter(run=run).count() == row.session.item_count == n  # type: ignore[union-attr]
+        assert numbered(run) == ["run.started", "run.completed"]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_attempts_of_different_numbers_end_together(hold: Any) -> None:
+    first, again = hold(2)
+    AgentRun.objects.filter(pk=again.pk).update(attempt=3)
+    again.attempt = 3
+    lifecycle.complete([Completion(run, "Done.", [], {}) for run in (first, again)])
+    assert set(AgentRun.objects.values_list("status", flat=True)) == {"completed"}
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("no_queue")
+def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
+    hold: Any, django_capture_on_commit_callbacks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Any] = []
+
+    def receive(run: AgentRun, **_: Any) -> None:
+        told.append(run)
+        if len(told) == 1:
+            sys.exit("Enough.")
+
+    held = hold(3)
+    signals.agent_run_completed.connect(receive)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            lifecycle.complete([Completion(run, "Done.", [], {}) for run in held])
+    finally:
+        signals.agent_run_completed.disconnect(receive)
+    assert told == held
+    assert "called exit()" in caplog.text
+
+
+@pytest.fixture
+def pools(in_project: Project) -> Iterator[event_loop.ThreadPools]:
+    with sharing(records=4, work=2) as pools:
+        yield pools
+
+
+def _await_write(entry: Entry) -> Callable[[], Any]:
+    async def work() -> StepCheckpoint:
+        return await event_loop.write_batched(journal.write_entries, entry)
+
+    return work
+
+
+def _await_end(outcome: Completion) -> Callable[[], Any]:
+    async def work() -> None:
+        await event_loop.write_batched(lifecycle.complete, outcome)
+
+    return work
+
+
+@pytest.mark.postgres
+def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
+    in_project: Project, pools: event_loop.ThreadPools
+) -> None:
+    owner = User.objects.create_user("ada")
+    for _ in range(5):
+        make_run(owner, "pending", session=make_session(owner))
+    held = claims.claim_due("default", 5)
+    said = [{"role": "user", "content": "Hello"}]
+    with transaction.atomic():
+        AgentSession.objects.filter(runs__in=held[:3]).update(updated_at=Now())
+        ends = [
+            event_loop.start_on_loop(_await_end(Completion(run, "Done.", said, {}))) for run in held
+        ]
+        for future in ends[3:]:
+            future.result(20)
+        assert not any(future.done() for future in ends[:3])
+    for future in ends:
+        future.result(20)
+    assert AgentRun.objects.filter(status="completed").count() == 5
+
+
+@pytest.mark.postgres
+def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
+    in_project: Project, pools: event_loop.ThreadPools
+) -> None:
+    owner = User.objects.create_user("ada")
+    for _ in range(5):
+        make_run(owner, "pending", session=make_session(owner))
+    one, two, *others = claims.claim_due("default", 5)
+    with transaction.atomic():
+        AgentRun.objects.filter(pk__in=[one.pk, two.pk]).update(updated_at=Now())
+        stuck = [entry(one, "a"), entry(one, "b"), entry(two, "a")]
+        waiting = [event_loop.start_on_loop(_await_write(each)) for each in stuck]
+        for n in range(5):
+            written = [event_loop.start_on_loop(_await_write(entry(run, f"{n}"))) for run in others]
+            assert [future.result(20).run for future in written] == others
+        assert not any(future.done() for future in waiting)
+    assert [future.result(20).run for future in waiting] == [one, one, two]
+
+
+def test_where_runs_do_not_share_threads_each_is_written_on_its_own() -> None:
+    written: list[list[int]] = []
+
+    def write(entries: Sequence[int], /, *, waits: bool = True) -> list[int]:
+        assert waits
+        written.append(list(entries))
+        return [threading.get_ident() for _ in entries]
+
+    async def work() -> list[int]:
+        return await asyncio.gather(
+            *(event_loop.write_batched(write, n, joined=True) for n in (1, 2))
+        )
+
+    assert event_loop.run_on_loop(work) == [threading.get_ident()] * 2
+    assert sorted(written) == [[1], [2]]

@@ -1,0 +1,181 @@
+"""Caps on running runs: for all together, and by agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+
+from agentic_django.engine import (
+    claims,
+    concurrency_limits,
+    dispatch,
+    fenced_writes,
+    lifecycle,
+    queues,
+    transitions,
+)
+from agentic_django.models import AgentRun, RunSlot
+from tests.support.rows import make_run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def limit(settings: Any) -> Callable[..., None]:
+    def limit(cap: Any) -> None:
+        settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = cap
+
+    return limit
+
+
+def claim(run: AgentRun) -> AgentRun | None:
+    return claims.claim_run(str(run.pk))
+
+
+def test_an_agent_has_its_own_cap_within_that_of_all(user: User, limit: Any) -> None:
+    limit({"*": 3, "echo": 1})
+    echoes = [make_run(user, "pending", agent_key="echo") for _ in range(3)]
+    others = [make_run(user, "pending", agent_key="slow") for _ in range(3)]
+    taken = claims.claim_due("default", 10)
+    assert sorted(run.agent_key for run in taken) == ["echo", "slow", "slow"]
+    assert RunSlot.objects.filter(key="*").count() == 3
+    assert RunSlot.objects.filter(key="echo").count() == 1
+    assert concurrency_limits.full_keys() == {"*", "echo"}
+    assert claim(echoes[2]) is claim(others[2]) is None
+
+
+def test_an_agent_that_no_cap_names_takes_no_place(user: User, limit: Any) -> None:
+    limit({"echo": 1})
+    assert claim(make_run(user, "pending", agent_key="slow"))
+    assert not RunSlot.objects.exists()
+
+
+def test_a_full_agent_holds_up_no_other_whatever_its_urgency(user: User, limit: Any) -> None:
+    limit({"echo": 1})
+    assert claim(make_run(user, "pending", agent_key="echo"))
+    urgent = [make_run(user, "pending", agent_key="echo", priority=9) for _ in range(5)]
+    other = make_run(user, "pending", agent_key="slow")
+    assert claim(urgent[0]) == other
+
+
+def test_a_run_that_had_no_place_is_sent_when_one_is_free(
+    user: User, limit: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit({"echo": 1, "*": 5})
+    settings.TASKS = {"default": {"BACKEND": "agentic_django.worker.backend.RowBackend"}}
+    sent: list[str] = []
+    monkeypatch.setattr(queues, "enqueue", lambda run_id, agent_key: sent.append(run_id))
+    held = claim(make_run(user, "pending", agent_key="echo"))
+    refused = make_run(user, "pending", agent_key="echo")
+    AgentRun.objects.filter(pk=refused.pk).update(enqueued_at=refused.created_at)
+    queued = make_run(user, "pending", agent_key="slow", priority=9)
+    AgentRun.objects.filter(pk=queued.pk).update(enqueued_at=queued.created_at)
+    other = claim(refused)
+    assert held is not None
+    assert other == queued
+    fenced_writes.end_held(held, "complete")
+    dispatch.enqueue_next([held])
+    refused.refresh_from_db()
+    assert refused.enqueued_at is None
+    assert concurrency_limits.full_keys() == set()
+
+
+def test_runs_that_end_together_let_as_many_others_start(
+    user: User,
+    limit: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    limit({"echo": 2, "*": 3})
+    sent: list[str] = []
+    monkeypatch.setattr(queues, "enqueue", lambda run_id, agent_key: sent.append(run_id))
+    keys = ("echo", "echo", "slow")
+    held = [claim(make_run(user, "pending", agent_key=key)) for key in keys]
+    waiting = [make_run(user, "pending", agent_key="echo") for _ in range(4)]
+    with django_capture_on_commit_callbacks(execute=True):
+        lifecycle.complete([lifecycle.Completion(run, "Done.", [], {}) for run in held if run])
+    assert sent == [str(run.pk) for run in waiting[:3]]
+    assert not RunSlot.objects.exists()
+
+
+def test_places_left_from_before_a_limit_was_lifted_are_found_free(user: User, limit: Any) -> None:
+    limit(1)
+    held = claim(make_run(user, "pending"))
+    assert held is not None
+    limit(None)
+    fenced_writes.end_held(held, "complete")
+    assert RunSlot.objects.count() == 1
+    limit(1)
+    assert claim(make_run(user, "pending")) is not None
+
+
+# Many at once
+
+
+def test_due_runs_are_claimed_together_the_most_urgent_first(
+    user: User, django_assert_num_queries: Any
+) -> None:
+    made = [make_run(user, "pending", priority=n) for n in range(6)]
+    with django_assert_num_queries(5, exact=False):
+        taken = claims.claim_due("default", 4)
+    assert taken == made[:1:-1]
+    for run in taken:
+        stored = AgentRun.objects.get(pk=run.pk)
+        assert (stored.status, stored.attempt, stored.holder) == (
+            "running",
+            1,
+            transitions.process_name(),
+        )
+        assert (run.status, run.attempt, run.event_count) == ("running", 1, 1)
+        assert list(stored.events.values_list("sequence", "event_type")) == [(1, "run.started")]
+    assert claims.claim_due("default", 4) == [made[1], made[0]]
+    assert claims.claim_due("default", 4) == []
+
+
+def test_of_a_conversation_one_run_is_claimed_at_a_time(user: User) -> None:
+    from tests.support.rows import make_session
+
+    session = make_session(user)
+    first, second = (make_run(user, "pending", session=session) for _ in range(2))
+    assert claims.claim_due("default", 9) == [first]
+    assert claims.claim_due("default", 9) == []
+    first.refresh_from_db()
+    fenced_writes.end_held(first, "complete")
+    assert claims.claim_due("default", 9) == [second]
+
+
+def test_only_the_runs_of_the_queue_are_claimed(user: User, settings: Any) -> None:
+    settings.AGENTIC_DJANGO_QUEUES = {"*": "default", "slow": "long"}
+    echo, slow = (make_run(user, "pending", agent_key=key) for key in ("echo", "slow"))
+    assert claims.claim_due("long", 9) == [slow]
+    assert claims.claim_due("default", 9) == [echo]
+
+
+# Rows as the queue
+
+
+def test_the_row_backend_carries_runs_only(settings: Any) -> None:
+    from django.tasks.exceptions import InvalidTask
+
+    from tests.project.test_infrastructure import write_group
+
+    settings.TASKS = {"default": {"BACKEND": "agentic_django.worker.backend.RowBackend"}}
+    with pytest.raises(InvalidTask, match="delivers runs only"):
+        write_group.enqueue("a")
+
+
+def test_what_a_row_backend_is_told_needs_no_sending_again(user: User, settings: Any) -> None:
+    from agentic_django.engine import recovery
+    from agentic_django.services import enqueue_agent_run
+    from agentic_django.worker import backend
+
+    settings.TASKS = {"default": {"BACKEND": "agentic_django.worker.backend.RowBackend"}}
+    run = make_run(user, "pending")
+    backend.arrivals.clear()
+    queues.enqueue(str(run.pk), run.agent_key)
+    assert backend.arrivals.is_set()
+    enqueue_agent_run(run.pk)
+    assert list(recovery.unqueued_runs()) == []

@@ -1,0 +1,289 @@
+"""Runs on the provider's own client, over real HTTP, against a local OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from agents import function_tool
+from django.contrib.auth.models import Group, User
+from django.test import Client
+
+from agentic_django.engine import session_items
+from agentic_django.models import AgentRun, StepCheckpoint
+from agentic_django.services import cancel_agent_run, submit_agent_run
+from tests.support.openai_server import Call, Cut, Failure, Hang, OpenAIServer, Reply
+from tests.support.processes import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CLIENTS_TRIES = 3
+"""How often the provider's client asks before it gives up, and it is our turn."""
+
+
+def submit(user: User, text: str, agent_key: str = "http", **options: Any) -> AgentRun:
+    """Submit a run; under the Immediate backend it has ended then."""
+    run = submit_agent_run(owner=user, input_payload=text, agent_key=agent_key, **options)
+    run.refresh_from_db()
+    return run
+
+
+def finished(run: AgentRun) -> bool:
+    run.refresh_from_db()
+    return run.is_finished
+
+
+def told(run: AgentRun) -> list[tuple[int, str]]:
+    """Return the run's events."""
+    return list(run.events.order_by("sequence").values_list("sequence", "event_type"))
+
+
+def steps(run: AgentRun) -> list[tuple[str, str, int]]:
+    """Return what is recorded of the run: kind, name, and by which attempt."""
+    rows = StepCheckpoint.objects.filter(run=run).order_by("pk")
+    return list(rows.values_list("kind", "name", "attempt"))
+
+
+def nulls(value: Any, where: str = "") -> Iterator[str]:
+    """Yield where a null stands in JSON."""
+    if value is None:
+        yield where
+    pairs = value.items() if isinstance(value, dict) else ()
+    for name, each in enumerate(value) if isinstance(value, list) else pairs:
+        yield from nulls(each, f"{where}.{name}")
+
+
+@pytest.fixture
+def calls(scripted: Callable[..., Any]) -> list[str]:
+    """What the tool of the agent ``counted`` was called with; its model is the provider's."""
+    made: list[str] = []
+
+    @function_tool
+    def add_group(name: str) -> str:
+        """Create a group."""
+        made.append(name)
+        Group.objects.create(name=name)
+        return f"{Group.objects.count()} groups"
+
+    scripted("counted", model="gpt-5-mini", tools=[add_group])
+    return made
+
+
+# A run and its conversation
+
+
+def test_a_streamed_run_calls_a_tool_and_answers(user: User, openai_server: OpenAIServer) -> None:
+    openai_server.enqueue(
+        Reply(Call("add_group", {"name": "staff"}, "call-1"), usage=(30, 7)),
+        Reply("There is one group.", usage=(50, 9)),
+    )
+    run = submit(user, "Add the group staff.", session_key="talk")
+    assert (run.status, run.final_output) == ("completed", "There is one group."), run.error_detail
+    assert Group.objects.get().name == "staff"
+    assert told(run) == [
+        (1, "run.started"),
+        (2, "agent.updated"),
+        (3, "tool.called"),
+        (4, "tool.output"),
+        (5, "message"),
+        (6, "run.completed"),
+    ]
+    output = run.events.get(event_type="tool.output").payload
+    assert (output["call_id"], output["output"]) == ("call-1", "1 groups")
+    assert run.usage == {
+        "requests": 2,
+        "input_tokens": 80,
+        "output_tokens": 16,
+        "total_tokens": 96,
+        "cost_usd": pytest.approx(0.000052),
+    }
+    assert steps(run) == [("model", "http", 1), ("tool", "add_group", 1), ("model", "http", 1)]
+
+
+def test_the_provider_is_asked_for_a_stream_with_tools(
+    user: User, openai_server: OpenAIServer
+) -> None:
+    openai_server.enqueue("Hello to you.")
+    submit(user, "Hello")
+    (body,) = openai_server.requests
+    assert body["stream"] is True
+    assert body["model"] == "gpt-5-mini"
+    assert body["instructions"] == "Group."
+    assert body["input"] == [{"role": "user", "content": "Hello"}]
+    assert [tool["name"] for tool in body["tools"]] == ["add_group"]
+    assert openai_server.headers[0]["authorization"] == "Bearer sk-test"
+
+
+def test_the_next_turn_sends_the_whole_history_without_nulls(
+    user: User, openai_server: OpenAIServer
+) -> None:
+    openai_server.enqueue(
+        Call("add_group", {"name": "staff"}, "call-1"), "There is one group.", "You are welcome."
+    )
+    submit(user, "Add the group staff.", session_key="talk")
+    run = submit(user, "Thank you.", session_key="talk")
+    assert run.final_output == "You are welcome.", run.error_detail
+    asked = openai_server.requests[-1]["input"]
+    kinds = [item.get("type", item.get("role")) for item in asked]
+    assert kinds == ["user", "function_call", "function_call_output", "message", "user"]
+    assert asked[0]["content"] == "Add the group staff."
+    assert (asked[1]["call_id"], asked[1]["arguments"]) == ("call-1", '{"name": "staff"}')
+    assert (asked[2]["call_id"], asked[2]["output"]) == ("call-1", "1 groups")
+    assert asked[3]["content"][0]["text"] == "There is one group."
+    assert asked[4] == {"role": "user", "content": "Thank you."}
+    for number, body in enumerate(openai_server.requests):
+        assert list(nulls(body["input"], f"{number}")) == []
+
+
+def test_the_conversation_keeps_the_items_as_they_were_sent(
+    user: User, openai_server: OpenAIServer
+) -> None:
+    openai_server.enqueue(Call("add_group", {"name": "staff"}), "Done.", "You are welcome.")
+    submit(user, "Add the group staff.", session_key="talk")
+    run = submit(user, "Thank you.", session_key="talk")
+    assert run.session is not None
+    items = session_items.read_items(run.session)
+    assert items[:-1] == openai_server.requests[-1]["input"]
+    assert items[-1]["content"][0]["text"] == "You are welcome."
+    assert list(nulls(items)) == []
+
+
+def test_parallel_calls_are_answered_together(
+    user: User, openai_server: OpenAIServer, calls: list[str]
+) -> None:
+    both = [Call("add_group", {"name": name}, name) for name in ("a", "b")]
+    openai_server.enqueue(Reply(*both), "Both.")
+    run = submit(user, "Add a and b.", "counted")
+    assert run.final_output == "Both.", run.error_detail
+    assert sorted(calls) == ["a", "b"]
+    outputs = [item for item in openai_server.requests[1]["input"] if "output" in item]
+    assert [item["call_id"] for item in outputs] == ["a", "b"]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_provider_is_asked_again_and_nothing_is_repeated(
+    user: User, openai_server: OpenAIServer, calls: list[str], status: int
+) -> None:
+    busy = Failure(status, "Slow down.", "rate_limit_exceeded", retry_after=0.01)
+    openai_server.enqueue(
+        Call("add_group", {"name": "staff"}), *[busy] * CLIENTS_TRIES, "There is one group."
+    )
+    run = submit(user, "Add the group staff.", "counted", session_key="talk")
+    assert (run.status, run.final_output) == ("completed", "There is one group."), run.error_detail
+    assert run.attempt == 2
+    assert calls == ["staff"]
+    assert steps(run) == [
+        ("model", "counted", 1),
+        ("tool", "add_group", 1),
+        ("model", "counted", 2),
+    ]
+    first, *repeated = [body["input"] for body in openai_server.requests]
+    assert len(first) == 1
+    # Each later request is that of the second turn, the one of the new attempt included.
+    assert repeated == [repeated[0]] * (CLIENTS_TRIES + 1)
+    assert [item["output"] for item in repeated[0] if "output" in item] == ["1 groups"]
+    assert run.events.get(event_type="run.retrying").payload["reason"] == "provider_busy"
+    assert run.usage["requests"] == 2
+    assert run.session is not None
+    assert len(session_items.read_items(run.session)) == 4
+
+
+def test_a_long_time_that_a_provider_asks_for_is_waited_in_line(
+    user: User, openai_server: OpenAIServer, use_tasks: Callable[[str], None]
+) -> None:
+    use_tasks("threads")
+    # The client itself waits for two minutes at most.
+    openai_server.enqueue(Failure(429, "Slow down.", "rate_limit_exceeded", retry_after=180))
+    run = submit(user, "Hello")
+    wait_until(lambda: told(run)[-1:] == [(2, "run.retrying")])
+    run.refresh_from_db()
+    assert run.status == "pending"
+    assert run.events.get(sequence=2).payload["delay_seconds"] == 180
+    assert run.available_at is not None
+    assert (run.available_at - run.updated_at).total_seconds() == pytest.approx(180, abs=1)
+    assert len(openai_server.requests) == 1
+    cancel_agent_run(run)
+
+
+def test_a_stream_that_breaks_is_asked_for_again(
+    user: User, openai_server: OpenAIServer, calls: list[str]
+) -> None:
+    broken = Cut(Reply("A long answer that never"), events=6)
+    openai_server.enqueue(Call("add_group", {"name": "staff"}), broken, "There is one group.")
+    run = submit(user, "Add the group staff.", "counted")
+    assert (run.status, run.final_output) == ("completed", "There is one group."), run.error_detail
+    assert run.attempt == 2
+    assert calls == ["staff"]
+    assert [kind for _, kind in told(run)].count("message") == 1
+    assert run.events.get(event_type="run.retrying").payload["reason"] == "provider_unreachable"
+
+
+def test_a_provider_that_stays_busy_fails_the_run_in_the_end(
+    user: User, openai_server: OpenAIServer, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 2
+    openai_server.answer_with(lambda body: Failure(429, "Slow.", "rate_limit", retry_after=0.01))
+    run = submit(user, "Hello")
+    assert (run.status, run.error_code) == ("failed", "provider_busy")
+    assert run.error == "The model is busy. Trying again in a while may help."
+    assert len(openai_server.requests) == 2 * CLIENTS_TRIES
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_a_refusal_fails_the_run_at_once_in_plain_words(
+    user: User, client: Client, openai_server: OpenAIServer, status: int
+) -> None:
+    openai_server.enqueue(Failure(status, "The secret of the provider", "invalid_request_error"))
+    run = submit(user, "Hello", session_key="talk")
+    assert len(openai_server.requests) == 1
+    assert (run.status, run.error_code, run.attempt) == ("failed", "provider_refused", 1)
+    assert run.error == "The model refused the request."
+    assert "The secret of the provider" in run.error_detail
+    for accept in ("application/json", "text/html"):
+        shown = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": accept}).text
+        assert "The model refused the request." in shown
+        assert "secret" not in shown
+    assert run.session is not None
+    assert session_items.read_items(run.session) == [{"role": "user", "content": "Hello"}]
+
+
+# What never ends
+
+
+@pytest.mark.parametrize("events", [0, 6])
+def test_a_hanging_model_is_left_within_two_seconds_of_a_cancellation(
+    user: User, openai_server: OpenAIServer, use_tasks: Callable[[str], None], events: int
+) -> None:
+    use_tasks("threads")
+    openai_server.enqueue(Hang(Reply("A long answer"), events=events), "I am back.")
+    run = submit(user, "Hello", session_key="talk")
+    wait_until(lambda: openai_server.requests)
+    time.sleep(0.2)  # The stream, if there is one, stands still now.
+    began = time.monotonic()
+    cancel_agent_run(run)
+    assert openai_server.wait_for_disconnect()
+    assert time.monotonic() - began < 2
+    run.refresh_from_db()
+    assert run.status == "cancelled"
+    assert [kind for _, kind in told(run)] == ["run.started", "run.cancelled"]
+    later = submit(user, "Are you there?", session_key="talk")
+    wait_until(lambda: finished(later))
+    assert later.final_output == "I am back."
+    said = [item["content"] for item in openai_server.requests[-1]["input"]]
+    assert said == ["Hello", "Are you there?"]
+
+
+def test_a_hanging_model_is_left_when_the_runs_time_is_up(
+    user: User, openai_server: OpenAIServer, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 0.5
+    openai_server.enqueue(Hang(Reply("A long answer"), events=6))
+    run = submit(user, "Hello")
+    assert (run.status, run.error_code) == ("timed_out", "timed_out")
+    assert run.error == "This took longer than allowed and was stopped."
+    assert openai_server.wait_for_disconnect(2)

@@ -1,0 +1,1 @@
+"""Tests of the project: documentation, scripts, examples and hosts."""
