@@ -33,9 +33,9 @@ django.setup()
 from django.db import close_old_connections  # noqa: E402
 
 from agentic_django.models import ACTIVE, AgentRun  # noqa: E402
-from tests.support import servers  # noqa: E402
 from tests.scenarios import effects  # noqa: E402
 from tests.scenarios.record import Record, record_of  # noqa: E402
+from tests.support import servers  # noqa: E402
 from tests.support.processes import Process, Project, wait_until  # noqa: E402
 
 LEASE = 3.0
