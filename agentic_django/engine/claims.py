@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from agentic_django.engine.transitions import mirror, process_name, run_rows, se
 from agentic_django.models import AgentRun, database
 from agentic_django.models.querysets import RunQuerySet
 
-__all__ = ["claim_delivered", "claim_due", "claim_inline", "claim_run"]
+__all__ = ["claim_due", "claim_inline", "claim_run"]
 
 Status = AgentRun.Status
 
@@ -67,16 +67,6 @@ def claim_due(queue: str, most: int) -> list[AgentRun]:
         return _take_all(_due_on(queue), most)
     except IntegrityError:  # Another run of a conversation was claimed at the same moment.
         return [run for run in list(_due_on(queue).in_turn()[:most]) if _take(run)]
-
-
-def claim_delivered(run_ids: Sequence[str]) -> list[AgentRun]:
-    """Take those of these runs that are due, if no caps have to be looked at for each."""
-    if concurrency_limits.limits():
-        return []
-    try:
-        return _take_all(_whole().due().filter(pk__in=run_ids), len(run_ids))
-    except IntegrityError:  # Another run of a conversation was claimed at the same moment.
-        return []
 
 
 def _take_all(due: RunQuerySet, most: int) -> list[AgentRun]:

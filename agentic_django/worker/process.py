@@ -1,7 +1,7 @@
 """One process that carries many runs at once: takes them, keeps them, and ends well.
 
-The main thread takes work from a source and, once it is told to end, waits for what runs. A first
-signal drains; a second one, or a limit on the drain, hands the runs back.
+The main thread claims runs and, once it is told to end, waits for those that run. A first signal
+drains; a second one hands the runs back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from agentic_django.concurrency import event_loop
 from agentic_django.engine import heartbeat, recovery
 from agentic_django.openai_agents import runner
 from agentic_django.signals import logger
-from agentic_django.worker.slots import Source, WorkerSlots, WorkerState
+from agentic_django.worker.claim_loop import ClaimLoop
+from agentic_django.worker.slots import RunNotifications, WorkerSlots, WorkerState
+from agentic_django.worker.sources.database import DatabaseNotifications
 
 __all__ = ["WorkerOptions", "WorkerProcess", "run_worker"]
 
@@ -58,7 +60,7 @@ def run_worker(orders: WorkerOptions, say: Callable[[str], None], tell: Callable
 
 
 class WorkerProcess:
-    """A process's slots, where its runs come from, and what keeps it going."""
+    """A process's slots, its claim loop, and its shutdown."""
 
     def __init__(
         self, orders: WorkerOptions, say: Callable[[str], None], tell: Callable[[], None]
@@ -72,7 +74,8 @@ class WorkerProcess:
         self._over = threading.Event()
         event_loop.use_pools(records=orders.records, work=orders.work)
         runner.install_runner()
-        self.source = _source(orders.source, self.duty)
+        connections.close_all()
+        self.claim_loop = ClaimLoop(self.duty, _notifications(orders.source, orders.queue))
 
     def work(self) -> None:
         """Take and carry runs until told to end."""
@@ -82,12 +85,12 @@ class WorkerProcess:
         beat.start()
         self.say(f"Process {os.getpid()} takes runs of {self.duty.queue!r}.")
         try:
-            self.source.work()
+            self.claim_loop.work()
         finally:
             self._drain()
             self._over.set()
             beat.join(5)
-            self.source.close()
+            self.claim_loop.close()
 
     def _on_signal(self, number: int, _: Any) -> None:
         if self.duty.is_ending and time.monotonic() - self._asked > _SAME_SIGNAL_SECONDS:
@@ -108,12 +111,11 @@ class WorkerProcess:
                 return
 
     def _beat(self) -> None:
-        """Sweep, and tell others that this process lives: its loop, and where work comes from."""
+        """Sweep, and tell the supervisor that this process lives and its event loop responds."""
         swept = 0.0
         while not self._over.wait(1):
             self._mind_parent()
             try:
-                self.source.beat()
                 if time.monotonic() - swept > recovery.sweep_interval():
                     event_loop.run_recording(recovery.sweep_if_due)
                     swept = time.monotonic()
@@ -134,13 +136,10 @@ async def _nothing() -> None:
     await asyncio.sleep(0)
 
 
-def _source(name: str, duty: WorkerState) -> Source:
-    """Return the source of a name; RQ need not be installed for the other one."""
-    if name == "rq":
-        from agentic_django.worker.sources.rq import RQSource  # noqa: PLC0415 - an extra
+def _notifications(source: str, queue: str) -> RunNotifications:
+    """Return the notifications of a source; without RQ installed, only those of the database."""
+    if source == "rq":
+        from agentic_django.worker.sources.rq import RQNotifications  # noqa: PLC0415 - an extra
 
-        return RQSource(duty)
-    from agentic_django.worker.sources.database import DatabaseSource  # noqa: PLC0415 - as the other
-
-    connections.close_all()
-    return DatabaseSource(duty)
+        return RQNotifications(queue)
+    return DatabaseNotifications(queue)

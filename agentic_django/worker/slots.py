@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["Source", "WorkerSlots", "WorkerState"]
+__all__ = ["RunNotifications", "WorkerSlots", "WorkerState"]
 
 
 class WorkerSlots:
@@ -37,10 +37,6 @@ class WorkerSlots:
             self._busy -= number
             self._changed.notify_all()
 
-    def give_back_after(self, future: Future[Any]) -> None:
-        """Free one as soon as a future is done."""
-        future.add_done_callback(lambda _: self.give_back())
-
     def wait_until_free(self, seconds: float) -> bool:
         """Wait until none is taken; False if that takes longer."""
         with self._changed:
@@ -66,17 +62,20 @@ class WorkerState:
         return self.ending.is_set()
 
 
-class Source(Protocol):
-    """Where a worker takes its runs from."""
+class RunNotifications(Protocol):
+    """Wakes the claim loop when a run may be due, by setting ``backend.arrivals``."""
 
-    def work(self) -> None:
-        """Take runs while the duty lasts, or until there are none; on the main thread."""
+    is_suspended: bool
+    """Whether the worker is not to claim runs for now."""
+
+    def start(self) -> None:
+        """Start to wake the claim loop."""
         ...
 
-    def beat(self) -> None:
-        """Say that the worker lives, if that is said to anybody; called about once a second."""
+    def claimed(self, task_ids: Sequence[str]) -> None:
+        """Take note of the tasks that were enqueued for the runs of a claim."""
         ...
 
-    def close(self) -> None:
-        """Say that the worker is gone."""
+    def stop(self) -> None:
+        """Stop; called after all attempts have ended."""
         ...

@@ -16,14 +16,13 @@ from typing import Any
 import django_rq
 import pytest
 from django.contrib.auth.models import Group, User
-from django.db import connection
-from rq.job import Job as PlainJob
-from rq.worker import Worker
+from django.db import connection, transaction
+from django.db.models.functions import Now
+from rq.suspension import resume, suspend
 
 from agentic_django.engine import queues, transitions
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval, submit_agent_run
-from agentic_django.worker import backend
 from tests.project import test_infrastructure
 from tests.scenarios import effects
 from tests.scenarios.conftest import project
@@ -158,57 +157,80 @@ def test_a_run_that_takes_too_long_is_stopped_and_the_others_go_on(
         wait_until(lambda: statuses() == {"timed_out": 3, "completed": 3}, timeout=60)
 
 
-@pytest.mark.parametrize("source", ["rows"], indirect=True)
-def test_runs_of_which_nobody_tells_are_found_at_the_poll_interval(
+@pytest.mark.parametrize("source", ["rows"], indirect=True)  # With RQ the sweep sends them.
+def test_runs_of_which_nobody_notifies_are_found_at_the_poll_interval(
     source: str, in_scenario: Project, user: User
 ) -> None:
-    untold = partial(AgentRun.objects.create, owner=user, agent_key="plain", input_payload="Hm.")
+    unsent = partial(AgentRun.objects.create, owner=user, agent_key="plain", input_payload="Hm.")
     with in_scenario.worker("--poll-interval=600"):
         submitted(user, "plain")
         wait_until(lambda: statuses() == {"completed": 1}, timeout=30)
-        untold()
+        run = unsent()
         time.sleep(3)
         assert statuses() == {"completed": 1, "pending": 1}
-        backend.notify("default")
+        queues.enqueue(str(run.pk), run.agent_key)
         wait_until(lambda: statuses() == {"completed": 2}, timeout=30)
     with in_scenario.worker("--poll-interval=0.2"):
-        untold()
+        unsent()
         wait_until(lambda: statuses() == {"completed": 3}, timeout=30)
+
+
+def test_a_run_whose_sender_still_writes_its_row_is_claimed_soon(
+    in_scenario: Project, user: User
+) -> None:
+    with in_scenario.worker("--poll-interval=600"):
+        submitted(user, "plain")
+        wait_until(lambda: statuses() == {"completed": 1}, timeout=30)
+        run = AgentRun.objects.create(owner=user, agent_key="plain", input_payload="Hm.")
+        with transaction.atomic():
+            row = AgentRun.objects.filter(pk=run.pk)
+            row.select_for_update().get()
+            result = queues.enqueue(str(run.pk), run.agent_key)
+            time.sleep(0.025)
+            row.update(task_id=result.id, enqueued_at=Now())  # type: ignore[union-attr]
+        wait_until(lambda: statuses() == {"completed": 2}, timeout=20)
 
 
 # What else is on the queue
 
 
-def test_tasks_of_the_sites_own_run_as_rq_runs_them(in_scenario: Project) -> None:
-    result = test_infrastructure.write_group.enqueue("made by a task")
-    plain = django_rq.get_queue("default").enqueue(os.getpid)
-    failing = django_rq.get_queue("default").enqueue(json.loads, "not JSON")
-    with in_scenario.worker() as worker:
-        wait_until(lambda: Group.objects.filter(name="made by a task").exists(), timeout=40)
-        wait_until(lambda: _refreshed(result).is_finished)
-        wait_until(lambda: plain.is_finished and failing.is_failed, timeout=40)
-        assert plain.return_value() not in (worker.pid, os.getpid(), None)
-        assert _refreshed(result).return_value not in {p.pid for p in worker.family()}
-    assert "JSONDecodeError" in str(failing.latest_result().exc_string)
-
-
-def _refreshed(result: Any) -> Any:
-    result.refresh()
-    return result
-
-
-def test_the_worker_is_seen_in_rqs_own_pages(in_scenario: Project, user: User) -> None:
-    submitted(user, "waiting")
+def test_tasks_of_the_sites_own_are_left_to_stock_workers(in_scenario: Project, user: User) -> None:
     queue = django_rq.get_queue("default")
-    with in_scenario.worker() as worker:
-        wait_until(lambda: statuses()["running"])
-        [child] = worker.children()
-        wait_until(lambda: [w.pid for w in Worker.all(queue=queue)] == [child.pid])
-        wait_until(lambda: Worker.all(queue=queue)[0].get_state() == "busy")
-        [job_id] = queue.started_job_registry.get_job_ids()
-        assert PlainJob.fetch(job_id, connection=queue.connection).get_status() == "started"
-        leave(worker)
-    assert Worker.all(queue=queue) == []
+    ids = [test_infrastructure.write_group.enqueue(name).id for name in ("one", "two")]
+    with in_scenario.worker():
+        submitted(user, "plain", 3)
+        wait_until(lambda: statuses() == {"completed": 3}, timeout=30)
+        wait_until(lambda: queue.job_ids == ids)
+        with in_scenario.rq_worker():
+            wait_until(lambda: Group.objects.count() == 2, timeout=40)
+    assert queue.count == 0
+
+
+def test_redis_does_not_grow_with_the_runs(in_scenario: Project, user: User) -> None:
+    with in_scenario.worker("--concurrency=4", "--processes=2"):
+        cancelled = submitted(user, "waiting", 2)
+        for n in range(4):
+            submitted(user, "plain", 5, session_key=f"conversation-{n}")
+        twice = submitted(user, "plain", 5)
+        for run in twice:
+            queues.enqueue(str(run.pk), run.agent_key)
+        for run in cancelled:
+            cancel_agent_run(run)
+        wait_until(lambda: statuses() == {"completed": 25, "cancelled": 2}, timeout=60)
+        connection = django_rq.get_connection("default")
+        wait_until(lambda: connection.keys() == [b"rq:queues"], what=lambda: str(connection.keys()))
+    assert not AgentRun.objects.filter(status="completed").exclude(attempt=1).exists()
+
+
+def test_suspended_workers_claim_no_runs(in_scenario: Project, user: User) -> None:
+    connection = django_rq.get_connection("default")
+    suspend(connection)
+    with in_scenario.worker("--poll-interval=0.2"):
+        submitted(user, "plain", 3)
+        time.sleep(2)
+        assert statuses() == {"pending": 3}
+        resume(connection)
+        wait_until(lambda: statuses() == {"completed": 3}, timeout=30)
 
 
 def test_stock_workers_and_ours_share_a_queue(in_scenario: Project) -> None:
@@ -290,7 +312,7 @@ def test_a_database_that_is_restarted_under_load_loses_no_run(
         check_all()
 
 
-def test_a_queue_that_is_restarted_loses_no_run(
+def test_a_queue_that_is_away_holds_up_no_run(
     own_valkey: servers.Valkey, tmp_path: Path, enter: Callable[[Project], None]
 ) -> None:
     with servers.new_database() as url:
@@ -300,9 +322,10 @@ def test_a_queue_that_is_restarted_loses_no_run(
             wait_until(lambda: statuses()["running"] == 3)
             [child] = worker.children()
             own_valkey.kill()
-            time.sleep(2)
-            own_valkey.start()
             all_end(8, seconds=ALLOWED + 20)
+            own_valkey.start()
+            with dispatching(here, "steady", "2"):
+                all_end(10, seconds=ALLOWED)
             assert [one.pid for one in worker.children()] == [child.pid]
         check_all()
 

@@ -38,7 +38,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--source",
             choices=("rq", "database"),
-            help="Take runs from RQ's queue, or from their table; by default as TASKS says.",
+            help="Where runs are enqueued: to RQ or to their table; by default as TASKS says.",
         )
         add = partial(parser.add_argument, type=_positive)
         add("--concurrency", default=200, help="Runs at once in each process (200).")
@@ -49,7 +49,7 @@ class Command(BaseCommand):
             "--poll-interval",
             type=_seconds,
             default=1.0,
-            help="Seconds between looks at the table, for what nobody told of (1).",
+            help="Seconds between polls of the table, for runs without a notification (1).",
         )
         parser.add_argument("--burst", action="store_true", help="End when no run is left.")
         parser.add_argument(

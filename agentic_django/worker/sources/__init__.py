@@ -1,1 +1,1 @@
-"""Where a worker process gets its runs: from RQ or from the database."""
+"""What wakes the claim loop of a worker process: PostgreSQL, or a queue of RQ."""

@@ -1,299 +1,225 @@
-"""Takes runs from a queue of RQ, beside RQ's own workers and by RQ's own protocol."""
+"""Lets the worker claim from the database while runs are sent through RQ.
+
+A delivery (a job of RQ that carries a run's id) is permission to work, so the worker dequeues
+none: it claims runs from their table. RQ is used for two things only, by its public API and one
+connection to Redis each:
+
+- A thread waits until a job is appended to the queue, and wakes the claim loop.
+- A thread removes deliveries that nobody needs to execute: those of the runs that were claimed
+  and, a part of the queue at a time, those whose run is not pending.
+
+Jobs that do not carry a run stay in the queue, for RQ's own workers. Claims do not depend on
+Redis: while it is away, the worker finds runs at the poll interval.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import django_rq
-from django.db import Error
 from django_tasks_rq import Job
-from redis import BlockingConnectionPool
-from redis.exceptions import RedisError
 from rq import Queue
-from rq.exceptions import DequeueTimeout
-from rq.intermediate_queue import IntermediateQueue
+from rq.exceptions import DeserializationError
 from rq.suspension import is_suspended
-from rq.timeouts import BaseDeathPenalty
-from rq.utils import as_text
-from rq.worker import BaseWorker, WorkerStatus
 
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import claims
-from agentic_django.models import AgentRun
+from agentic_django.engine import transitions
 from agentic_django.signals import logger
-from agentic_django.worker import executor
-from agentic_django.worker.slots import WorkerState
-from agentic_django.worker.sources import rq_foreign_jobs, rq_jobs
+from agentic_django.worker import backend
 
-__all__ = ["RQSource"]
+__all__ = ["Deliveries", "RQNotifications"]
 
-_OURS = "agentic_django.tasks.execute"
+_TASK = "agentic_django.tasks.execute"
 
-_BATCH = 20
-"""At most so many jobs are taken, begun and ended at once."""
+_KEPT_SECONDS = 1
+"""Redis deletes a job this long after it was removed from the queue."""
 
-_MOVES = (6, 2, 0)
-"""The Redis since which what is taken from a queue is kept until it is begun."""
+_WAIT_SECONDS = 1
+"""The longest wait for a job to be appended, and for a claim."""
 
-_GATHERING_SECONDS = 0.01
-"""Ends that come so soon behind another are told with it."""
+_SENDER_SECONDS = 0.01
+"""Time for the sender of a run to note in its row that it was sent: the row is locked meanwhile."""
 
-_CONNECTIONS = 16
-"""To Redis, whatever the number of slots: each command takes one for a moment."""
+_LOOK_SECONDS = 0.03
+"""Time between two looks at a queue that has jobs, for one that was appended."""
 
-_RESULT_SECONDS = 60
-"""Redis keeps the results of our jobs so long: what a run came to is in its row."""
-
-_JOBS_BEAT = 30.0
-"""Seconds after which RQ is told that jobs are still worked on; it forgets them after 90."""
+_CLEAN_SECONDS = 1.0
+"""Time between two searches for deliveries whose run is not pending."""
 
 
-class NoPenalty(BaseDeathPenalty):
-    """A run ends by its own limit, which does not need a signal in the main thread."""
+class RQNotifications:
+    """Wakes the claim loop when a job is appended to a queue of RQ, and keeps the queue clean."""
 
-    def setup_death_penalty(self) -> None:
-        """Set nothing up."""
+    def __init__(self, name: str) -> None:
+        rq_queue = django_rq.get_queue(name, job_class=Job)
+        self.is_suspended = False
+        """Whether ``rq suspend`` has paused the workers."""
+        self._queue = rq_queue
+        self._deliveries = Deliveries(rq_queue, partial(event_loop.run_recording, pending_among))
+        self._claimed: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._entry: bytes | str | None = None
+        self._looks = 0
+        self._cleaned_at = 0.0
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(act,), name=f"agentic-rq-{name}")
+            for name, act in (("wait", self._wait), ("remove", self._remove))
+        ]
 
-    def cancel_death_penalty(self) -> None:
-        """Cancel nothing."""
+    def start(self) -> None:
+        """Start to wake the claim loop."""
+        self._attempt(self._see_whether_suspended)
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
 
+    def claimed(self, task_ids: Sequence[str]) -> None:
+        """Have the deliveries of claimed runs removed from the queue."""
+        self._claimed.put(task_ids)
 
-class SlotWorker(BaseWorker):
-    """A worker of RQ's that is at as many of our jobs at once as it has slots."""
+    def stop(self) -> None:
+        """Remove the deliveries of all runs that were claimed, and stop."""
+        self._stopped.set()
+        self._claimed.put([])
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(5)
+        self._claimed.put([])
+        self._attempt(self._remove)
 
-    death_penalty_class = NoPenalty
-    log_result_lifespan = False
+    def _repeat(self, act: Callable[[], None]) -> None:
+        has_worked = True
+        while not self._stopped.is_set():
+            has_worked = self._attempt(act, is_logged=has_worked)
+            if not has_worked:
+                self._stopped.wait(1)
 
-    def __init__(self, queue: Queue, duty: WorkerState) -> None:
-        super().__init__(
-            [queue],
-            connection=queue.connection,
-            job_class=Job,
-            default_result_ttl=_RESULT_SECONDS,
-        )
-        self.duty = duty
-        self.deliveries = rq_jobs.RunJobs(self)
-        self._threads = ThreadPoolExecutor(duty.slots.count, "agentic-slot")
-        self._others = rq_foreign_jobs.ForeignJobs(queue.name)
-        self._looked, self._suspended = 0.0, False
-        self._reserved = 0
-        self._beaten = time.monotonic()
-        self._ends = Ends(self.deliveries, duty)
-
-    def take_jobs(self) -> None:
-        """Take jobs while the duty lasts, or until there are none; outlasts Redis' absences."""
-        while not self.duty.is_ending:
-            try:
-                if self._is_suspended():
-                    self.duty.ending.wait(1)
-                elif self._is_last_look():
-                    return
-            except RedisError as error:
-                logger.warning("Redis cannot be reached: %s", error)
-                self.duty.ending.wait(1)
-
-    def _is_suspended(self) -> bool:
-        """Look, once a second, whether work is suspended; clean registries when it is time."""
-        if time.monotonic() - self._looked > 1:
-            if self.should_run_maintenance_tasks:
-                self.run_maintenance_tasks()  # type: ignore[no-untyped-call]
-            self._suspended = bool(is_suspended(self.connection, self))
-            self._looked = time.monotonic()
-        return self._suspended
-
-    def _is_last_look(self) -> bool:
-        """Take slots, then jobs for them; whether a burst is over, for there is none.
-
-        No more is dequeued than there are slots. A run that ends may send another one, so it
-        has to have ended before the look.
-        """
-        wanted = self._reserved = self.duty.slots.take(_BATCH)
-        if not wanted:
+    def _attempt(self, act: Callable[[], None], *, is_logged: bool = True) -> bool:
+        """Return whether an act succeeded; log the first of several failures in a row."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - Redis or the database is away; tried again
+            if is_logged:
+                logger.warning("Cannot use the queue %r of RQ for now: %r", self._queue.name, error)
             return False
-        was_alone = self.duty.slots.busy == wanted
-        found: list[Any] = []
-        try:
-            found = self._dequeue(wanted)
-        finally:
-            self._reserved = 0
-            self.duty.slots.give_back(wanted - len(found))
-        ours = [job for job in found if job.func_name == _OURS]
-        for job in found:
-            if job not in ours:
-                done = self._threads.submit(self._perform_other, job)
-                self.duty.slots.give_back_after(done)
-        if ours:
-            self._perform(ours)
-        return not found and was_alone and self.duty.is_burst
+        return True
 
-    def _dequeue(self, most: int) -> list[Any]:
-        """Wait for a job, at most for a second; return it and those behind it."""
-        queue = self.queues[0]
-        seconds = None if self.duty.is_burst else 1
-        try:
-            found = self.queue_class.dequeue_any(
-                self.queues, seconds, connection=self.connection, job_class=self.job_class
-            )
-        except DequeueTimeout:
-            return []
-        if found is None:
-            self.duty.ending.wait(0.05)
-            return []
-        more = min(most - 1, queue.count)
-        return [found[0], *self._fetch(self._pop(more))] if more > 0 else [found[0]]
+    def _wait(self) -> None:
+        """Wait for a job to be appended, and wake the claim loop.
 
-    def _pop(self, most: int) -> list[str]:
-        """Take ids from the queue, as RQ does: they are kept until they are begun."""
-        queue = self.queues[0]
-        if self.get_redis_server_version() < _MOVES:  # type: ignore[no-untyped-call]
-            return []
-        kept = IntermediateQueue(queue.key, self.connection).key
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for _ in range(most):
-                pipeline.lmove(queue.key, kept)
-            return [as_text(job_id) for job_id in pipeline.execute() if job_id is not None]
+        Moving the last entry to where it is blocks while the queue is empty, and changes nothing.
+        If the entry is still there at the next look, the claim loop is woken once more: a claim
+        skips a run whose row its sender has locked.
+        """
+        key = self._queue.key
+        entry = self._queue.connection.blmove(key, key, _WAIT_SECONDS, "RIGHT", "RIGHT")
+        self._looks = self._looks + 1 if entry == self._entry else 1
+        self._entry = entry
+        if entry is None:
+            return
+        if self._looks == 1:
+            self._stopped.wait(_SENDER_SECONDS)
+        if self._looks <= 2:
+            backend.arrivals.set()
+        self._stopped.wait(_LOOK_SECONDS)
 
-    def _fetch(self, ids: Sequence[str]) -> list[Any]:
-        """Return the jobs with these ids, as far as they still are."""
-        jobs = Job.fetch_many(ids, connection=self.connection)
-        return [job for job in jobs if job is not None]
+    def _remove(self) -> None:
+        task_ids = self._wait_for_claimed()
+        if task_ids:
+            self._deliveries.remove(task_ids)
+        if self._stopped.is_set() or time.monotonic() - self._cleaned_at > _CLEAN_SECONDS:
+            self._cleaned_at = time.monotonic()
+            self._see_whether_suspended()
+            self._deliveries.clean()
 
-    def _perform_other(self, job: Any) -> None:
-        job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
-        try:
-            self._others.perform(job, self.queues[0])
-        except Exception:  # noqa: BLE001 - one job's trouble is not the others'
-            logger.exception("Job %s cannot be carried out", job.id)
+    def _wait_for_claimed(self) -> list[str]:
+        """Return the deliveries of all runs that were claimed since the last call."""
+        task_ids: list[str] = []
+        with suppress(queue.Empty):
+            task_ids += self._claimed.get(timeout=_WAIT_SECONDS)
+            while True:
+                task_ids += self._claimed.get_nowait()
+        return task_ids
 
-    def _perform(self, jobs: Sequence[Any]) -> None:
-        """Carry the runs that jobs deliver; each job frees its slot when its end is told."""
-        try:
-            self.deliveries.begin(jobs)
-        except RedisError:  # What cannot be told is not begun: the sweep sends it again.
-            self.duty.slots.give_back(len(jobs))
-            raise
-        try:
-            claimed = event_loop.run_recording(
-                claims.claim_delivered, [job.args[0] for job in jobs]
-            )
-        except Error:
-            claimed = []  # Each says for itself what is wrong.
-        taken = {str(run.pk): run for run in claimed}
-        for job in jobs:
-            run_id = job.args[0]
-            self._carry(job, partial(_attempt, taken.pop(run_id, None), run_id))
-
-    def _carry(self, job: Any, attempt: Any) -> None:
-        event_loop.start_on_loop(attempt).add_done_callback(partial(self._ends.add, job))
-
-    def beat(self) -> None:
-        """Tell RQ how the worker stands, and now and then that its jobs are alive."""
-        is_busy = self.duty.slots.busy > self._reserved
-        state = WorkerStatus.BUSY if is_busy else WorkerStatus.IDLE
-        if state != self.get_state():
-            self.set_state(state)
-        if time.monotonic() - self._beaten > _JOBS_BEAT:
-            self._beaten = time.monotonic()
-            self.heartbeat()
-            self.deliveries.beat()
-
-    def procline(self, message: str) -> None:
-        """Leave the process its name."""
-
-    def close(self) -> None:
-        """Tell the last ends, and that the worker is gone."""
-        self._ends.close()
-        self.teardown()  # type: ignore[no-untyped-call]
+    def _see_whether_suspended(self) -> None:
+        self.is_suspended = bool(is_suspended(self._queue.connection))
 
 
-def _attempt(run: AgentRun | None, run_id: str) -> Coroutine[Any, Any, None]:
-    """Carry the run that was taken; or else that of a delivery, or another that is due."""
-    return executor.execute_on_loop(run_id) if run is None else executor.run_attempt(run)
+class Deliveries:
+    """The jobs of a queue that carry runs.
+
+    ``pending_among`` returns those of the given run ids whose runs are pending. ``part`` is the
+    number of entries that are examined at once.
+    """
+
+    def __init__(
+        self,
+        rq_queue: Queue,
+        pending_among: Callable[[Sequence[str]], set[str]],
+        *,
+        part: int = 200,
+    ) -> None:
+        self._queue = rq_queue
+        self._pending_among = pending_among
+        self._part = part
+        self._offset = 0
+
+    def remove(self, job_ids: Sequence[str]) -> None:
+        """Remove jobs from the queue, and let Redis delete them.
+
+        A job that is not in the queue is left alone: a stock worker executes it.
+        """
+        connection = self._queue.connection
+        with connection.pipeline() as pipeline:
+            for job_id in job_ids:
+                self._queue.remove(job_id, pipeline=pipeline)
+            counts = pipeline.execute()
+        with connection.pipeline() as pipeline:
+            for job_id, count in zip(job_ids, counts, strict=True):
+                if count:
+                    Job(job_id, connection=connection).cleanup(_KEPT_SECONDS, pipeline=pipeline)
+            pipeline.execute()
+
+    def clean(self) -> None:
+        """Remove jobs whose run is not pending; continue where the last call stopped.
+
+        They are left by runs that were claimed before they were sent, sent twice, or cancelled.
+        """
+        while job_ids := self._queue.get_job_ids(self._offset, self._part):
+            stale = self._stale(job_ids)
+            self._offset += len(job_ids) - len(stale)
+            if stale:
+                self.remove(stale)
+            if not stale or len(job_ids) < self._part:
+                break
+        if len(job_ids) < self._part:
+            self._offset = 0
+
+    def _stale(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those of the jobs whose run is not pending, and those that do not exist."""
+        connection, serializer = self._queue.connection, self._queue.serializer
+        jobs = Job.fetch_many(job_ids, connection=connection, serializer=serializer)
+        run_ids = {job.id: _run_id(job) for job in jobs if job is not None}
+        pending = self._pending_among([run_id for run_id in run_ids.values() if run_id])
+        kept = {job_id for job_id, run_id in run_ids.items() if not run_id or run_id in pending}
+        return [job_id for job_id in job_ids if job_id not in kept]
 
 
-class Ends:
-    """A thread that tells of ends, those together that come together."""
-
-    def __init__(self, deliveries: rq_jobs.RunJobs, duty: WorkerState) -> None:
-        self.deliveries = deliveries
-        self.duty = duty
-        self._come: queue.SimpleQueue[tuple[Any, BaseException | None] | None]
-        self._come = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="agentic-ends", daemon=True)
-        self._thread.start()
-
-    def add(self, job: Any, future: Future[None]) -> None:
-        """Have told that a job's attempt has ended."""
-        cancelled = future.cancelled()
-        self._come.put((job, None if cancelled else future.exception()))
-
-    def close(self) -> None:
-        """Wait until all is told."""
-        self._come.put(None)
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        while (first := self._come.get()) is not None:
-            time.sleep(_GATHERING_SECONDS)
-            ended = [first]
-            while len(ended) < _BATCH and not self._come.empty():
-                if (end := self._come.get()) is None:
-                    self._come.put(None)
-                    break
-                ended.append(end)
-            self._tell(ended)
-            self.duty.slots.give_back(len(ended))
-
-    def _tell(self, ended: Sequence[tuple[Any, BaseException | None]]) -> None:
-        try:
-            for job, error in ended:
-                if error is not None:
-                    self.deliveries.fail(job, error)
-            self.deliveries.end([job for job, error in ended if error is None])
-        except RedisError as error:  # The runs' own rows are not concerned.
-            logger.warning("Redis cannot be told of %s jobs: %s", len(ended), error)
-        except Exception:  # noqa: BLE001 - the next ends are to be told
-            logger.exception("The ends of %s jobs cannot be told", len(ended))
+def _run_id(job: Any) -> str:
+    """Return the id of the run that a job carries; empty if it carries none."""
+    try:
+        return str(job.args[0]) if job.func_name == _TASK else ""
+    except DeserializationError:
+        return ""
 
 
-class RQSource:
-    """The source: one queue, as Redis pops from several without keeping what it popped."""
-
-    def __init__(self, duty: WorkerState) -> None:
-        queue = django_rq.get_queue(duty.queue, job_class=Job)
-        _bound(queue.connection)
-        self.worker = SlotWorker(queue, duty)
-        self.worker.bootstrap("WARNING")
-
-    def work(self) -> None:
-        """See ``duty.Source``."""
-        self.worker.take_jobs()
-
-    def beat(self) -> None:
-        """See ``duty.Source``."""
-        self.worker.beat()
-
-    def close(self) -> None:
-        """See ``duty.Source``."""
-        try:
-            self.worker.close()
-        except RedisError as error:
-            logger.warning("Redis cannot be told that the worker is gone: %s", error)
-
-
-def _bound(connection: Any) -> None:
-    """Let all threads share so many connections to Redis, and wait for one if all are taken."""
-    pool = connection.connection_pool
-    if type(pool).__name__ == "ConnectionPool":
-        connection.connection_pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
-            max_connections=_CONNECTIONS,
-            timeout=60,
-            connection_class=pool.connection_class,
-            **pool.connection_kwargs,
-        )
+def pending_among(run_ids: Sequence[str]) -> set[str]:
+    """Return those of the ids whose runs are pending."""
+    found = transitions.run_rows().pending().filter(pk__in=run_ids).values_list("pk", flat=True)
+    return {str(pk) for pk in found}
