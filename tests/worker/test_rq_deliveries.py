@@ -133,11 +133,12 @@ def test_jobs_that_carry_no_run_stay_in_the_queue(
 ) -> None:
     group = write_group.enqueue("a").id
     unreadable, job = plain(queue), plain(queue)
+    unknown = queue.enqueue("agentic_django.tasks.execute", "not a run's id").id
     queue.connection.hset(Job.key_for(unreadable), "data", b"neither compressed nor pickled")
     [run] = sent(user)
     cancel_agent_run(run)
     deliveries.clean()
-    assert queue.job_ids == [group, unreadable, job]
+    assert queue.job_ids == [group, unreadable, job, unknown]
 
 
 def test_an_entry_without_a_job_is_removed(queue: Queue, deliveries: Deliveries) -> None:

@@ -1,15 +1,15 @@
-"""Lets the worker claim from the database while runs are sent through RQ.
+"""RQ wakes the worker when a run is enqueued; the worker removes the jobs of claimed runs.
 
-A delivery (a job of RQ that carries a run's id) is permission to work, so the worker dequeues
-none: it claims runs from their table. RQ is used for two things only, by its public API and one
+A job of RQ that carries a run's id, a delivery, is permission to work. The worker does not dequeue
+deliveries: it claims runs from their table. It uses RQ's public API only, in two threads with one
 connection to Redis each:
 
-- A thread waits until a job is appended to the queue, and wakes the claim loop.
-- A thread removes deliveries that nobody needs to execute: those of the runs that were claimed
-  and, a part of the queue at a time, those whose run is not pending.
+- ``agentic-rq-wait`` waits until a job is appended to the queue, and wakes the claim loop.
+- ``agentic-rq-remove`` removes the deliveries of claimed runs. Once a second it also examines a
+  part of the queue for deliveries whose run is not pending.
 
-Jobs that do not carry a run stay in the queue, for RQ's own workers. Claims do not depend on
-Redis: while it is away, the worker finds runs at the poll interval.
+Other jobs stay in the queue, for RQ's own workers. Claims do not depend on Redis: while it is
+away, the worker finds runs at the poll interval.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import django_rq
 from django_tasks_rq import Job
@@ -57,26 +58,27 @@ class RQNotifications:
     """Wakes the claim loop when a job is appended to a queue of RQ, and keeps the queue clean."""
 
     def __init__(self, name: str) -> None:
-        rq_queue = django_rq.get_queue(name, job_class=Job)
         self.is_suspended = False
         """Whether ``rq suspend`` has paused the workers."""
-        self._queue = rq_queue
-        self._deliveries = Deliveries(rq_queue, partial(event_loop.run_recording, pending_among))
+        self._queue = django_rq.get_queue(name, job_class=Job)
+        self._deliveries = Deliveries(self._queue, partial(event_loop.run_recording, pending_among))
         self._claimed: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._entry: bytes | str | None = None
         self._looks = 0
         self._cleaned_at = 0.0
         self._threads = [
-            threading.Thread(target=self._repeat, args=(act,), name=f"agentic-rq-{name}")
-            for name, act in (("wait", self._wait), ("remove", self._remove))
+            threading.Thread(target=self._repeat, args=(act,), name=act_name, daemon=True)
+            for act_name, act in (
+                ("agentic-rq-wait", self._wait),
+                ("agentic-rq-remove", self._remove),
+            )
         ]
 
     def start(self) -> None:
         """Start to wake the claim loop."""
         self._attempt(self._see_whether_suspended)
         for thread in self._threads:
-            thread.daemon = True
             thread.start()
 
     def claimed(self, task_ids: Sequence[str]) -> None:
@@ -214,8 +216,8 @@ class Deliveries:
 def _run_id(job: Any) -> str:
     """Return the id of the run that a job carries; empty if it carries none."""
     try:
-        return str(job.args[0]) if job.func_name == _TASK else ""
-    except DeserializationError:
+        return str(UUID(job.args[0])) if job.func_name == _TASK else ""
+    except (DeserializationError, IndexError, TypeError, ValueError):
         return ""
 
 
