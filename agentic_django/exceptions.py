@@ -14,11 +14,11 @@ class AgenticError(Exception):
     code: ClassVar[str] = "error"
     """A stable, machine-readable name of the error, as JSON callers see it."""
 
-    told: ClassVar[Any] = ""
+    user_message: ClassVar[Any] = ""
     """The message in the reader's language, where users may read it."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message or str(self.told) or (type(self).__doc__ or "").strip())
+        super().__init__(message or str(self.user_message) or (type(self).__doc__ or "").strip())
 
 
 class BadSetting(AgenticError):
@@ -71,7 +71,7 @@ class NotAllowed(AgenticError):
     """You may not use this agent."""
 
     code = "not_allowed"
-    told = _("You may not use this agent.")
+    user_message = _("You may not use this agent.")
 
 
 class Conflict(AgenticError):
@@ -84,7 +84,7 @@ class SessionBusy(Conflict):
     """Another run of this conversation has not ended yet."""
 
     code = "session_busy"
-    told = _("Another run of this conversation has not ended yet.")
+    user_message = _("Another run of this conversation has not ended yet.")
 
 
 class UnresolvedIntent(AgenticError):
@@ -115,8 +115,8 @@ class Declined(AgenticError):
         """Whether nobody answered in time."""
 
 
-class RunWaits(AgenticError):
-    """The run waits for a person; perform it again once everything is decided."""
+class RunWaiting(AgenticError):
+    """The run waits for a person. Execute it again after everything is decided."""
 
     code = "waiting"
 
@@ -160,7 +160,7 @@ class UserError(AgenticError):
     # whose run it is, and shown to them. Of other exceptions they see no text.
 
     code = "user_error"
-    told = _("This cannot be done as it was asked.")
+    user_message = _("This cannot be done as it was asked.")
 
 
 class PipelineChanged(AgenticError):
@@ -169,26 +169,26 @@ class PipelineChanged(AgenticError):
     code = "pipeline_changed"
 
 
-class RunMoved(BaseException):
-    """The run moved on; this attempt no longer owns it.
+class StaleAttempt(BaseException):
+    """The attempt no longer owns its run, so it cannot change it.
 
-    A ``BaseException``, because an ordinary exception raised within a tool is turned into an
-    error message for the model, and the attempt would go on.
+    A ``BaseException``: the SDK turns an ordinary exception in a tool into an error message for the
+    model, and the attempt would continue.
     """
 
     def __init__(self, run: Any, verb: str) -> None:
-        super().__init__(f"Run {run.pk} moved on; attempt {run.attempt} could not {verb} it.")
+        super().__init__(f"Attempt {run.attempt} no longer owns run {run.pk}: cannot {verb} it.")
 
 
-class RunParked(BaseException):
-    """The run has to wait for a person; this attempt ends here.
+class RunSuspended(BaseException):
+    """The run has to wait for a person, so this attempt ends.
 
-    A ``BaseException``, so that neither a tool's error handling nor a step's takes it for a
+    A ``BaseException``, so that the error handling of a tool or a step does not treat it as a
     failure.
     """
 
 
-SENTENCES: dict[str, Any] = {
+MESSAGES: dict[str, Any] = {
     "agent_changed": _("The agent was changed while this waited. Start it again."),
     "declined": _("A question was not answered, so this could not go on."),
     "unknown_agent": _("This agent is no longer available."),
@@ -213,6 +213,6 @@ SENTENCES: dict[str, Any] = {
 """What a person reads, by the code of what went wrong."""
 
 
-def sentence(code: str) -> Any:
+def message_for_code(code: str) -> Any:
     """Return the (lazily translated) sentence for a code."""
-    return SENTENCES.get(code, SENTENCES["internal"])
+    return MESSAGES.get(code, MESSAGES["internal"])

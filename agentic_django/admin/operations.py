@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from agentic_django.exceptions import sentence
+from agentic_django.exceptions import message_for_code
 from agentic_django.models import FINISHED, AgentRun, database
 from agentic_django.models.querysets import RunQuerySet, usage_sum
 
@@ -145,7 +145,7 @@ def _states(rows: RunQuerySet, since: datetime) -> list[Part]:
 def _failures(ended: RunQuerySet) -> list[Part]:
     bad = ended.filter(status__in=(Status.FAILED, Status.TIMED_OUT)).order_by()
     counted = bad.values_list("error_code").annotate(n=Count("*")).order_by("-n", "error_code")
-    return [Part(code, str(sentence(code)), n) for code, n in counted[:20]]
+    return [Part(code, str(message_for_code(code)), n) for code, n in counted[:20]]
 
 
 # Agents

@@ -19,7 +19,7 @@ from agentic_django.conf import settings
 from agentic_django.engine import concurrency_limits, events
 from agentic_django.engine.events import Event
 from agentic_django.engine.transitions import TRANSITIONS, mirror, process_name, run_rows
-from agentic_django.exceptions import Conflict, RunMoved
+from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, database
 
 __all__ = [
@@ -61,7 +61,7 @@ def fenced(*held: AgentRun, waits: bool = True) -> Iterator[None]:
 def update_held(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> None:
     """Write to a run that this attempt holds, with the events that tell of it.
 
-    Raises RunMoved if the attempt no longer holds the run. Belongs first in a transaction.
+    Raises StaleAttempt if the attempt no longer holds the run. Belongs first in a transaction.
     """
     write_changes([RunChange(run, drafts, changes)])
 
@@ -69,7 +69,7 @@ def update_held(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> 
 def end_held(run: AgentRun, verb: str, drafts: Sequence[Event] = (), **changes: Any) -> None:
     """Move a run that this attempt holds to where a verb leads, with its events.
 
-    Raises RunMoved if the attempt no longer holds the run. Belongs first in a transaction.
+    Raises StaleAttempt if the attempt no longer holds the run. Belongs first in a transaction.
     """
     write_changes([ending_change(run, verb, drafts, **changes)])
 
@@ -108,8 +108,9 @@ def ending_change(
 def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
     """Write changes, one for each run, with their events; all or none.
 
-    Raises RunMoved if an attempt no longer holds its run or, if it is not to wait for that, another
-    transaction is just writing it; of several runs, it names any. Belongs first in a transaction.
+    Raises StaleAttempt if an attempt no longer holds its run or, if it is not to wait for that,
+    another transaction is just writing it; of several runs, it names any. Belongs first in a
+    transaction.
     """
     with fenced(*(each.run for each in changes), waits=waits):
         for each in changes:
@@ -117,7 +118,7 @@ def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
             each.columns["event_count"] = each.run.event_count + len(each.drafts)
         for alike in _alike(changes):
             if _update(alike, waits) != len(alike):
-                raise RunMoved(alike[0].run, alike[0].verb)
+                raise StaleAttempt(alike[0].run, alike[0].verb)
         for each in changes:
             mirror(each.run, each.columns)
         if any(each.drafts for each in changes):

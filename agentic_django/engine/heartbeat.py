@@ -21,7 +21,7 @@ from django.db import Error, connections
 from agentic_django.concurrency import event_loop
 from agentic_django.conf import settings
 from agentic_django.engine import fenced_writes, lifecycle, transitions
-from agentic_django.exceptions import RunMoved
+from agentic_django.exceptions import StaleAttempt
 from agentic_django.models import AgentRun
 from agentic_django.signals import logger
 
@@ -140,7 +140,7 @@ def _hand_back(held: set[HeldAttempt]) -> None:
     for one in held:
         try:
             lifecycle.release(one.run)
-        except RunMoved:
+        except StaleAttempt:
             logger.info("Run %s had ended when this process did", one.run.pk)
         one.lose()
 

@@ -20,7 +20,7 @@ from agentic_django.concurrency import event_loop
 from agentic_django.engine import drafts as unfinished
 from agentic_django.engine import fenced_writes
 from agentic_django.engine.events import Event
-from agentic_django.exceptions import AgentChanged, RunMoved, RunParked
+from agentic_django.exceptions import AgentChanged, RunSuspended, StaleAttempt
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
 from agentic_django.serialization import printable
 
@@ -90,7 +90,7 @@ class Journal:
         self._seen.add(row.key)
         return row
 
-    def ask(self, key: str, **columns: Any) -> RunParked:
+    def ask(self, key: str, **columns: Any) -> RunSuspended:
         """Note that a person is to be asked, and return what ends the attempt for that."""
         key = short_key(key)
         run = self.run
@@ -99,7 +99,7 @@ class Journal:
         columns["action"] = printable(columns.get("action", ""))[:_LONGEST_ACTION]
         asked = ToolApproval(run=run, generation=run.generation, key=key, **columns)
         self.asking.setdefault(key, self._asked.get(key, asked))
-        return self.give_up(RunParked())
+        return self.give_up(RunSuspended())
 
     def check_used(self) -> None:
         """Raise AgentChanged if a call that was decided about has not been met again."""
@@ -119,7 +119,7 @@ class Journal:
     async def record(
         self, result: CallResult, drafts: Sequence[Event], intent: StepCheckpoint | None = None
     ) -> StepCheckpoint:
-        """Write a result with its events; raises RunMoved if the attempt lost the run."""
+        """Write a result with its events; raises StaleAttempt if the attempt lost the run."""
         told, self._deferred = [*self._deferred, *drafts], []
         entry = Entry.of(self.run, result, told, intent)
         joined = self.run.joined_transaction
@@ -152,7 +152,7 @@ class Journal:
     async def _noted(self, written: Awaitable[StepCheckpoint]) -> StepCheckpoint:
         try:
             row = await written
-        except (RunMoved, Error) as error:
+        except (StaleAttempt, Error) as error:
             raise self.give_up(error) from None
         self._rows[row.key] = row
         return row
@@ -212,7 +212,7 @@ def record(
 ) -> StepCheckpoint:
     """Write a result, in the place of its intent if it had one, with the events that tell of it.
 
-    ``intent`` may also be a result, which is replaced. Raises RunMoved if the attempt no longer
+    ``intent`` may also be a result, which is replaced. Raises StaleAttempt if the attempt no longer
     holds the run.
     """
     return write_entries([Entry.of(run, result, drafts, intent)])[0]
@@ -249,7 +249,7 @@ class Entry:
 def write_entries(entries: Sequence[Entry], *, waits: bool = True) -> list[StepCheckpoint]:
     """Write results, with the events that tell of them, in one transaction; all or none.
 
-    Raises RunMoved if an attempt no longer holds its run; see ``runs.change``.
+    Raises StaleAttempt if an attempt no longer holds its run; see ``runs.change``.
     """
     changes = _changes(entries)
     with fenced_writes.fenced(*(each.run for each in changes), waits=waits):

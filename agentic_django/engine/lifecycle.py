@@ -29,7 +29,7 @@ from agentic_django.engine import (
     unfinished_turns,
 )
 from agentic_django.engine.events import Event, EventType
-from agentic_django.exceptions import Conflict, sentence
+from agentic_django.exceptions import Conflict, message_for_code
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
 
 __all__ = [
@@ -60,7 +60,7 @@ class Failure:
     def columns(self) -> dict[str, str]:
         """What the run's row says of it."""
         detail = "".join(traceback.format_exception(self.error)) if self.error else ""
-        text = str(sentence(self.code))
+        text = str(message_for_code(self.code))
         stored = detail.encode("utf-8", "backslashreplace").decode().replace("\0", "")
         return {"error_code": self.code, "error": text, "error_detail": stored}
 
@@ -72,7 +72,7 @@ class Failure:
     def told(self) -> Event:
         """The event that tells of it."""
         event = transitions.TRANSITIONS[self.verb].event
-        return events.new_event(event, error=str(sentence(self.code)), code=self.code)
+        return events.new_event(event, error=str(message_for_code(self.code)), code=self.code)
 
 
 _NO_ERROR = {"error_code": "", "error": "", "error_detail": ""}
@@ -101,7 +101,7 @@ class Completion:
 def complete(outcomes: Sequence[Completion], *, waits: bool = True) -> list[None]:
     """End runs with their outputs; their items join the conversations. All end, or none.
 
-    Raises RunMoved if an attempt no longer holds its run; see ``runs.change``.
+    Raises StaleAttempt if an attempt no longer holds its run; see ``runs.change``.
     """
     with fenced_writes.fenced(*(each.run for each in outcomes), waits=waits):
         fenced_writes.write_changes([each.change() for each in outcomes], waits=waits)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from agents.run_state import RunState
 
 from agentic_django.engine.journal import Journal
-from agentic_django.exceptions import RunParked
+from agentic_django.exceptions import RunSuspended
 
 __all__ = [
     "CallScope",
@@ -130,7 +130,7 @@ class CallScope:
         If it is to be parked they are let come to their ends, and may ask something too.
         """
         tasks = self.under_way - {asyncio.current_task()}
-        if not isinstance(error, RunParked):
+        if not isinstance(error, RunSuspended):
             for task in tasks:
                 task.cancel()
         if tasks:

@@ -19,11 +19,11 @@ from django.utils.module_loading import import_string
 
 from agentic_django.conf import load, settings
 from agentic_django.exceptions import (
-    SENTENCES,
+    MESSAGES,
     AgenticError,
     StepTimeoutError,
     UserError,
-    sentence,
+    message_for_code,
 )
 from agentic_django.signals import logger
 
@@ -41,7 +41,7 @@ _TRIPWIRES = (
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """``code`` names the reason (a key of ``exceptions.SENTENCES``); ``retry`` says whether the
+    """``code`` names the reason (a key of ``exceptions.MESSAGES``); ``retry`` says whether the
     same may pass later, and ``after`` how many seconds the provider wants to be left alone."""
 
     code: str
@@ -95,7 +95,7 @@ def user_message(error: BaseException) -> dict[str, str]:
     if isinstance(error, UserError):
         return {"code": error.code, "error": str(error)}
     code = "timed_out" if isinstance(error, StepTimeoutError) else classify(error).code
-    return {"code": code, "error": str(sentence(code))}
+    return {"code": code, "error": str(message_for_code(code))}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -107,7 +107,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _ours(error: Any) -> RetryDecision:
-    return RetryDecision(error.code if error.code in SENTENCES else "internal")
+    return RetryDecision(error.code if error.code in MESSAGES else "internal")
 
 
 def _status(error: Any) -> RetryDecision:

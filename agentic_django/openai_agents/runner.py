@@ -77,7 +77,7 @@ async def _decided(result: RunResultStreaming, scope: CallScope) -> RunState[Any
     """Return the state from which the SDK goes on, with what a person decided of each call.
 
     It is made anew from the journal in each attempt and never stored: it holds the host's
-    context. Raises RunParked if a person is yet to decide.
+    context. Raises RunSuspended if a person is yet to decide.
     """
     journal, state = scope.journal, result.to_state()
     for item in result.interruptions:

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, npgettext_lazy, pgettext
 
 from agentic_django.conf import settings
-from agentic_django.exceptions import SENTENCES, sentence
+from agentic_django.exceptions import MESSAGES, message_for_code
 from agentic_django.models import AgentRun
 from agentic_django.serialization import printable
 
@@ -224,7 +224,7 @@ def _steps_done(known: Sequence[dict[str, Any]]) -> str:
 
 def reason(run: AgentRun) -> str:
     """Return why a run failed, as a sentence in the reader's language."""
-    return str(sentence(run.error_code))
+    return str(message_for_code(run.error_code))
 
 
 _AGAIN = gettext_lazy("Trying again goes on from where it stopped.")
@@ -321,7 +321,7 @@ def _told(payload: dict[str, Any], name: str) -> str:
     """Return a field's text; in the reader's language where it is one of the app's own."""
     text, code = payload.get(name, ""), payload.get("code")
     if name == "error" and isinstance(code, str):
-        return str(SENTENCES.get(code, text))
+        return str(MESSAGES.get(code, text))
     if name == "reason" and text.startswith("by "):
         return _("As asked by %(name)s") % {"name": text.removeprefix("by ")}
     return str(REASONS.get(text, text)) if name == "reason" else text

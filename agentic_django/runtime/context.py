@@ -195,7 +195,7 @@ class RunContext:
     async def emit(
         self, event_type: str, payload: dict[str, Any], visibility: str | None = None
     ) -> None:
-        """Write an event of the run; raises RunMoved if this attempt lost the run.
+        """Write an event of the run; raises StaleAttempt if this attempt lost the run.
 
         ``visibility`` is user, debug or internal; by default that of the type, and internal
         for types of your own.

@@ -22,9 +22,9 @@ from agentic_django.engine.lifecycle import Completion, Failure
 from agentic_django.exceptions import (
     BadInput,
     Conflict,
-    RunMoved,
-    RunParked,
-    RunWaits,
+    RunSuspended,
+    RunWaiting,
+    StaleAttempt,
     StepCancelledError,
 )
 from agentic_django.models import AgentRun, AgentSession, database
@@ -142,12 +142,12 @@ async def hold(context: Opened) -> AsyncIterator[None]:
             finally:
                 context.journal.check()
             output = to_jsonable(context.result, "result")
-    except RunMoved:
+    except StaleAttempt:
         await _take_in(held, cancellations)
         raise StepCancelledError from None
-    except RunParked:
+    except RunSuspended:
         await _end(_park, context)
-        raise RunWaits from None
+        raise RunWaiting from None
     except (Exception, asyncio.CancelledError, SystemExit) as error:
         await _take_in(held, cancellations)
         if held.is_lost and task.cancelling() == cancellations:
@@ -175,7 +175,7 @@ async def _end(verb: Callable[..., None], *args: Any) -> None:
     """Write how a run ends, even if the host's task is cancelled meanwhile."""
     try:
         await asyncio.shield(event_loop.run_sync(verb, *args))
-    except RunMoved:
+    except StaleAttempt:
         raise StepCancelledError from None
 
 

@@ -16,7 +16,7 @@ from agentic_django.exceptions import (
     BadSetting,
     NotSerializable,
     PipelineChanged,
-    RunParked,
+    RunSuspended,
     StepCancelledError,
     StepError,
     StepExecutionError,
@@ -314,10 +314,12 @@ async def _all(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))
-    except RunParked:  # What others are at is not lost, and may ask something too.
+    except RunSuspended:  # What others are at is not lost, and may ask something too.
         await asyncio.wait(tasks)
         ends = [task.exception() for task in tasks if not task.cancelled()]
-        raise next((end for end in ends if isinstance(end, Exception)), None) or RunParked from None
+        raise (
+            next((end for end in ends if isinstance(end, Exception)), None) or RunSuspended
+        ) from None
     except BaseException:
         for task in tasks:
             task.cancel()

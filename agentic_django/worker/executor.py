@@ -12,7 +12,7 @@ from agentic_django.concurrency import event_loop
 from agentic_django.conf import settings
 from agentic_django.engine import claims, heartbeat, journal, lifecycle, recovery
 from agentic_django.engine.lifecycle import Completion, Failure
-from agentic_django.exceptions import AgentChanged, RunMoved, RunParked, StepCancelledError
+from agentic_django.exceptions import AgentChanged, RunSuspended, StaleAttempt, StepCancelledError
 from agentic_django.models import AgentRun
 from agentic_django.openai_agents import errors
 from agentic_django.openai_agents.errors import RetryDecision
@@ -58,7 +58,7 @@ async def run_attempt(run: AgentRun) -> None:
     with heartbeat.keep_lease(run) as held:
         try:
             await _perform(run)
-        except RunMoved as moved:
+        except StaleAttempt as moved:
             logger.info("%s", moved)
         except asyncio.CancelledError:
             if not held.is_lost:
@@ -75,7 +75,7 @@ async def _perform(run: AgentRun) -> None:
             result = await runtime.perform(context)
             context.journal.check_used()
             output = to_jsonable(result.final_output, "final_output")
-    except RunParked:
+    except RunSuspended:
         await _park(context)
     except StepCancelledError:
         await _end(lifecycle.cancel_held, run)

@@ -20,7 +20,7 @@ from agentic_django.concurrency.batching import Batcher, WouldBlock
 from agentic_django.engine import claims, drafts, events, journal, lifecycle
 from agentic_django.engine.journal import CallResult, Entry
 from agentic_django.engine.lifecycle import Completion
-from agentic_django.exceptions import RunMoved
+from agentic_django.exceptions import StaleAttempt
 from agentic_django.models import (
     AgentEvent,
     AgentRun,
@@ -177,7 +177,7 @@ def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -
 def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any) -> None:
     kept, lost = hold(2)
     AgentRun.objects.filter(pk=lost.pk).update(attempt=2)
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         journal.write_entries([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
     assert not StepCheckpoint.objects.exists()
     assert AgentEvent.objects.count() == 2
@@ -216,7 +216,7 @@ def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
     (stale,) = hold(1)
     AgentRun.objects.filter(pk=stale.pk).update(attempt=2)
     present = AgentRun.objects.get(pk=stale.pk)
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         journal.write_entries(
             [entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order]
         )

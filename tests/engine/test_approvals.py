@@ -27,7 +27,7 @@ from agentic_django.exceptions import (
     Conflict,
     Declined,
     NotAllowed,
-    RunWaits,
+    RunWaiting,
     SessionBusy,
 )
 from agentic_django.models import AgentRun, ToolApproval
@@ -812,7 +812,7 @@ def test_a_hosts_own_run_waits_and_is_performed_again(user: User) -> None:
             ctx.result = await ctx.ask("Go on?")
         return str(ctx.result)
 
-    with pytest.raises(RunWaits):
+    with pytest.raises(RunWaiting):
         async_to_sync(perform)()
     run = AgentRun.objects.get(pk=MADE[0])
     assert run.status == "waiting"

@@ -15,7 +15,7 @@ from django.db import IntegrityError, OperationalError, connections
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import claims, events, fenced_writes, journal
 from agentic_django.engine.journal import CallResult, Journal
-from agentic_django.exceptions import RunMoved
+from agentic_django.exceptions import StaleAttempt
 from agentic_django.models import AgentRun, StepCheckpoint
 from tests.support.attempts import numbered
 from tests.support.rows import make_run
@@ -53,7 +53,7 @@ def test_a_result_is_written_with_its_events(held: AgentRun) -> None:
 
 def test_a_stale_attempt_records_nothing(held: AgentRun) -> None:
     AgentRun.objects.update(attempt=2)
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         journal.record(held, result(), told())
     assert not StepCheckpoint.objects.exists()
     assert AgentRun.objects.get().events.count() == 1
@@ -150,11 +150,11 @@ def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: AgentR
     AgentRun.objects.update(status="cancelled")
 
     async def work() -> None:
-        with pytest.raises(RunMoved):
+        with pytest.raises(StaleAttempt):
             await kept.record(result(), told())
 
     event_loop.run_on_loop(work)
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         kept.check()
 
 

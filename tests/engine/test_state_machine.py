@@ -28,7 +28,7 @@ from agentic_django.engine import (
 from agentic_django.engine.events import EventType
 from agentic_django.engine.journal import CallResult
 from agentic_django.engine.lifecycle import Completion, Failure
-from agentic_django.exceptions import Conflict, RunMoved
+from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, AgentSession
 
 STATUS_AFTER: dict[str | None, str] = {
@@ -101,7 +101,7 @@ class Runs(RuleBasedStateMachine):
         try:
             with transaction.atomic():
                 verb(run, *args)
-        except RunMoved:
+        except StaleAttempt:
             assert not holds
             after = AgentRun.objects.get(pk=run.pk)
             assert vars(after).keys() == vars(row).keys()
@@ -137,7 +137,7 @@ class Runs(RuleBasedStateMachine):
         hold = all(_holds(before[each.run.pk], each.run) for each in ended)
         try:
             lifecycle.complete(ended)
-        except RunMoved:
+        except StaleAttempt:
             assert not hold
             for row in AgentRun.objects.all():
                 assert (row.status, row.event_count) == _stand(before[row.pk])

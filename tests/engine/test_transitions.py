@@ -17,7 +17,7 @@ from agentic_django import signals
 from agentic_django.engine import claims, dispatch, events, fenced_writes, transitions
 from agentic_django.engine.events import EventType
 from agentic_django.engine.transitions import TRANSITIONS
-from agentic_django.exceptions import Conflict, RunMoved
+from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import AgentEvent, AgentRun, RunSlot
 from tests.support.rows import make_events, make_run, make_session
 
@@ -71,7 +71,7 @@ def test_a_worker_moves_a_run_that_it_holds_and_no_other(user: User, verb: str, 
         assert after["events"] == [(1, TRANSITIONS[verb].event)]
         assert after["lease_ends_at"] is None
     else:
-        with pytest.raises(RunMoved, match=f"could not {verb} it"):
+        with pytest.raises(StaleAttempt, match=f"cannot {verb} it"):
             fenced_writes.end_held(run, verb, told(verb))
         assert stored(run) == before
 
@@ -82,9 +82,9 @@ def test_a_stale_attempt_changes_nothing(user: User, verb: str) -> None:
     stale = AgentRun.objects.get(pk=run.pk)
     AgentRun.objects.filter(pk=run.pk).update(attempt=2)
     before = stored(run)
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         fenced_writes.end_held(stale, verb, told(verb))
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         fenced_writes.update_held(
             stale, [events.new_event(EventType.MESSAGE, text="late")], activity="late"
         )
@@ -95,14 +95,14 @@ def test_a_stale_attempt_changes_nothing(user: User, verb: str) -> None:
 def test_an_attempt_that_is_ahead_of_its_row_changes_nothing(user: User, verb: str) -> None:
     run = make_run(user, "running")
     run.attempt += 1
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         fenced_writes.end_held(run, verb, told(verb))
 
 
 def test_a_worker_of_a_deleted_run_learns_of_it(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.all().delete()
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         fenced_writes.update_held(run)
 
 
@@ -110,7 +110,7 @@ def test_a_worker_of_a_deleted_run_learns_of_it(user: User) -> None:
 def test_an_attempt_writes_only_while_its_run_is_running(user: User, state: str) -> None:
     run = make_run(user, state)
     before = stored(run)
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         fenced_writes.update_held(run, [events.new_event(EventType.MESSAGE, text="late")])
     assert stored(run) == before
 
@@ -125,7 +125,7 @@ def test_the_fence_is_the_first_statement(user: User) -> None:
 
 
 def test_that_a_run_moved_is_no_ordinary_exception(user: User) -> None:
-    assert not issubclass(RunMoved, Exception)
+    assert not issubclass(StaleAttempt, Exception)
 
 
 def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
@@ -196,7 +196,7 @@ def test_a_cancelled_attempt_cannot_complete(user: User) -> None:
     run = make_run(user, "running")
     held = AgentRun.objects.get(pk=run.pk)
     fenced_writes.change_status(run, "cancel", told("cancel"))
-    with pytest.raises(RunMoved):
+    with pytest.raises(StaleAttempt):
         fenced_writes.end_held(held, "complete", told("complete"), final_output="too late")
     after = stored(run)
     assert (after["status"], after["final_output"]) == ("cancelled", None)

@@ -11,7 +11,7 @@ import pytest
 from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError, UserError
 from django.db import IntegrityError, InterfaceError, OperationalError
 
-from agentic_django.exceptions import SENTENCES, NotSerializable, UnknownAgent, UnresolvedIntent
+from agentic_django.exceptions import MESSAGES, NotSerializable, UnknownAgent, UnresolvedIntent
 from agentic_django.openai_agents.errors import RetryDecision, classify, decide_retry
 
 REQUEST = httpx2.Request("POST", "http://localhost/v1/responses")
@@ -112,11 +112,11 @@ def test_a_database_that_is_away_is_waited_for(kind: type[Exception]) -> None:
 )
 def test_what_repeating_does_not_mend_is_not_repeated(error: BaseException, code: str) -> None:
     assert classify(error) == RetryDecision(code)
-    assert code in SENTENCES
+    assert code in MESSAGES
 
 
 def test_an_error_of_ours_has_a_sentence_for_people() -> None:
-    assert classify(UnknownAgent("?")).code in SENTENCES
+    assert classify(UnknownAgent("?")).code in MESSAGES
 
 
 def test_the_cause_of_an_error_in_a_tool_decides() -> None:

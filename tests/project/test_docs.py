@@ -22,7 +22,7 @@ import agentic_django
 from agentic_django import exceptions, runtime, services, sessions, signals, steps, urls, validation
 from agentic_django.conf import PREFIX, Settings
 from agentic_django.engine import events, transitions
-from agentic_django.exceptions import SENTENCES
+from agentic_django.exceptions import MESSAGES
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, querysets
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from agentic_django.steps import ExecutionState
@@ -356,7 +356,7 @@ def test_every_problem_is_told_with_its_status() -> None:
 
 def test_every_code_of_a_failed_run_is_told() -> None:
     table = section("reference/http.md", "## Codes of failed runs")
-    assert set(first_names(table)) - {"error.code"} == set(SENTENCES)
+    assert set(first_names(table)) - {"error.code"} == set(MESSAGES)
 
 
 def test_every_field_of_a_new_run_is_told() -> None:

@@ -186,9 +186,9 @@ def test_run_whose_lease_ended_is_late() -> None:
 
 
 def test_every_reason_says_whether_trying_again_may_help() -> None:
-    from agentic_django.exceptions import SENTENCES
+    from agentic_django.exceptions import MESSAGES
 
-    for code in SENTENCES:
+    for code in MESSAGES:
         run = AgentRun(error_code=code)
         said = wording.reason(run)
         assert "may help" in said or "again" in said or wording.advice(run), code
