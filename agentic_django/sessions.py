@@ -82,13 +82,15 @@ class RunHistory:
     def _read(self, limit: int | None = None) -> list[Any]:
         session = self.run.session
         assert session is not None, "A run without a conversation has nothing to read."
-        only: dict[str, Any] = {"sequence__gt": session.digested} if session.digested else {}
+        only: dict[str, Any] = (
+            {"sequence__gt": session.compacted_through} if session.compacted_through else {}
+        )
         if self.run.attempt > 1:
             began = AgentRun.objects.using(database()).filter(pk=self.run.pk).values("started_at")
             only["created_at__lte"] = Subquery(began)
         items = read_items(session, limit, **only)
         self._later = len(items)
-        return [*(session.digest or ()), *items] if session.digested else items
+        return [*(session.compacted_items or ()), *items] if session.compacted_through else items
 
     async def _compacted(self, compact: Callable[..., Any]) -> list[Any]:
         """Return the history as the host wants it seen, from now on by later runs too."""
@@ -101,18 +103,18 @@ class RunHistory:
         if wanted is None:
             return items
         kept: list[Any] = to_jsonable(list(wanted), "items")
-        await event_loop.run_sync(self._keep, kept)
+        await event_loop.run_sync(self._store_compacted, kept)
         return kept
 
-    def _keep(self, digest: list[Any]) -> None:
+    def _store_compacted(self, items: list[Any]) -> None:
         session = self.run.session
         assert session is not None, "Only a conversation has a history."
         last = session.item_count
         with fenced_writes.fenced(self.run):
             fenced_writes.update_held(self.run)
             mine = AgentSession.objects.using(database()).filter(pk=session.pk)
-            mine.update(digest=digest, digested=last)
-        session.digest, session.digested = digest, last
+            mine.update(compacted_items=items, compacted_through=last)
+        session.compacted_items, session.compacted_through = items, last
 
     async def add_items(self, items: list[Any]) -> None:
         """Keep items for the end of the run; raises NotSerializable for what cannot be stored."""

@@ -118,7 +118,7 @@ def test_a_hook_says_what_this_run_and_later_ones_see(
     first = ["3 items of 5 are left out.", "4", "5"]
     assert texts(model.calls[0].input) == [*first, "6"]
     talk.refresh_from_db()
-    assert texts(talk.digest) == first
+    assert texts(talk.compacted_items) == first
     carry(session=talk, given="8")
     assert texts(model.calls[1].input)[0] == "3 items of 7 are left out."
     assert talk.items.count() == 9
@@ -159,7 +159,7 @@ def test_a_hook_that_returns_none_changes_nothing(
     carry(session=talk, given="6")
     assert len(model.calls[0].input) == 6
     talk.refresh_from_db()
-    assert (talk.digest, talk.digested) == (None, 0)
+    assert (talk.compacted_items, talk.compacted_through) == (None, 0)
 
 
 def test_a_hook_that_fails_fails_the_run(

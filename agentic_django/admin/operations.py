@@ -111,7 +111,7 @@ def operations(*, days: int = 1, agent: str = "", sort: str = "-runs") -> Figure
         states=_states(rows, since),
         queue_age=_age(waiting["oldest"]),
         queue_length=waiting["n"],
-        lost=rows.lost().count(),
+        lost=rows.orphaned().count(),
         per_hour=sum(bar.value for bar in finished) / (days * 24),
         finished=finished,
         by_hour=days == 1,

@@ -37,11 +37,11 @@ def _candidates(run_id: str) -> Iterator[AgentRun]:
         yield named
         _await_place(named)
     beside = _due_on(queues.queue_for_agent(named.agent_key))
-    yield from beside.exclude(pk=run_id).in_turn()[:3]
+    yield from beside.exclude(pk=run_id).by_urgency()[:3]
 
 
 def _whole() -> RunQuerySet:
-    return run_rows().select_related("session", "owner").defer("session__digest")
+    return run_rows().select_related("session", "owner").defer("session__compacted_items")
 
 
 def _await_place(run: AgentRun) -> None:
@@ -62,18 +62,18 @@ def _due_on(queue: str) -> RunQuerySet:
 def claim_due(queue: str, most: int) -> list[AgentRun]:
     """Take at most so many runs of a queue that are due, the most urgent first."""
     if concurrency_limits.limits():
-        return [run for run in list(_due_on(queue).in_turn()[:most]) if _take(run)]
+        return [run for run in list(_due_on(queue).by_urgency()[:most]) if _take(run)]
     try:
         return _take_all(_due_on(queue), most)
     except IntegrityError:  # Another run of a conversation was claimed at the same moment.
-        return [run for run in list(_due_on(queue).in_turn()[:most]) if _take(run)]
+        return [run for run in list(_due_on(queue).by_urgency()[:most]) if _take(run)]
 
 
 def _take_all(due: RunQuerySet, most: int) -> list[AgentRun]:
     """Take runs in one transaction; those that another is just taking are left to it."""
     skip = connections[database()].features.has_select_for_update_skip_locked
     with transaction.atomic(using=database()):
-        chosen = list(due.in_turn().select_for_update(skip_locked=skip, of=("self",))[:most])
+        chosen = list(due.by_urgency().select_for_update(skip_locked=skip, of=("self",))[:most])
         if not chosen:
             return []
         mine = run_rows().pending().filter(pk__in=[run.pk for run in chosen])
@@ -92,7 +92,7 @@ def _take_all(due: RunQuerySet, most: int) -> list[AgentRun]:
 
 def claim_inline(run: AgentRun) -> bool:
     """Take a run that its host performs in this process; False if its conversation is busy."""
-    return _take(run, run_rows().next_in_line().filter(is_inline=True))
+    return _take(run, run_rows().startable().filter(is_inline=True))
 
 
 def _take(run: AgentRun, due: RunQuerySet | None = None) -> bool:

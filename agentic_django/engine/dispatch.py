@@ -57,7 +57,7 @@ def enqueue_next(ended: Sequence[AgentRun]) -> None:
 
 
 def _first(waiting: RunQuerySet, count: int) -> list[AgentRun]:
-    return list(waiting.in_turn()[:count])
+    return list(waiting.by_urgency()[:count])
 
 
 def mark_enqueued(run: AgentRun) -> bool:
@@ -67,4 +67,4 @@ def mark_enqueued(run: AgentRun) -> bool:
         same = same.filter(enqueued_at__isnull=True)
     else:  # Not "equal": SQLite compares texts, and writes fewer digits than it is asked for.
         same = same.filter(enqueued_at__lte=run.enqueued_at)
-    return bool(same.unlocked().update(enqueued_at=Now()))
+    return bool(same.skip_locked().update(enqueued_at=Now()))

@@ -137,7 +137,7 @@ def _update(alike: list[RunChange], waits: bool) -> int:
     """Write changes of one shape, as far as their attempts hold the runs; returns of how many."""
     ids = [each.run.pk for each in alike]
     held = run_rows().filter(pk__in=ids, status=Status.RUNNING, attempt=alike[0].run.attempt)
-    held = held if waits else held.unlocked()
+    held = held if waits else held.skip_locked()
     columns = {name: _value(name, alike) for name in alike[0].columns}
     return held.update(**columns, updated_at=Now())
 
@@ -232,7 +232,7 @@ def change_status(
     changes |= {"status": step.target, "event_count": F("event_count") + len(drafts)}
     movable = run_rows().filter(guard or models.Q(), pk=run.pk, status__in=step.sources)
     if guard is not None:
-        movable = movable.unlocked()
+        movable = movable.skip_locked()
     with transaction.atomic(using=database()):
         if not movable.update(**changes, updated_at=Now()):
             run.refresh_from_db()
@@ -256,4 +256,4 @@ def mark_watched(ids: Collection[Any]) -> None:
     unnoted = models.Q(watched_until__isnull=True) | models.Q(watched_until__lt=soon)
     active = run_rows().filter(unnoted, pk__in=ids, status__in=ACTIVE)
     with transaction.atomic(using=database()):
-        active.unlocked().update(watched_until=Now() + timedelta(seconds=WATCH_SECONDS))
+        active.skip_locked().update(watched_until=Now() + timedelta(seconds=WATCH_SECONDS))

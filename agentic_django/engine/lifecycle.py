@@ -231,7 +231,7 @@ def _told(kind: EventType, approval: ToolApproval, **more: Any) -> Event:
         approval_id=str(approval.pk),
         call_id=approval.call_id,
         tool=approval.tool,
-        arguments=approval.given,
+        arguments=approval.effective_arguments,
         **more,
     )
 

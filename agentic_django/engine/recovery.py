@@ -90,7 +90,7 @@ def _expire_overdue(swept: SweepResult) -> None:
 
 def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[AgentRun]:
     """Yield running runs whose holder is gone, or all running ones."""
-    held = transitions.run_rows().running() if force else transitions.run_rows().lost()
+    held = transitions.run_rows().running() if force else transitions.run_rows().orphaned()
     others = held.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
     found = held.annotate(fell_with_others=Exists(others)).order_by("lease_ends_at")
     return _of(found.select_related("session", "owner"), whole=whole)

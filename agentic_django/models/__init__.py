@@ -1,4 +1,7 @@
-"""Tables, constraints, query scopes and predicates. Transitions are in ``agentic_django.runs``."""
+"""Tables, constraints and querysets.
+
+Models do not change a run's status; ``agentic_django.engine`` does.
+"""
 
 from agentic_django.models.approvals import ToolApproval
 from agentic_django.models.base import database

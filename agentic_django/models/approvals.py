@@ -1,4 +1,4 @@
-"""What runs ask persons, and what was decided."""
+"""Approvals: the requests of waiting runs to people, and the decisions."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["ToolApproval"]
 
 
 class ToolApproval(models.Model):
-    """Something that a run asks a person, and what was decided; the run waits meanwhile."""
+    """A request of a run to a person, and its decision. The run waits until it is decided."""
 
     class Kind(models.TextChoices):
-        """What is asked."""
+        """The kind of request."""
 
-        TOOL = "tool", _("Tool call")  # May this call be made?
-        MCP = "mcp", _("Hosted tool call")  # May the provider make this call?
-        QUESTION = "question", _("Question")  # What a host's own code wants to know.
-        INTENT = "intent", _("Interrupted call")  # It may have happened: what now?
+        TOOL = "tool", _("Tool call")  # Approve or reject a call of a tool.
+        MCP = "mcp", _("Hosted tool call")  # Approve or reject a call by the provider.
+        QUESTION = "question", _("Question")  # Answer a question of the host's code.
+        INTENT = "intent", _("Interrupted call")  # Resolve a call that may have happened.
 
     class Decision(models.TextChoices):
-        """What was decided; nothing yet is the empty text."""
+        """The decision. The column is empty while the request is open."""
 
         APPROVED = "approved", _("approved")
         REJECTED = "rejected", _("rejected")
@@ -52,7 +52,7 @@ class ToolApproval(models.Model):
     arguments = JSONTextField(_("arguments"), null=True)
     options = models.JSONField(_("options"), default=list, blank=True)
     schema = models.JSONField(_("form"), null=True, blank=True)
-    requested_at = models.DateTimeField(_("asked"), db_default=Now(), editable=False)
+    requested_at = models.DateTimeField(_("requested"), db_default=Now(), editable=False)
     position = models.PositiveSmallIntegerField(_("position"), default=0, editable=False)
     expires_at = models.DateTimeField(_("decide by"), null=True, blank=True, editable=False)
     decision = models.CharField(
@@ -93,29 +93,29 @@ class ToolApproval(models.Model):
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has decided yet."""
+        """Whether the request is undecided."""
         return not self.decision
 
     @property
     def is_editable(self) -> bool:
-        """Whether the arguments of a call may be changed before it is approved."""
+        """Whether a person may change the arguments of the call before approving it."""
         return self.kind == self.Kind.TOOL and self.schema is not None
 
     @property
     def was_edited(self) -> bool:
-        """Whether a call is made with other arguments than the agent wanted."""
+        """Whether a person approved the call with other arguments than the agent's."""
         edited = self.decision == self.Decision.APPROVED and self.answer is not None
         return edited and self.answer != self.arguments
 
     @property
-    def given(self) -> Any:
-        """The arguments with which a call is made, or would be."""
+    def effective_arguments(self) -> Any:
+        """The edited arguments of the call if a person edited them, else the agent's."""
         return self.answer if self.was_edited else self.arguments
 
     @property
-    def refusal(self) -> str:
-        """What the model is told of a call that was not approved."""
+    def rejection_message(self) -> str:
+        """The output that the model gets for a call that was not approved."""
         if self.decision == self.Decision.EXPIRED:
             return "This call was rejected, because nobody approved it in time."
-        because = f" Reason: {self.reason}" if self.reason else ""
-        return f"This call was rejected by a person.{because}"
+        reason = f" Reason: {self.reason}" if self.reason else ""
+        return f"This call was rejected by a person.{reason}"

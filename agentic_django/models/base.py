@@ -1,4 +1,4 @@
-"""What tables have in common: their database, and columns that say whose a row is."""
+"""The database alias of the app's tables, and the base class of rows that have an owner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agentic_django.conf import settings
 from agentic_django.models.fields import OwnerKey
 from agentic_django.permissions import principal_of
 
-__all__ = ["Owned", "database"]
+__all__ = ["OwnedModel", "database"]
 
 
 def database() -> str:
@@ -20,8 +20,8 @@ def database() -> str:
     return settings.DATABASE
 
 
-class Owned(models.Model):
-    """A row that belongs to somebody."""
+class OwnedModel(models.Model):
+    """A row that belongs to a user, a tenant, or both."""
 
     owner = OwnerKey(
         django_settings.AUTH_USER_MODEL,
@@ -38,11 +38,11 @@ class Owned(models.Model):
         abstract = True
 
     def save(self, **kwargs: Any) -> None:
-        """Save the row, filled in if it is new."""
+        """Save the row. Before the first save, set the columns that follow from others."""
         if self._state.adding:
-            self.fill()
+            self.set_derived_fields()
         super().save(**kwargs)
 
-    def fill(self) -> None:
-        """Set what follows from the other columns, before the first save."""
+    def set_derived_fields(self) -> None:
+        """Set the columns that follow from other columns. Called before the first save."""
         self.principal = self.principal or principal_of(self.owner)

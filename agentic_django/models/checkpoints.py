@@ -1,4 +1,4 @@
-"""What a run's calls came to: its journal."""
+"""The journal of a run: the recorded results of its calls."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["StepCheckpoint"]
 
 
 class StepCheckpoint(models.Model):
-    """What a completed model call, tool call, step or child came to; never done again."""
+    """The recorded result of a model call, tool call, step or child. The call is never repeated."""
 
     class Kind(models.TextChoices):
-        """What was recorded."""
+        """The kind of call."""
 
         MODEL = "model", _("Model call")
         TOOL = "tool", _("Tool call")
@@ -53,5 +53,5 @@ class StepCheckpoint(models.Model):
 
     @property
     def is_intent(self) -> bool:
-        """Whether it says only that a call that must not be repeated was begun."""
+        """Whether the call started but has no recorded result, and must not be repeated."""
         return self.finished_at is None

@@ -1,4 +1,4 @@
-"""The words for where a run stands, and for who may read an event."""
+"""The statuses of a run, and the visibilities of an event."""
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
@@ -7,22 +7,22 @@ __all__ = ["ACTIVE", "FINISHED", "Status", "Visibility"]
 
 
 class Status(models.TextChoices):
-    """Where a run stands, each state with its exit."""
+    """The status of a run."""
 
-    PENDING = "pending", _("In line")  # A worker's claim starts it.
-    RUNNING = "running", _("Running")  # Its attempt ends it, or its lease does.
-    WAITING = "waiting", _("Waiting")  # Parked for a person; a decision requeues it.
-    COMPLETED = "completed", _("Completed")  # For good.
+    PENDING = "pending", _("Queued")  # A worker's claim starts the run.
+    RUNNING = "running", _("Running")  # The attempt ends the run, or its lease expires.
+    WAITING = "waiting", _("Waiting")  # Waits for a person. The decision requeues it.
+    COMPLETED = "completed", _("Completed")  # Final.
     FAILED = "failed", _("Failed")  # A person may retry it.
     CANCELLED = "cancelled", _("Stopped")  # A person may retry it.
     TIMED_OUT = "timed_out", _("Timed out")  # A person may retry it.
 
 
 ACTIVE = (Status.PENDING, Status.RUNNING, Status.WAITING)
-"""A run that is yet to end."""
+"""The statuses of a run that has not ended."""
 
 FINISHED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT)
-"""A run that has ended; it may still be retried."""
+"""The statuses of a run that has ended."""
 
 
 class Visibility(models.TextChoices):

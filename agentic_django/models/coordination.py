@@ -1,4 +1,4 @@
-"""Tables that only the app itself reads: places, sweeps, rates."""
+"""Tables for coordination between processes: concurrency slots, sweeps and rate limits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["RateWindow", "RunSlot", "SweepMark"]
 
 
 class RunSlot(models.Model):
-    """One of the places that ``AGENTIC_DJANGO_CONCURRENCY_LIMIT`` allows, while a run holds it."""
+    """A slot of ``AGENTIC_DJANGO_CONCURRENCY_LIMIT`` that a running run has acquired."""
 
     key = models.CharField(
-        max_length=100, default="*", help_text="The agent whose places these are, or * for all."
+        max_length=100, default="*", help_text="The agent that the slot belongs to, or * for all."
     )
     number = models.PositiveIntegerField()
     run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="slots")
@@ -30,7 +30,7 @@ class RunSlot(models.Model):
 
 
 class SweepMark(models.Model):
-    """When lost runs were last looked for, so that many processes do not all do it."""
+    """The time of the last sweep, so that many processes do not all sweep at once."""
 
     swept_at = models.DateTimeField(db_default=Now())
 
@@ -39,11 +39,11 @@ class SweepMark(models.Model):
 
 
 class RateWindow(models.Model):
-    """How many runs somebody started in one window of the rate limit."""
+    """The number of runs that a user submitted in one window of the rate limit."""
 
     tenant = models.CharField(max_length=64, blank=True, default="")
     principal = models.CharField(max_length=80)
-    starts_at = models.BigIntegerField(help_text="Seconds since 1970 at which the window began.")
+    starts_at = models.BigIntegerField(help_text="Unix time at which the window starts.")
     count = models.PositiveIntegerField(default=0)
 
     class Meta:

@@ -1,4 +1,4 @@
-"""Model fields of our own."""
+"""Model fields for JSON stored as text and for the owner, and the default primary key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["JSONTextField", "OwnerKey", "new_id"]
 
 
 def new_id() -> uuid.UUID:
-    """Return a fresh primary key: a UUID 7, sorted by time, where Python has it (3.14)."""
+    """Return a new primary key: a UUID 7, which sorts by time, from Python 3.14 on."""
     return getattr(uuid, "uuid7", uuid.uuid4)()
 
 
@@ -25,10 +25,10 @@ else:
 
 
 class JSONTextField(Text):
-    """JSON kept as ASCII text.
+    """JSON stored as ASCII text, so that each value reads as it was written.
 
-    The JSON types of databases refuse U+0000 and lone surrogates, reorder keys and rewrite
-    numbers; text keeps what was written. ``None`` reads and writes as SQL NULL.
+    The JSON types of databases reject U+0000 and lone surrogates, reorder keys and rewrite
+    numbers. ``None`` is stored as SQL NULL.
     """
 
     _pyi_private_set_type: Any
@@ -40,7 +40,7 @@ class JSONTextField(Text):
         return None if value is None else serialization.loads(value)
 
     def get_prep_value(self, value: Any) -> Any:
-        """Encode a value; raises NotSerializable for what JSON cannot hold."""
+        """Encode a value. Raises NotSerializable for values that JSON cannot represent."""
         if value is None or hasattr(value, "resolve_expression"):
             return value
         return serialization.dumps(value)
@@ -50,18 +50,18 @@ class JSONTextField(Text):
         return serialization.dumps(self.value_from_object(obj))
 
     def to_python(self, value: Any) -> Any:
-        """Return the value that ``loaddata`` and forms give, decoded if it is text."""
+        """Decode the text that ``loaddata`` and forms pass; return other values unchanged."""
         return serialization.loads(value) if isinstance(value, str) else value
 
 
 class OwnerKey(models.ForeignKey[Any, Any]):
     """A foreign key to the user model, deleted by the database with the user.
 
-    Django's check fields.E323 wants one kind of ``on_delete`` along a chain. A host's user
-    model may itself point elsewhere with a Python-level rule; a database-level rule below a
-    Python-level one is sound, so that finding is dropped here.
+    Django's check fields.E323 requires one kind of ``on_delete`` along a chain of keys. The
+    host's user model may have a key with a Python-level rule. A database-level rule below a
+    Python-level rule is safe, so this field omits that message.
     """
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
-        """Run the field's checks, less fields.E323."""
+        """Run the field's checks without fields.E323."""
         return [finding for finding in super().check(**kwargs) if finding.id != "fields.E323"]

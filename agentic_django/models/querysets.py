@@ -1,4 +1,4 @@
-"""Which rows: the queries that have a name."""
+"""Querysets of the models. Queries that have a name are methods here."""
 
 from __future__ import annotations
 
@@ -39,90 +39,91 @@ STEP_EVENTS = (
     "run.retrying",
     "run.cancelled",
 )
-"""The events from which a run's fragment is made, where a user may see them."""
+"""The types of events that a run's fragment shows if a user may see them."""
 
 FOLDED_EVENTS = ("reasoning", "agent.updated")
-"""What a fragment shows folded or in passing, though as an event it is for debugging."""
+"""The types of events that a fragment shows folded, even if they are for debugging."""
 
 FRAGMENT_EVENTS = models.Q(event_type__in=STEP_EVENTS, visibility=Visibility.USER) | models.Q(
     event_type__in=FOLDED_EVENTS, visibility__in=(Visibility.USER, Visibility.DEBUG)
 )
-"""Which events a fragment shows."""
+"""The condition for events that a fragment shows."""
 
 
 class OwnedQuerySet[M: models.Model](models.QuerySet[M]):
-    """Scopes that several tables share."""
+    """Queries that all models with an owner have."""
 
     def visible_to(self, viewer: Viewer) -> Self:
-        """Return the rows that belong to this viewer; nobody else sees them."""
+        """Return the rows that belong to this viewer. Only their owner sees them."""
         if not viewer.principal:
             return self.none()
         return self.filter(principal=viewer.principal, tenant=viewer.tenant)
 
 
 def usage_sum(name: str) -> models.Sum:
-    """Return the sum of one figure of the runs' usage, for ``aggregate`` and ``annotate``."""
+    """Return the sum of one field of the runs' usage, for ``aggregate`` and ``annotate``."""
     return models.Sum(Cast(KT(f"usage__{name}"), models.FloatField()))
 
 
 class SessionQuerySet(OwnedQuerySet["AgentSession"]):
-    """Which conversations."""
+    """Queries for sessions."""
 
     def archived(self) -> Self:
-        """Conversations that were put aside."""
+        """Return the archived sessions."""
         return self.filter(archived_at__isnull=False)
 
-    def current(self) -> Self:
-        """Conversations that were not put aside."""
+    def not_archived(self) -> Self:
+        """Return the sessions that are not archived."""
         return self.filter(archived_at__isnull=True)
 
     def matching(self, text: str) -> Self:
-        """Conversations whose title, or something that the person said there, holds a text."""
+        """Return the sessions whose title or whose runs' inputs contain a text."""
         stored = serialization.dumps(text)[1:-1]
         runs: Any = self.model._meta.get_field("runs").related_model
-        given = Cast("input_payload", models.TextField())
-        said = runs._base_manager.filter(session=models.OuterRef("pk")).annotate(given=given)
-        found = models.Exists(said.filter(given__icontains=stored))
-        return self.filter(models.Q(title__icontains=text) | found)
+        inputs = runs._base_manager.filter(session=models.OuterRef("pk")).annotate(
+            input_text=Cast("input_payload", models.TextField())
+        )
+        is_in_input = models.Exists(inputs.filter(input_text__icontains=stored))
+        return self.filter(models.Q(title__icontains=text) | is_in_input)
 
     def with_last_status(self) -> Self:
-        """Annotate ``last_status``: where the last run of the conversation stands."""
+        """Annotate ``last_status``: the status of the conversation's last run."""
         runs: Any = self.model._meta.get_field("runs").related_model
         last = runs._base_manager.filter(session=models.OuterRef("pk")).order_by("-position")
         return self.annotate(last_status=models.Subquery(last.values("status")[:1]))
 
 
 class RunQuerySet(OwnedQuerySet["AgentRun"]):
-    """Which runs."""
+    """Queries for runs."""
 
     def pending(self) -> Self:
-        """Runs that wait for a worker."""
+        """Return the runs that wait for a worker."""
         return self.filter(status=Status.PENDING)
 
     def running(self) -> Self:
-        """Runs that an attempt holds."""
+        """Return the runs that a worker has claimed."""
         return self.filter(status=Status.RUNNING)
 
     def finished(self) -> Self:
-        """Runs that ended, whichever way."""
+        """Return the runs that ended, with any status."""
         return self.filter(status__in=FINISHED)
 
     def due(self) -> Self:
-        """Pending runs whose time has come and whose conversation is free."""
-        return self.next_in_line().filter(is_inline=False, available_at__lte=Now())
+        """Return the startable runs that a queue may start now: not inline, and not delayed."""
+        return self.startable().filter(is_inline=False, available_at__lte=Now())
 
-    def next_in_line(self) -> Self:
-        """Pending runs whose conversation is free."""
+    def startable(self) -> Self:
+        """Return pending runs that have no unfinished run before them in their conversation."""
         return self.pending().filter(~models.Exists(self._earlier()))
 
-    def lost(self) -> Self:
-        """Running runs whose lease has ended: their holder is gone."""
+    def orphaned(self) -> Self:
+        """Return running runs whose lease has expired: their worker died."""
         return self.running().filter(lease_ends_at__lt=Now())
 
-    def unlocked(self) -> Self:
-        """Those that no transaction is writing now; for a change within a transaction.
+    def skip_locked(self) -> Self:
+        """Return the rows that no other transaction has locked; for an update in a transaction.
 
-        A process can be paused, or cut off, in the midst of one, and hold its rows for hours.
+        A paused or disconnected process can keep its rows locked for hours.
         """
         features = connections[self.db].features
         free = self.order_by().select_for_update(
@@ -131,29 +132,31 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
         )
         return type(self)(self.model, using=self.db).filter(pk__in=free.values("pk"))
 
-    def in_turn(self) -> Self:
-        """The most urgent first, then the oldest."""
+    def by_urgency(self) -> Self:
+        """Order by priority, highest first, and then by age, oldest first."""
         return self.order_by("-priority", "available_at", "created_at")
 
-    def with_place(self) -> Self:
-        """Annotate ``place``: how many pending runs stand before this one (pending runs only).
+    def with_queue_position(self) -> Self:
+        """Annotate ``queue_position`` and ``database_time``.
 
-        And ``seen_at``: the database's clock, by which a run's times are told.
+        ``queue_position`` is the number of pending runs that are older than a pending run, and
+        None for other runs. ``database_time`` is the time of the query by the database's clock.
         """
         before = self._all().filter(
             status=Status.PENDING, created_at__lt=models.OuterRef("created_at")
         )
         count = before.order_by().values("status").annotate(n=models.Count("*")).values("n")
-        place = models.Case(
+        position = models.Case(
             models.When(status=Status.PENDING, then=models.Subquery(count)),
             output_field=models.IntegerField(),
         )
-        return self.annotate(place=place, seen_at=Now())
+        return self.annotate(queue_position=position, database_time=Now())
 
     def with_steps(self) -> Self:
-        """Annotate what was said and called so far, for ``run.steps``, ``texts`` and ``draft``.
+        """Annotate events and partial messages, for ``run.steps``, ``texts`` and ``draft``.
 
-        Each is joined as ``[sequence,"type",payload]``: SQLite before 3.44 cannot order in it.
+        The events are joined in any order, each as ``[sequence,"type",payload]``, because SQLite
+        before 3.44 cannot order within an aggregate.
         """
         event = Concat(
             models.Value("["),
@@ -172,7 +175,7 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
         )
 
     def _drafts(self) -> models.QuerySet[Any]:
-        """Return, for an outer run, its drafts joined as ``[attempt,id,text]``."""
+        """Return a subquery of a run's drafts, joined as ``[attempt,id,text]``."""
         draft = Concat(
             models.Value("["),
             Cast("attempt", models.TextField()),
@@ -193,7 +196,7 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
         return event._base_manager.filter(FRAGMENT_EVENTS, run=models.OuterRef("pk"))  # type: ignore[no-any-return]
 
     def _earlier(self) -> models.QuerySet[AgentRun]:
-        """Return, for an outer run, the unfinished runs before it in its conversation."""
+        """Return a subquery of the unfinished runs before a run in its conversation."""
         return self._all().filter(
             session=models.OuterRef("session"),
             position__lt=models.OuterRef("position"),
@@ -205,24 +208,24 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
 
 
 class ApprovalQuerySet(models.QuerySet["ToolApproval"]):
-    """Which approvals."""
+    """Queries for approvals."""
 
     def open(self) -> Self:
-        """What a waiting run asks and nobody has decided."""
+        """Return the undecided requests of waiting runs."""
         return self.filter(
             decision="", run__status=Status.WAITING, generation=models.F("run__generation")
         )
 
     def visible_to(self, viewer: Viewer) -> Self:
-        """What runs of this viewer ask; who else may decide is ``approvals.may_decide``."""
+        """Return the requests of the viewer's runs. ``permissions.may_decide`` may allow others."""
         if not viewer.principal:
             return self.none()
         return self.filter(run__principal=viewer.principal, run__tenant=viewer.tenant)
 
     def waiting_calls(self) -> Self:
-        """Calls of tools with which runs wait."""
+        """Return the tool calls for which runs wait, decided or not."""
         return self.filter(kind="tool", run__status=Status.WAITING).select_related("run")
 
     def overdue(self) -> Self:
-        """What is open, though its time is over."""
+        """Return the open requests whose time limit is over."""
         return self.open().filter(expires_at__lt=Now())

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on, made from its row and its events."""
+"""The attributes of a run from which templates show it, read from its row and its events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ __all__ = ["RunDisplay", "latest_draft", "state_stamp"]
 
 
 class RunDisplay:
-    """The part of ``AgentRun`` that its fragment reads; costs no query after ``with_steps``."""
+    """The part of ``AgentRun`` that a run's fragment reads.
+
+    A run that was loaded with ``with_queue_position().with_steps()`` needs no further query.
+    """
 
     if TYPE_CHECKING:
         status: str
@@ -32,14 +35,19 @@ class RunDisplay:
 
     @property
     def version(self) -> str:
-        """What a reader shows now; another value means that there is something new."""
-        return f"{self.stamp}-{self._tens()}-{len(self.draft)}"
+        """The version of the run's fragment. It changes when the fragment does."""
+        return f"{self.stamp}-{self._tens_of_seconds()}-{len(self.draft)}"
 
     @property
     def stamp(self) -> str:
-        """The part of ``version`` that a stream tells of."""
-        place = getattr(self, "place", None)
-        return state_stamp(self.status, self.attempt, self.event_count, place, late=self._is_late())
+        """The part of ``version`` that live updates report."""
+        return state_stamp(
+            self.status,
+            self.attempt,
+            self.event_count,
+            getattr(self, "queue_position", None),
+            late=self._is_late(),
+        )
 
     def _is_late(self) -> bool:
         ends = self.lease_ends_at
@@ -47,20 +55,20 @@ class RunDisplay:
 
     @property
     def read_at(self) -> datetime:
-        """When the row was read, by the database's clock where it was asked for."""
-        return getattr(self, "seen_at", None) or timezone.now()
+        """The time at which the row was read: the database's if the query annotated it."""
+        return getattr(self, "database_time", None) or timezone.now()
 
-    def _tens(self) -> str:
-        """Return for how many tens of seconds it has run; that is shown, and is never written."""
+    def _tens_of_seconds(self) -> str:
+        """Return the running time in tens of seconds, which is shown but not stored."""
         if self.status != Status.RUNNING or not isinstance(self.started_at, datetime):
             return ""
         return f"{(self.read_at - self.started_at) // timedelta(seconds=10)}"
 
     @cached_property
     def draft(self) -> str:
-        """What the model has said so far of a message that is not complete; or ``""``.
+        """The partial message of a run, or ``""``.
 
-        A later attempt's takes the place of what an earlier one had begun to say.
+        The partial message of a later attempt replaces that of an earlier one.
         """
         if self.status not in ACTIVE:
             return ""
@@ -72,23 +80,27 @@ class RunDisplay:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """The tool calls so far, oldest first: name, arguments, call_id, output once known."""
-        return _paired([payload for kind, payload in self._seen if kind.startswith("tool.")])
+        """The tool calls so far, oldest first: tool, arguments, call_id, and output if known."""
+        calls: dict[str, dict[str, Any]] = {}
+        for kind, payload in self.shown_events:
+            if kind.startswith("tool."):
+                calls.setdefault(payload["call_id"], {}).update(payload)
+        return list(calls.values())
 
     @cached_property
     def texts(self) -> list[str]:
-        """What the agent has said so far, oldest first; its answer is the last, if it is text."""
-        return [payload["text"] for kind, payload in self._seen if kind == "message"]
+        """The agent's messages so far, oldest first. A text answer is the last of them."""
+        return [payload["text"] for kind, payload in self.shown_events if kind == "message"]
 
     @cached_property
     def stages(self) -> list[dict[str, Any]]:
         """The steps of a pipeline so far, in the order of their first events.
 
-        Each is what its events said, the later over the earlier, with ``state``: started,
-        completed, failed, retrying or skipped.
+        Each has the fields of its events, where later events take precedence, and ``state``:
+        started, completed, failed, retrying or skipped.
         """
         stages: dict[str, dict[str, Any]] = {}
-        for kind, payload in self._seen:
+        for kind, payload in self.shown_events:
             if kind.startswith("step."):
                 known = stages.setdefault(payload["step_name"], {})
                 known.update(payload, state=kind.removeprefix("step."))
@@ -96,55 +108,59 @@ class RunDisplay:
 
     @cached_property
     def progress(self) -> dict[str, Any] | None:
-        """The last that was said of progress: progress_percent and description; or None."""
-        said = [payload for kind, payload in self._seen if kind == "progress.update"]
-        return said[-1] if said else None
+        """The latest progress, with progress_percent and description, or None."""
+        return self._last_payload("progress.update")
 
     @property
     def stopped_by(self) -> str:
-        """Who stopped it last: owner, staff or other."""
-        said = [payload for kind, payload in self._seen if kind == "run.cancelled"]
-        last = said[-1] if said else {}
-        if last.get("by_owner") is True:
+        """The person who cancelled the run last: owner, staff or other."""
+        cancellation = self._last_payload("run.cancelled") or {}
+        if cancellation.get("by_owner") is True:
             return "owner"
-        return "staff" if last.get("by") == "staff" else "other"
+        return "staff" if cancellation.get("by") == "staff" else "other"
 
-    @property
-    def told(self) -> list[tuple[str, dict[str, Any]]]:
-        """The types and payloads of the events from which a fragment is made, in order."""
-        return self._seen
+    def _last_payload(self, event_type: str) -> dict[str, Any] | None:
+        payloads = [payload for kind, payload in self.shown_events if kind == event_type]
+        return payloads[-1] if payloads else None
 
     @cached_property
-    def _seen(self) -> list[tuple[str, dict[str, Any]]]:
-        """The types and payloads of the events that a fragment can show, in order."""
+    def shown_events(self) -> list[tuple[str, dict[str, Any]]]:
+        """The types and payloads of the events that a fragment shows, oldest first."""
         return [
-            (kind, _plain(payload)) for kind, payload in self._told() if _is_whole(kind, payload)
+            (kind, _without_wrong_numbers(payload))
+            for kind, payload in self._fragment_events()
+            if _can_be_shown(kind, payload)
         ]
 
-    def _told(self) -> list[tuple[str, Any]]:
+    def _fragment_events(self) -> list[tuple[str, Any]]:
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
-            inorder = sorted(numbered, key=lambda event: event[0])
-            return since_last_restart([(kind, payload) for _, kind, payload in inorder])
-        shown = self.events.filter(FRAGMENT_EVENTS)
-        return since_last_restart(
-            list(shown.order_by("sequence").values_list("event_type", "payload"))
-        )
+            in_order = sorted(numbered, key=lambda event: event[0])
+            return since_last_restart([(kind, payload) for _, kind, payload in in_order])
+        rows = self.events.filter(FRAGMENT_EVENTS).order_by("sequence")
+        return since_last_restart(list(rows.values_list("event_type", "payload")))
 
 
-def since_last_restart(told: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """Return, of the types and payloads of events in order, those since it was started again."""
-    begins = [
-        n
-        for n, (kind, payload) in enumerate(told)
+def since_last_restart(
+    events: list[tuple[str, dict[str, Any]]],
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the events after the last time a person restarted the run; all if none did.
+
+    ``events`` are pairs of type and payload, oldest first.
+    """
+    restarts = [
+        index
+        for index, (kind, payload) in enumerate(events)
         if kind == "run.retrying" and payload.get("anew")
     ]
-    return told[begins[-1] + 1 :] if begins else told
+    return events[restarts[-1] + 1 :] if restarts else events
 
 
-def state_stamp(status: str, attempt: int, events: int, place: int | None, *, late: bool) -> str:
-    """Return what names a state of a run; another value means that there is something new."""
-    return f"{status}-{attempt}-{events}-{place or 0}{'-late' * late}"
+def state_stamp(
+    status: str, attempt: int, events: int, queue_position: int | None, *, late: bool
+) -> str:
+    """Return a text that identifies the state of a run. It changes when the run does."""
+    return f"{status}-{attempt}-{events}-{queue_position or 0}{'-late' * late}"
 
 
 def latest_draft(drafts: Iterable[tuple[int, int, str]]) -> str:
@@ -153,34 +169,28 @@ def latest_draft(drafts: Iterable[tuple[int, int, str]]) -> str:
     return "\n\n".join(text for attempt, _, text in rows if attempt == rows[-1][0])
 
 
-_NAMED_BY = {"message": "text", "tool": "call_id", "step": "step_name"}
-"""The text without which an event cannot be shown, by how its type begins."""
+_REQUIRED_TEXT = {"message": "text", "tool": "call_id", "step": "step_name"}
+"""The field without which an event cannot be shown, by the first part of its type."""
 
-_NUMBERS = ("total_steps", "attempt", "max_attempts", "attempts", "duration_seconds")
+_NUMERIC_FIELDS = ("total_steps", "attempt", "max_attempts", "attempts", "duration_seconds")
+_LARGEST_NUMBER = 10**12
 
 
-def _is_whole(kind: str, payload: Any) -> bool:
-    """Whether an event has what it is shown by; a host may write any payload to any type."""
+def _can_be_shown(kind: str, payload: Any) -> bool:
+    """Whether an event has the field that it is shown by.
+
+    The host's code may write any payload with any type.
+    """
     if not isinstance(payload, dict):
         return False
-    name = _NAMED_BY.get(kind.partition(".")[0])
+    name = _REQUIRED_TEXT.get(kind.partition(".")[0])
     return name is None or isinstance(payload.get(name), str)
 
 
-def _plain(payload: dict[str, Any]) -> dict[str, Any]:
-    """Return a payload without what should be a number and is none."""
-    return {k: v for k, v in payload.items() if k not in _NUMBERS or _is_number(v)}
+def _without_wrong_numbers(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a payload without the numeric fields whose value is not a usable number."""
 
+    def is_usable(value: Any) -> bool:
+        return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < _MOST
-
-
-_MOST = 10**12
-
-
-def _paired(payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    calls: dict[str, dict[str, Any]] = {}
-    for payload in payloads:
-        calls.setdefault(payload["call_id"], {}).update(payload)
-    return list(calls.values())
+    return {k: v for k, v in payload.items() if k not in _NUMERIC_FIELDS or is_usable(v)}

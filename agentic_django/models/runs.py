@@ -1,4 +1,4 @@
-"""Runs, what happened to them, and what their models say meanwhile."""
+"""Runs, their events, and the partial messages of their model calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django.models.base import Owned, database
+from agentic_django.models.base import OwnedModel, database
 from agentic_django.models.choices import ACTIVE, FINISHED, Status, Visibility
 from agentic_django.models.fields import JSONTextField, new_id
 from agentic_django.models.querysets import RunQuerySet
@@ -21,11 +21,14 @@ from agentic_django.models.sessions import AgentSession
 __all__ = ["HOST_FIELDS", "AgentDraft", "AgentEvent", "AgentRun"]
 
 HOST_FIELDS = ("metadata", "context", "config", "priority")
-"""What ``run.save()`` writes of a run that is there already."""
+"""The columns that ``run.save()`` writes of a run that was saved before."""
 
 
-class AgentRun(RunDisplay, Owned):
-    """One piece of work by one agent."""
+class AgentRun(RunDisplay, OwnedModel):
+    """One piece of work for one agent.
+
+    ``agentic_django.engine`` writes its status; other code calls ``agentic_django.services``.
+    """
 
     Status = Status
 
@@ -137,10 +140,11 @@ class AgentRun(RunDisplay, Owned):
         return {k: value for k, value in super().__getstate__().items() if k != "writing"}
 
     def save(self, **kwargs: Any) -> None:
-        """Save the row; a new one takes the next place in its conversation.
+        """Save the row, and give a new run the next position in its conversation.
 
-        Of a row that is there only ``HOST_FIELDS`` are written, unless ``update_fields`` names
-        others: an attempt, or a person, may have moved it since it was read.
+        Of a run that was saved before, only ``HOST_FIELDS`` are written unless ``update_fields``
+        names others. A worker or another process may have changed the other columns since the
+        run was read.
         """
         if not self._state.adding and kwargs.get("update_fields") is None:
             kwargs["update_fields"] = HOST_FIELDS
@@ -155,27 +159,27 @@ class AgentRun(RunDisplay, Owned):
         """Held while an attempt writes; not stored."""
         return threading.RLock()
 
-    def fill(self) -> None:
-        """Set owner, tenant and place in line from the session, before the first save."""
+    def set_derived_fields(self) -> None:
+        """Set owner and tenant from the session. Called before the first save."""
         if self.session is not None:
             self.owner_id = self.owner_id or self.session.owner_id
             self.tenant = self.tenant or self.session.tenant
             self.principal = self.principal or self.session.principal
-        super().fill()
+        super().set_derived_fields()
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has ended; it may still be retried."""
+        """Whether the run has ended. A person may still retry some of these runs."""
         return self.status in FINISHED
 
     @property
     def is_active(self) -> bool:
-        """Whether the run is yet to end."""
+        """Whether the run has not ended yet."""
         return self.status in ACTIVE
 
 
 class AgentEvent(models.Model):
-    """Something that happened to a run, numbered from 1 without gaps."""
+    """An event of a run. The events of a run are numbered from 1 without gaps."""
 
     run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="events")
     sequence = models.PositiveIntegerField(_("sequence"))
@@ -197,7 +201,7 @@ class AgentEvent(models.Model):
 
 
 class AgentDraft(models.Model):
-    """What a model has said so far of a message; deleted when the message is there."""
+    """A partial message of a model. It is deleted when the message is complete."""
 
     run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="drafts")
     attempt = models.PositiveIntegerField(_("attempt"))

@@ -1,4 +1,4 @@
-"""Conversations, and the items that an agent remembers of them."""
+"""Sessions, which are conversations, and their items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from agentic_django import serialization
 from agentic_django.exceptions import BadInput
-from agentic_django.models.base import Owned, database
+from agentic_django.models.base import OwnedModel, database
 from agentic_django.models.choices import Status
 from agentic_django.models.fields import JSONTextField, new_id
 from agentic_django.models.querysets import SessionQuerySet
@@ -23,11 +23,11 @@ __all__ = ["SESSION_KEY", "AgentSession", "AgentSessionItem"]
 _KEY_RULE = "Use 1 to 255 ASCII letters, digits, '-' and '_'."
 
 SESSION_KEY = r"[A-Za-z0-9_-]{1,255}"
-"""What a session's key looks like; also used by the URLs."""
+"""The pattern of a session key. The URLs use it too."""
 
 
-class AgentSession(Owned):
-    """A conversation: its items are what an agent remembers of it."""
+class AgentSession(OwnedModel):
+    """A conversation. Its items are the history that runs read."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     session_key = models.CharField(
@@ -38,9 +38,9 @@ class AgentSession(Owned):
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
     item_count = models.PositiveIntegerField(_("item count"), default=0, editable=False)
     run_count = models.PositiveIntegerField(_("run count"), default=0, editable=False)
-    digest = JSONTextField(null=True, editable=False)
-    """What runs see in the place of the items up to ``digested``."""
-    digested = models.PositiveIntegerField(default=0, editable=False)
+    compacted_items = JSONTextField(null=True, editable=False)
+    """The items that runs read instead of the items up to ``compacted_through``."""
+    compacted_through = models.PositiveIntegerField(default=0, editable=False)
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), db_default=Now(), editable=False)
     updated_at = models.DateTimeField(_("updated"), db_default=Now(), editable=False)
@@ -64,16 +64,16 @@ class AgentSession(Owned):
     def __str__(self) -> str:
         return self.title or self.session_key
 
-    def fill(self) -> None:
-        """Check the key, and set the owner's name."""
+    def set_derived_fields(self) -> None:
+        """Check the key, and set the principal. Called before the first save."""
         if not re.fullmatch(SESSION_KEY, self.session_key):
             raise BadInput(errors={"session_key": _KEY_RULE})
-        super().fill()
+        super().set_derived_fields()
 
     def get_message_history(self, *, include_failed_runs: bool = False) -> list[dict[str, Any]]:
         """Return the conversation as messages in the chat format, oldest first.
 
-        What runs left that did not complete is included only if asked for.
+        Items of runs that did not complete are included only with ``include_failed_runs``.
         """
         items = self.items.order_by("sequence")
         if not include_failed_runs:
@@ -81,18 +81,18 @@ class AgentSession(Owned):
         return serialization.to_messages(items.values_list("payload", flat=True))
 
     def get_last_assistant_message(self) -> dict[str, Any] | None:
-        """Return the last message of the agent that has text, or None."""
-        said = [m for m in self.get_message_history() if m["role"] == "assistant" and m["content"]]
-        return said[-1] if said else None
+        """Return the agent's last message that has text, or None."""
+        history = reversed(self.get_message_history())
+        return next((m for m in history if m["role"] == "assistant" and m["content"]), None)
 
     def lock(self) -> None:
-        """Keep others from adding runs to the conversation until the transaction ends."""
+        """Lock the session until the transaction ends, so that no other process adds runs to it."""
         AgentSession.objects.using(database()).filter(pk=self.pk).update(updated_at=Now())
 
     def reserve_position(self) -> int:
-        """Raise the counter of runs and return the place of the next one, from 1.
+        """Increase the counter of runs, and return the position of the next run, from 1.
 
-        A conversation that goes on is archived no longer.
+        The conversation is unarchived, because it continues.
         """
         self.run_count = F("run_count") + 1
         self.updated_at = Now()
@@ -102,7 +102,7 @@ class AgentSession(Owned):
 
 
 class AgentSessionItem(models.Model):
-    """One item of a conversation, in the SDK's input format."""
+    """One item of a conversation, in the input format of the Agents SDK."""
 
     session = models.ForeignKey(AgentSession, on_delete=models.DB_CASCADE, related_name="items")
     sequence = models.PositiveIntegerField(_("sequence"))

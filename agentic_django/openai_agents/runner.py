@@ -88,7 +88,7 @@ async def _decided(result: RunResultStreaming, scope: CallScope) -> RunState[Any
         elif decided is None or decided.decision == ToolApproval.Decision.APPROVED:
             state.approve(item)
         else:
-            state.reject(item, rejection_message=decided.refusal)
+            state.reject(item, rejection_message=decided.rejection_message)
             await _record_refusal(journal, key, decided)
     journal.check()
     return state
@@ -121,12 +121,12 @@ async def _record_refusal(journal: Journal, key: str, decided: ToolApproval) -> 
     """Record what the model is told in the place of a result, unless it is recorded."""
     if decided.kind != ToolApproval.Kind.TOOL or journal.find(key) is not None:
         return
-    result = CallResult(key, StepCheckpoint.Kind.TOOL, decided.tool, decided.refusal, 0.0)
+    result = CallResult(key, StepCheckpoint.Kind.TOOL, decided.tool, decided.rejection_message, 0.0)
     told = events.new_event(
         EventType.TOOL_OUTPUT,
         call_id=decided.call_id,
         tool=decided.tool,
-        output=decided.refusal,
+        output=decided.rejection_message,
         duration_seconds=0,
     )
     await journal.record(result, [told])

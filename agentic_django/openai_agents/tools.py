@@ -223,7 +223,7 @@ class JournaledToolCall:
             return self.replay(row)
         decided = self.scope.journal.decided(self.key)
         if decided is not None and decided.decision != Decision.APPROVED:
-            return self.replay(await self.record(decided.refusal, row))
+            return self.replay(await self.record(decided.rejection_message, row))
         if decided is not None and decided.was_edited:
             self.arguments = self.ctx.tool_arguments = dumps(decided.answer)
         intent = row or await self.intend()

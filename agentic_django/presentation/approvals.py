@@ -74,7 +74,7 @@ class ApprovalView:
     @property
     def facts(self) -> list[tuple[str, str]]:
         """The arguments, by their names in words."""
-        given = self.approval.given
+        given = self.approval.effective_arguments
         if not isinstance(given, dict):
             return [] if given in (None, "") else [(_("Arguments"), readable(given))]
         return [(in_words(printable(name)), _fact(value)) for name, value in given.items()]

@@ -135,7 +135,9 @@ def turns(session: AgentSession) -> Turns:
 
 def later(runs: RunQuerySet, after: int) -> list[AgentRun]:
     """Return the turns of a conversation behind a place, oldest first, in one statement."""
-    found = runs.filter(position__gt=after).select_related("session").with_place().with_steps()
+    found = (
+        runs.filter(position__gt=after).select_related("session").with_queue_position().with_steps()
+    )
     return list(found.order_by("-position")[:MAX_TURNS])[::-1]
 
 
@@ -158,7 +160,7 @@ def tokens_and_cost(session: AgentSession) -> tuple[int, float | None]:
 
 def _runs_of(session: AgentSession) -> QuerySet[AgentRun]:
     runs = AgentRun.objects.using(database()).filter(session=session)
-    return runs.with_place().with_steps().order_by("-position")
+    return runs.with_queue_position().with_steps().order_by("-position")
 
 
 def _before_runs(session: AgentSession) -> list[Message]:
@@ -211,7 +213,7 @@ def pieces(run: AgentRun) -> list[Piece]:
     """
     calls = {call.call_id: call for call in tool_calls(run)}
     texts = [output.text for output in outputs(run)]
-    made = [_piece(kind, payload, calls, texts) for kind, payload in run.told]
+    made = [_piece(kind, payload, calls, texts) for kind, payload in run.shown_events]
     return _without_repeated_agents([piece for piece in made if piece])
 
 

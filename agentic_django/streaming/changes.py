@@ -44,7 +44,7 @@ class RunSnapshot:
     status: str
     attempt: int
     count: int
-    place: int | None
+    queue_position: int | None
     is_late: bool
     read_at: datetime
     created_at: datetime
@@ -55,7 +55,7 @@ class RunSnapshot:
     def stamp(self) -> str:
         """See ``AgentRun.stamp``."""
         return run_display.state_stamp(
-            self.status, self.attempt, self.count, self.place, late=self.is_late
+            self.status, self.attempt, self.count, self.queue_position, late=self.is_late
         )
 
     @property
@@ -78,11 +78,11 @@ def read_snapshots(ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
         default=False,
         output_field=models.BooleanField(),
     )
-    rows = AgentRun.objects.using(database()).filter(pk__in=ids).with_place()
+    rows = AgentRun.objects.using(database()).filter(pk__in=ids).with_queue_position()
     columns = ("pk", "session_id", "principal", "tenant", "status", "attempt", "event_count")
     draft = ("drafts__key", "drafts__attempt", "drafts__pk", "drafts__text")
     found: dict[UUID, RunSnapshot] = {}
-    told = rows.values_list(*columns, "place", late, "seen_at", "created_at", *draft)
+    told = rows.values_list(*columns, "queue_position", late, "database_time", "created_at", *draft)
     for row in told.order_by("pk"):
         pk, session, principal, tenant, *rest = row[:11]
         state = found.get(pk) or RunSnapshot(pk, session, (principal, tenant), *rest)

@@ -117,7 +117,9 @@ def _shown(request: Request, approval: ToolApproval) -> HttpResponse:
     in_run = "run-container" in request.headers.get("HX-Target", "")  # htmx 4 names the tag too.
     if in_run and _is_own(request, approval):
         run = AgentRun.objects.using(database()).select_related("session")
-        return fragments.shown(request, run.with_place().with_steps().get(pk=approval.run_id))
+        return fragments.shown(
+            request, run.with_queue_position().with_steps().get(pk=approval.run_id)
+        )
     context = {
         "one": as_seen_by(approval, request.user),
         "base_template": settings.BASE_TEMPLATE,

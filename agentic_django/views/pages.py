@@ -72,7 +72,7 @@ _FIRST = ("page", 1)
 
 def listed(rows: SessionQuerySet, asked: SessionsQuery) -> Listed:
     """Return a page of these conversations, the last used first, in one statement."""
-    found = rows.archived() if asked.archived else rows.current()
+    found = rows.archived() if asked.archived else rows.not_archived()
     if asked.q:
         found = found.matching(asked.q)
     start = (asked.page - 1) * PAGE_SIZE

@@ -154,7 +154,7 @@ def run_id(pk: str) -> UUID:
 
 
 def _find(request: Request, pk: str) -> AgentRun:
-    return get_object_or_404(_runs(request).with_place().with_steps(), pk=run_id(pk))
+    return get_object_or_404(_runs(request).with_queue_position().with_steps(), pk=run_id(pk))
 
 
 def _moved(request: Request, run: AgentRun) -> HttpResponse:

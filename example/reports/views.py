@@ -31,7 +31,7 @@ def reports(request: HttpRequest) -> HttpResponse:
 def report(request: HttpRequest, pk: int) -> HttpResponse:
     """Show a report: its progress, then what came of it."""
     report = get_object_or_404(Report, pk=pk, owner=request.user.pk)
-    run = AgentRun.objects.with_place().with_steps().filter(pk__in=[report.run_id]).first()
+    run = AgentRun.objects.with_queue_position().with_steps().filter(pk__in=[report.run_id]).first()
     return render(request, "reports/report.html", {"report": report, "run": run})
 
 

@@ -402,7 +402,7 @@ def test_arguments_may_be_edited_where_the_tool_allows_it(scripted: Any, begin: 
     assert MADE == [("pay", 50)]
     assert payloads(run, "approval.decided")[0]["arguments"] == {"amount": 50}
     approval.refresh_from_db()
-    assert (approval.arguments, approval.given) == ({"amount": 500}, {"amount": 50})
+    assert (approval.arguments, approval.effective_arguments) == ({"amount": 500}, {"amount": 50})
 
 
 def test_edited_arguments_must_fit_the_tool(scripted: Any, begin: Any) -> None:

@@ -428,7 +428,7 @@ def test_a_hosts_run_that_is_abandoned_is_marked_failed_and_resumable_and_never_
             assert recovery.sweep() == recovery.SweepResult()
             host.kill_alone()
         assert AgentRun.objects.get(pk=run_id).status == "running"
-        wait_until(lambda: AgentRun.objects.lost().exists(), what="The lease ends.")
+        wait_until(lambda: AgentRun.objects.orphaned().exists(), what="The lease ends.")
         assert recovery.sweep("requeue") == recovery.SweepResult(failed=1)
         run = AgentRun.objects.get(pk=run_id)
         assert (run.status, run.error_code) == ("failed", "lost")

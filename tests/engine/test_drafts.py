@@ -151,7 +151,7 @@ def test_draft_of_a_cut_answer_stays_until_the_next_attempt_says_it_anew(
     asked.refresh_from_db()
     assert asked.status == "pending"
     assert written(asked)
-    assert AgentRun.objects.with_place().with_steps().get().draft == written(asked)[0]
+    assert AgentRun.objects.with_queue_position().with_steps().get().draft == written(asked)[0]
     finish(asked)
     assert asked.final_output == TEXT
     assert not written(asked)
@@ -221,15 +221,15 @@ def test_run_within_a_hosts_transaction_has_no_draft(run: AgentRun) -> None:
 def test_draft_of_the_last_attempt_is_shown(run: AgentRun) -> None:
     for attempt, key, text in ((1, "a", "old"), (2, "b", "new"), (2, "c", "too")):
         AgentDraft.objects.create(run=run, attempt=attempt, key=key, text=text)
-    assert AgentRun.objects.with_place().with_steps().get().draft == "new\n\ntoo"
+    assert AgentRun.objects.with_queue_position().with_steps().get().draft == "new\n\ntoo"
     assert AgentRun.objects.get().draft == "new\n\ntoo"
     AgentRun.objects.update(status="completed")
-    assert AgentRun.objects.with_place().with_steps().get().draft == ""
+    assert AgentRun.objects.with_queue_position().with_steps().get().draft == ""
 
 
 def test_draft_changes_the_version_but_not_the_stamp(run: AgentRun) -> None:
-    before = AgentRun.objects.with_place().with_steps().get()
+    before = AgentRun.objects.with_queue_position().with_steps().get()
     AgentDraft.objects.create(run=run, attempt=1, key="a", text="new")
-    after = AgentRun.objects.with_place().with_steps().get()
+    after = AgentRun.objects.with_queue_position().with_steps().get()
     assert after.version != before.version
     assert after.stamp == before.stamp

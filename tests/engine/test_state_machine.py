@@ -175,8 +175,8 @@ class Runs(RuleBasedStateMachine):
             run = self.held[n % len(self.held)]
             held = AgentRun.objects.filter(pk=run.pk, status="running")
             held.update(lease_ends_at=Now() - timedelta(seconds=1))
-        lost = AgentRun.objects.running() if force else AgentRun.objects.lost()
-        count = lost.count()
+        orphaned = AgentRun.objects.running() if force else AgentRun.objects.orphaned()
+        count = orphaned.count()
         swept = recovery.sweep(force=force)
         assert swept.requeued + swept.failed == count
 

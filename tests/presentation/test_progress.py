@@ -63,7 +63,9 @@ def complete(run: AgentRun, name: str, percent: int, **payload: Any) -> None:
 
 def loaded(run: AgentRun) -> AgentRun:
     """Return a run as the views load it."""
-    return AgentRun.objects.select_related("session").with_place().with_steps().get(pk=run.pk)
+    return (
+        AgentRun.objects.select_related("session").with_queue_position().with_steps().get(pk=run.pk)
+    )
 
 
 def shown(run: AgentRun) -> str:

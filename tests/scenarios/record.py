@@ -71,7 +71,17 @@ def record_of(run: AgentRun, done: Sequence[effects.Effect] | None = None) -> Re
             dumps([s.key, s.kind, s.name, s.generation, s.result, s.error, s.usage]) for s in steps
         ),
         approvals=Counter(
-            dumps([a.key, a.tool, a.question, a.arguments, a.decision, a.given, a.reason])
+            dumps(
+                [
+                    a.key,
+                    a.tool,
+                    a.question,
+                    a.arguments,
+                    a.decision,
+                    a.effective_arguments,
+                    a.reason,
+                ]
+            )
             for a in run.approvals.all()
         ),
         executed={effect.key for effect in done},

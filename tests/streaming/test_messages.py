@@ -165,7 +165,7 @@ def test_page_is_told_that_a_run_changed_and_not_twice(run: AgentRun) -> None:
     assert told(page, run.pk) == []
     make_events(run, 1)
     (change,) = told(page, run.pk)
-    shown = AgentRun.objects.with_place().with_steps().get()
+    shown = AgentRun.objects.with_queue_position().with_steps().get()
     assert change.data == {"run": str(run.pk), "stamp": shown.stamp}
 
 
@@ -183,7 +183,7 @@ def test_page_is_told_of_a_lost_worker_though_nothing_was_written(run: AgentRun)
     AgentRun.objects.update(lease_ends_at=timezone.now() - timedelta(seconds=1))
     (change,) = told(page, run.pk)
     assert change.data["stamp"].endswith("-late")
-    assert change.data["stamp"] == AgentRun.objects.with_place().get().stamp
+    assert change.data["stamp"] == AgentRun.objects.with_queue_position().get().stamp
 
 
 def test_page_is_given_the_blocks_that_changed(run: AgentRun) -> None:
@@ -324,13 +324,13 @@ def test_one_who_cannot_be_told_does_not_keep_others_from_being(
 
 def test_fragment_shows_what_is_said_so_far(run: AgentRun) -> None:
     say(run, "One **bold** <b>word</b>")
-    shown = AgentRun.objects.with_place().with_steps().get()
+    shown = AgentRun.objects.with_queue_position().with_steps().get()
     with at_most(0):
         html = render_to_string("agentic_django/partials/run_fragment.html", {"run": shown})
     assert f'id="run-{run.pk}-draft" dir="auto"><p>One <strong>bold</strong> &lt;b&gt;' in html
     assert f'data-agentic-stamp="{shown.stamp}"' in html
     AgentRun.objects.update(status="completed")
-    shown = AgentRun.objects.with_place().with_steps().get()
+    shown = AgentRun.objects.with_queue_position().with_steps().get()
     html = render_to_string("agentic_django/partials/run_fragment.html", {"run": shown})
     assert "agentic-draft" not in html
     assert "data-agentic-stream" not in html

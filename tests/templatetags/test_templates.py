@@ -85,7 +85,9 @@ def become(run: AgentRun, status: str, **fields: Any) -> AgentRun:
 
 def loaded(run: AgentRun) -> AgentRun:
     """Return a run as the views load it."""
-    return AgentRun.objects.select_related("session").with_place().with_steps().get(pk=run.pk)
+    return (
+        AgentRun.objects.select_related("session").with_queue_position().with_steps().get(pk=run.pk)
+    )
 
 
 def shown(run: AgentRun, **context: Any) -> str:

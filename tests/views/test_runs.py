@@ -229,7 +229,7 @@ def test_answers_belong_to_their_caller_alone(
 
 
 def test_unchanged_poll_is_answered_with_nothing(client: Client, pending: AgentRun) -> None:
-    shown = AgentRun.objects.with_place().get()
+    shown = AgentRun.objects.with_queue_position().get()
     url = f"{address('fragment', pending)}?v={shown.version}"
     response = client.get(url, headers=HTMX)
     assert (response.status_code, response.content) == (204, b"")
