@@ -18,10 +18,9 @@ from django.test import Client
 from xdist.scheduler import LoadScopeScheduling
 
 from agentic_django import registry
-from agentic_django.concurrency import pubsub
-from agentic_django.engine import drafts, recovery, retries
+from agentic_django.concurrency.process_state import process
+from agentic_django.engine import retries
 from agentic_django.models import AgentRun
-from agentic_django.streaming import hub
 from tests.settings import TASK_BACKENDS, database, rq_queues
 from tests.support import agents as test_agents
 from tests.support import servers
@@ -148,10 +147,7 @@ def replays() -> Iterator[Replays]:
 def no_thread_outlives_its_test() -> Iterator[None]:
     """Join the threads that runs start: pytest forbids them the database afterwards."""
     yield
-    recovery.stop()
-    hub.stop()
-    drafts.stop()
-    pubsub.stop()
+    process.stop()
 
 
 # Databases

@@ -1,41 +1,104 @@
-"""A thread of the process that is there while there is something for it to do."""
+"""Base class of all background threads of a process.
+
+A subclass guards its data with ``_condition`` and calls ``start`` for each new piece of work::
+
+    class Printer(BackgroundThread):
+        name = "agentic-printer"
+
+        def __init__(self):
+            super().__init__()
+            self._lines = []
+
+        def add(self, line):
+            with self._condition:
+                self._lines.append(line)
+                self.start()
+
+        def _run(self):
+            while self._pause(1.0):
+                ...  # print the lines; return when there are none
+
+The thread begins with the first call of ``start`` and ends when ``_run`` returns. It is a daemon
+thread, so it does not keep the process alive.
+"""
 
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
+
+from django.db import Error, connections
 
 __all__ = ["BackgroundThread"]
 
 
 class BackgroundThread:
-    """Work in a thread of its own, begun when there is some; the work ends itself when idle.
-
-    What it works on is guarded by ``_changed``. When ``_run`` is about to return it sets
-    ``_thread`` to None, with ``_changed`` held, so that what comes next begins another.
-    """
+    """A daemon thread that runs while it has work."""
 
     name = "agentic-background"
-    """The thread's."""
+    """The name of the thread, for logs and debuggers."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._stopped = False
+        self._is_requested = False
+        self._is_stopped = False
 
-    def stop(self) -> None:
-        """End the thread, and wait for what it is just doing."""
-        with self._changed:
-            self._stopped, thread = True, self._thread
-            self._changed.notify_all()
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread exists now."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start the thread, or wake it if it runs. The caller may hold ``_condition``."""
+        with self._condition:
+            self._is_requested = True
+            if self._thread is None and not self._is_stopped:
+                self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+                self._thread.start()
+            self._condition.notify_all()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End the thread for good, and wait until it has finished its present work.
+
+        ``timeout`` limits the wait, in seconds.
+        """
+        with self._condition:
+            self._is_stopped, thread = True, self._thread
+            self._condition.notify_all()
         if thread is not None:
-            thread.join()
-
-    def _begin(self) -> None:
-        """Wake the thread, or start it; with ``_changed`` held."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
+            thread.join(timeout)
 
     def _run(self) -> None:
+        """Do the work. Return when there has been none for a while, or on ``_is_stopped``.
+
+        If ``start`` was called meanwhile, ``_run`` is called again, so no work is left behind.
+        """
         raise NotImplementedError
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; return False, without waiting any longer, if the thread must end."""
+        with self._condition:
+            return not self._condition.wait_for(lambda: self._is_stopped, seconds)
+
+    def _main(self) -> None:
+        try:
+            while self._is_wanted():
+                try:
+                    self._run()
+                finally:
+                    with suppress(Error):
+                        connections.close_all()
+        except BaseException:
+            with self._condition:
+                self._thread = None  # The next call of ``start`` starts another one.
+            raise
+
+    def _is_wanted(self) -> bool:
+        """Whether there was a request since the last call of ``_run``; if not, the thread ends."""
+        with self._condition:
+            is_wanted = self._is_requested and not self._is_stopped
+            self._is_requested = False
+            if not is_wanted:
+                self._thread = None
+            return is_wanted

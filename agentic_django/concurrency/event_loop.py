@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import queue
 import threading
 from collections import deque
@@ -26,6 +25,7 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import Error, close_old_connections, connections
 
 from agentic_django.concurrency import batching
+from agentic_django.concurrency.process_state import process
 
 __all__ = [
     "cancel_task",
@@ -42,8 +42,6 @@ __all__ = [
     "use_pools",
     "write_batched",
 ]
-
-_here = threading.local()
 
 
 class CallerThread(Executor):
@@ -192,7 +190,13 @@ class _Router(ThreadPoolExecutor):
         return lane.submit(fn, *args, **kwargs)
 
 
-class _Process:
+class ExecutingThread(threading.local):
+    """Whether the present thread executes a run."""
+
+    is_executing = False
+
+
+class EventLoop:
     """This process's loop, and its threads beside the runs'; started when first needed."""
 
     def __init__(self) -> None:
@@ -221,31 +225,20 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_forever()
 
 
-_process = _Process()
-
-
-def _forget() -> None:
-    """A forked child has the loop's object, but not its thread."""
-    global _process, _here
-    _process, _here = _Process(), threading.local()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
 def run_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run async work on the process's loop; this thread does its synchronous parts meanwhile."""
     lane = CallerThread()
-    future = asyncio.run_coroutine_threadsafe(_in_lane(work, lane), _process.loop())
+    future = asyncio.run_coroutine_threadsafe(_in_lane(work, lane), process.get(EventLoop).loop())
     outermost = not is_executing_run()
-    _here.running = True
+    thread = process.get(ExecutingThread)
+    thread.is_executing = True
     try:
         lane.serve(future)
     except BaseException:  # This thread was interrupted, and will not do more of the work.
         future.cancel()
         raise
     finally:
-        _here.running = not outermost
+        thread.is_executing = not outermost
         # What was called back here told asgiref that this thread belongs to our loop; what the
         # host runs here next through ``async_to_sync`` is to have a loop of its own again.
         vars(SyncToAsync.threadlocal).pop("main_event_loop", None)
@@ -254,27 +247,27 @@ def run_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def use_pools(*, records: int, work: int) -> ThreadPools:
     """Let all runs of this process share so many threads for records and for hosts' work."""
-    _process.pools = ThreadPools(records, work)
-    return _process.pools
+    pools = process.get(EventLoop).pools = ThreadPools(records, work)
+    return pools
 
 
 def is_pooled() -> bool:
     """Whether the runs of this process share threads."""
-    return _process.pools is not None
+    return process.get(EventLoop).pools is not None
 
 
 def start_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
     """Run async work on the process's loop, its synchronous parts on the shared threads."""
-    assert _process.pools is not None, "share() comes first."
-    return asyncio.run_coroutine_threadsafe(
-        _in_lane(work, HostCalls(_process.pools)), _process.loop()
-    )
+    loop = process.get(EventLoop)
+    assert loop.pools is not None, "Call use_pools() first."
+    return asyncio.run_coroutine_threadsafe(_in_lane(work, HostCalls(loop.pools)), loop.loop())
 
 
 def run_recording[T](work: Callable[..., T], *args: Any) -> T:
     """Do synchronous work of the worker's own on a shared thread, and wait for it."""
-    assert _process.pools is not None, "share() comes first."
-    return _process.pools.record(partial(work, *args)).result()
+    pools = process.get(EventLoop).pools
+    assert pools is not None, "Call use_pools() first."
+    return pools.record(partial(work, *args)).result()
 
 
 async def _in_lane[T](
@@ -287,12 +280,12 @@ async def _in_lane[T](
 
 def is_process_loop(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether this is the process's long-lived loop, and not one that a host runs."""
-    return loop is _process.present
+    return loop is process.get(EventLoop).present
 
 
 def is_executing_run() -> bool:
     """Whether this thread is carrying a run now."""
-    return getattr(_here, "running", False)
+    return process.get(ExecutingThread).is_executing
 
 
 async def run_sync[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -347,7 +340,7 @@ async def run_aside[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     if not isinstance(lane, CallerThread) or not lane.busy:
         return await run_sync(fn, *args, **kwargs)
     work = partial(_with_own_connection, partial(fn, *args, **kwargs))
-    return await asyncio.wrap_future(_process.pool.submit(work))
+    return await asyncio.wrap_future(process.get(EventLoop).pool.submit(work))
 
 
 def release_request_thread() -> None:

@@ -8,7 +8,6 @@ after another. Nobody depends on being told: readers look by themselves too, onl
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
@@ -19,11 +18,12 @@ from typing import Any, Protocol
 from django.db import connections
 
 from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadSetting
 from agentic_django.signals import logger
 
-__all__ = ["COALESCE_SECONDS", "Subscriber", "publish", "stop", "transport"]
+__all__ = ["COALESCE_SECONDS", "Subscriber", "publish", "transport"]
 
 CHANNEL = "agentic_django"
 COALESCE_SECONDS = 0.02
@@ -136,20 +136,21 @@ def _line(name: str) -> Channel:
 # Telling
 
 
-class _Teller(BackgroundThread):
-    """The thread that tells; started when there is something, ended when there is long nothing."""
+class Publisher(BackgroundThread):
+    """Sends messages to other processes; runs while there are any."""
 
-    name = "agentic-tell"
+    name = "agentic-publisher"
 
     def __init__(self) -> None:
         super().__init__()
         self._ids: dict[str, None] = {}
         self._is_away = False
 
-    def tell(self, run_id: str) -> None:
-        with self._changed:
+    def add(self, run_id: str) -> None:
+        """Send a run's id soon."""
+        with self._condition:
             self._ids[run_id] = None
-            self._begin()
+            self.start()
 
     def _run(self) -> None:
         line: Channel | None = None
@@ -171,12 +172,9 @@ class _Teller(BackgroundThread):
 
     def _take(self) -> list[str]:
         """Wait for ids and return them; none ends the thread."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ids or self._stopped, _IDLE_SECONDS)
+        with self._condition:
+            self._condition.wait_for(lambda: self._ids or self._is_stopped, _IDLE_SECONDS)
             ids, self._ids = list(self._ids), {}
-            if self._stopped or not ids:
-                self._thread = None
-                return []
             return ids
 
     def _complain(self, error: Exception) -> None:
@@ -195,27 +193,10 @@ def _closed(line: Channel | None) -> None:
             line.close()
 
 
-_teller = _Teller()
-
-
-def _forget() -> None:
-    global _teller
-    _teller = _Teller()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
 def publish(run_id: Any) -> None:
     """Say that a run has something new; to be called after the commit, and never waits."""
     if transport() != "poll":
-        _teller.tell(str(run_id))
-
-
-def stop() -> None:
-    """End the thread that tells; for tests, and for a clean end."""
-    _teller.stop()
-    _forget()
+        process.get(Publisher).add(str(run_id))
 
 
 # Hearing

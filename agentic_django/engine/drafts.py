@@ -7,7 +7,6 @@ otherwise. A draft goes in the transaction that records its message, or ends its
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,11 +18,12 @@ from django.db.models.functions import Now
 
 from agentic_django.concurrency import pubsub
 from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import transitions
 from agentic_django.models import AgentDraft, AgentRun, database
 from agentic_django.signals import logger
 
-__all__ = ["PartialMessage", "delete_draft", "delete_drafts", "stop"]
+__all__ = ["PartialMessage", "delete_draft", "delete_drafts"]
 
 FIRST_SECONDS = 0.05
 """An answer that is complete by then needs no draft."""
@@ -65,7 +65,7 @@ class PartialMessage:
             self._parts.append("\n\n")
         self._item = item
         self._parts.append(delta)
-        _writer.add(self)
+        process.get(DraftWriter).add(self)
 
     @property
     def has_begun(self) -> bool:
@@ -75,19 +75,19 @@ class PartialMessage:
     def close(self) -> None:
         """Write no more of it; returns when nothing of it is just being written."""
         self.drop()
-        _writer.wait_for(self)
+        process.get(DraftWriter).wait_for(self)
 
     def drop(self) -> None:
         """Write no more of it; does not wait."""
         self.is_wanted = False
         if self._parts:
-            _writer.remove(self)
+            process.get(DraftWriter).remove(self)
 
 
-class _Writer(BackgroundThread):
-    """The thread that writes, and what has grown since it last did."""
+class DraftWriter(BackgroundThread):
+    """Writes partial messages that have grown since it wrote them last."""
 
-    name = "agentic-draft"
+    name = "agentic-drafts"
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,35 +95,34 @@ class _Writer(BackgroundThread):
         self._writing: frozenset[PartialMessage] = frozenset()
 
     def add(self, draft: PartialMessage) -> None:
-        with self._changed:
+        """Write a draft when it is due."""
+        with self._condition:
             if draft in self._grown:
                 return
             self._grown[draft] = None
             draft.due = draft.due or time.monotonic() + FIRST_SECONDS
-            self._begin()
+            self.start()
 
     def remove(self, draft: PartialMessage) -> None:
-        with self._changed:
+        """Do not write a draft any more."""
+        with self._condition:
             self._grown.pop(draft, None)
 
     def wait_for(self, draft: PartialMessage) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: draft not in self._writing)
+        """Wait until a draft is not being written."""
+        with self._condition:
+            self._condition.wait_for(lambda: draft not in self._writing)
 
     def _run(self) -> None:
-        try:
-            while due := self._take():
-                watched = self._write(due)
-                self._put_back(due, watched)
-        finally:
-            with suppress(Error):
-                connections.close_all()
+        while due := self._take():
+            watched = self._write(due)
+            self._put_back(due, watched)
 
     def _take(self) -> frozenset[PartialMessage]:
-        """Wait for drafts that are due and return them; none ends the thread."""
+        """Wait for drafts that are due and return them; return none when the thread must end."""
         idle_until = time.monotonic() + _IDLE_SECONDS
-        with self._changed:
-            while not self._stopped:
+        with self._condition:
+            while not self._is_stopped:
                 now = time.monotonic()
                 due = frozenset(each for each in self._grown if each.due <= now + _SLACK_SECONDS)
                 if due:
@@ -134,8 +133,7 @@ class _Writer(BackgroundThread):
                 if not self._grown and now >= idle_until:
                     break
                 soonest = min((draft.due for draft in self._grown), default=idle_until)
-                self._changed.wait(max(soonest - now, 0.001))
-            self._thread = None
+                self._condition.wait(max(soonest - now, 0.001))
             return frozenset()
 
     def _write(self, due: frozenset[PartialMessage]) -> dict[Any, bool]:
@@ -151,7 +149,7 @@ class _Writer(BackgroundThread):
             return {}
 
     def _put_back(self, due: frozenset[PartialMessage], watched: dict[Any, bool]) -> None:
-        with self._changed:
+        with self._condition:
             self._writing = frozenset()
             now = time.monotonic()
             for draft in due:
@@ -160,7 +158,7 @@ class _Writer(BackgroundThread):
                 draft.due = now + pause + len(draft.text) / _LENGTH_A_SECOND
                 if draft.is_wanted and draft.run.pk not in watched:  # Locked, or no database.
                     self._grown.setdefault(draft)
-            self._changed.notify_all()
+            self._condition.notify_all()
 
 
 def _written(due: Iterable[PartialMessage]) -> dict[Any, bool]:
@@ -210,20 +208,3 @@ def delete_draft(run: AgentRun, key: str) -> None:
 def delete_drafts(run: AgentRun) -> None:
     """Delete a run's drafts, in the transaction that ends it."""
     AgentDraft.objects.using(database()).filter(run=run).delete()
-
-
-_writer = _Writer()
-
-
-def _forget() -> None:
-    global _writer
-    _writer = _Writer()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def stop() -> None:
-    """End the thread that writes; for tests, and for a clean end."""
-    _writer.stop()
-    _forget()

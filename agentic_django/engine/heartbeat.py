@@ -7,7 +7,6 @@ second, so a run that is cancelled elsewhere ends here within two.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from typing import cast
 from django.db import Error, connections
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.engine import fenced_writes, lifecycle, transitions
 from agentic_django.exceptions import StaleAttempt
@@ -53,45 +54,34 @@ class HeldAttempt:
             self.is_over = True
 
 
-class Heartbeat:
-    """The thread and what it keeps; started with the first run, ended with the last."""
+class Heartbeat(BackgroundThread):
+    """Renews the leases of the attempts of this process; runs while there are any."""
+
+    name = "agentic-heartbeat"
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._held: set[HeldAttempt] = set()
-        self._thread: threading.Thread | None = None
 
     def add(self, held: HeldAttempt) -> None:
         """Keep an attempt."""
-        with self._lock:
+        with self._condition:
             self._held.add(held)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._beat, name="agentic-heart", daemon=True
-                )
-                self._thread.start()
+            self.start()
 
     def remove(self, held: HeldAttempt) -> None:
         """Stop keeping an attempt."""
-        with self._lock:
+        with self._condition:
             self._held.discard(held)
 
     def held(self) -> set[HeldAttempt]:
         """Return what is held now."""
-        with self._lock:
+        with self._condition:
             return set(self._held)
 
-    def _take(self) -> set[HeldAttempt]:
-        """Return what is held; the thread ends if that is nothing."""
-        with self._lock:
-            if not self._held:
-                self._thread = None
-            return set(self._held)
-
-    def _beat(self) -> None:
+    def _run(self) -> None:
         renewed = time.monotonic()
-        time.sleep(_pause())
-        while held := self._take():
+        while self._pause(_interval()) and (held := self.held()):
             try:
                 if _is_ending():
                     _hand_back(held)
@@ -103,7 +93,6 @@ class Heartbeat:
                 logger.warning("Heartbeat failed: %r", error)
             with suppress(Error):
                 connections.close_all()
-            time.sleep(_pause())
 
 
 def _is_ending() -> bool:
@@ -115,7 +104,7 @@ def _is_ending() -> bool:
     return not threading.main_thread().is_alive() or getattr(pools, "_shutdown", False)
 
 
-def _pause() -> float:
+def _interval() -> float:
     return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
 
 
@@ -145,25 +134,14 @@ def _hand_back(held: set[HeldAttempt]) -> None:
         one.lose()
 
 
-_heart = Heartbeat()
-
-
-def _forget() -> None:
-    global _heart
-    _heart = Heartbeat()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
 def held_count() -> int:
     """Return how many runs this process holds."""
-    return len(_heart.held())
+    return len(process.get(Heartbeat).held())
 
 
 def release_all() -> None:
     """Put all runs that this process holds back in line, for it is ending."""
-    _hand_back(_heart.held())
+    _hand_back(process.get(Heartbeat).held())
 
 
 @contextmanager
@@ -171,9 +149,9 @@ def keep_lease(run: AgentRun) -> Iterator[HeldAttempt]:
     """Keep a run's lease while its attempt is performed by the current task."""
     held = HeldAttempt(run, cast("asyncio.Task[object]", asyncio.current_task()))
     if not run.joined_transaction:  # Else nobody outside of that transaction can see the claim.
-        _heart.add(held)
+        process.get(Heartbeat).add(held)
     try:
         yield held
     finally:
         held.end()
-        _heart.remove(held)
+        process.get(Heartbeat).remove(held)

@@ -16,6 +16,7 @@ from django.tasks import Task, TaskResult, task_backends
 from django.tasks.backends.base import BaseTaskBackend
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 
 __all__ = [
@@ -47,8 +48,15 @@ class RunTask(BaseTask):
         """Do not validate yet; see the class."""
 
 
+class DeferredRuns(threading.local):
+    """The runs that a thread enqueues when it has executed its present run."""
+
+    def __init__(self) -> None:
+        self.runs: deque[tuple[str, str]] = deque()
+        self.is_draining = False
+
+
 _registered: list[RunTask] = []
-_deferred = threading.local()
 
 
 def run_task(function: Callable[[str], None]) -> RunTask:
@@ -99,24 +107,19 @@ def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
     Such a run is deferred: the outermost run enqueues it at its own end.
     """
     if event_loop.is_executing_run() and executes_immediately():
-        _deferred_runs().append((run_id, agent_key))
+        process.get(DeferredRuns).runs.append((run_id, agent_key))
         return None
     return task_for_agent(agent_key).enqueue(run_id)
 
 
 def enqueue_deferred() -> None:
     """Enqueue the runs that this thread deferred, unless it still executes a run."""
-    if event_loop.is_executing_run() or getattr(_deferred, "is_draining", False):
+    deferred = process.get(DeferredRuns)
+    if event_loop.is_executing_run() or deferred.is_draining:
         return
-    _deferred.is_draining = True
+    deferred.is_draining = True
     try:
-        while _deferred_runs():
-            enqueue(*_deferred_runs().popleft())
+        while deferred.runs:
+            enqueue(*deferred.runs.popleft())
     finally:
-        _deferred.is_draining = False
-
-
-def _deferred_runs() -> deque[tuple[str, str]]:
-    if not hasattr(_deferred, "runs"):
-        _deferred.runs = deque()
-    return _deferred.runs  # type: ignore[no-any-return]
+        deferred.is_draining = False

@@ -7,8 +7,6 @@ keeps them from all doing it at once. Under a backend that executes at once ther
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ from django.db.models.functions import Now
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
+from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.engine import approvals, dispatch, lifecycle, queues, transitions
 from agentic_django.exceptions import Conflict
@@ -34,7 +34,6 @@ __all__ = [
     "SweepResult",
     "ensure_sweeping",
     "start_sweeper",
-    "stop",
     "sweep",
     "sweep_after_attempt",
     "sweep_if_due",
@@ -208,68 +207,34 @@ def _is_our_turn() -> bool:
     return True
 
 
-class Sweeper:
-    """The thread of a process that dispatches; it ends when there is nothing left to do."""
+class Sweeper(BackgroundThread):
+    """Sweeps while there are unfinished runs, or approvals that expire."""
+
+    name = "agentic-sweeper"
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """End the thread, and wait for what it is just doing."""
-        self._stopped.set()
-        thread = self._thread
-        if thread is not None:
-            thread.join()
-
-    def start(self) -> None:
-        """Start the thread unless it runs."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="agentic-sweep", daemon=True)
-                self._thread.start()
+        super().__init__()
+        self.has_swept = False
+        """Whether ``ensure_sweeping`` has swept once; used where there is no thread."""
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
+        while True:
             try:
                 sweep_if_due()
-                if self._is_done():
+                if not _has_unfinished_work():
                     return
-            except Error as error:  # The database is away; it is asked again.
-                logger.warning("Cannot see whether runs are unfinished: %s", error)
+            except Error as error:
+                logger.warning("Cannot check for unfinished runs: %s", error)
             finally:
                 connections.close_all()
-            self._stopped.wait(sweep_interval())
-
-    def _is_done(self) -> bool:
-        with self._lock:
-            in_line = transitions.run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
-            if (
-                in_line.exists()
-                or approvals.approval_rows().open().exclude(expires_at=None).exists()
-            ):
-                return False
-            self._thread = None
-            return True
+            if not self._pause(sweep_interval()):
+                return
 
 
-_sweeper = Sweeper()
-_first = threading.Event()
-
-
-def _forget() -> None:
-    global _sweeper, _first
-    _sweeper, _first = Sweeper(), threading.Event()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def stop() -> None:
-    """Stop looking after lost runs until the next dispatch; for tests, and for a clean end."""
-    _sweeper.stop()
-    _forget()
+def _has_unfinished_work() -> bool:
+    unfinished = transitions.run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
+    expiring = approvals.approval_rows().open().exclude(expires_at=None)
+    return unfinished.exists() or expiring.exists()
 
 
 def start_sweeper() -> None:
@@ -278,12 +243,13 @@ def start_sweeper() -> None:
     Where tasks are executed at once there is no thread.
     """
     if not queues.executes_immediately():
-        _sweeper.start()
+        process.get(Sweeper).start()
 
 
 def ensure_sweeping() -> None:
     """Look after lost runs from now on; where there is no thread, the first call sweeps."""
-    start_sweeper()
-    if queues.executes_immediately() and not _first.is_set():
-        _first.set()
+    if not queues.executes_immediately():
+        start_sweeper()
+    elif not process.get(Sweeper).has_swept:
+        process.get(Sweeper).has_swept = True
         sweep()

@@ -13,14 +13,12 @@ from agents.models.interface import Model
 from agents.models.multi_provider import MultiProvider
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadSetting
 from agentic_django.openai_agents.models import journaled_model
 
 __all__ = ["get_model", "shared_provider"]
-
-
-_shared: list[MultiProvider] = []
 
 
 def shared_provider() -> MultiProvider:
@@ -32,9 +30,7 @@ def shared_provider() -> MultiProvider:
     loop = _running_loop()
     if loop is not None and not event_loop.is_process_loop(loop):
         return MultiProvider(openai_client=_client())
-    if not _shared:
-        _shared.append(MultiProvider())
-    return _shared[0]
+    return process.get(MultiProvider)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

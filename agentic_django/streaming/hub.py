@@ -9,7 +9,6 @@ seconds after the last has gone.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable
@@ -22,13 +21,14 @@ from django.utils import timezone
 
 from agentic_django.concurrency import pubsub
 from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import fenced_writes
 from agentic_django.signals import logger
 from agentic_django.streaming import changes, messages
 from agentic_django.streaming.changes import EventBatch, RunSnapshot
 from agentic_django.streaming.messages import Feed
 
-__all__ = ["Subscription", "read_once", "stop"]
+__all__ = ["Subscription", "read_once"]
 
 TICK_SECONDS = 0.03
 """News of so long is told together."""
@@ -57,7 +57,8 @@ class Subscription:
 
     async def told(self, quiet: float) -> AsyncIterator[bytes]:
         """Yield what is to be sent; an empty part after so many seconds without anything."""
-        _hub.join(self)
+        hub = process.get(Hub)
+        hub.join(self)
         try:
             while not self._is_over or self._parts:
                 with suppress(TimeoutError):
@@ -66,7 +67,7 @@ class Subscription:
                 parts, self._parts, self._size = self._parts, [], 0
                 yield b"".join(parts)
         finally:
-            _hub.leave(self)
+            hub.leave(self)
 
     def take(self, part: bytes, *, is_over: bool) -> None:
         """Take what is to be sent; on the watch's own loop."""
@@ -76,8 +77,8 @@ class Subscription:
         self._news.set()
 
 
-class _Hub(BackgroundThread):
-    """The thread, and who watches."""
+class Hub(BackgroundThread):
+    """Reads changes for all subscriptions of this process; runs while there are any."""
 
     name = "agentic-hub"
 
@@ -93,24 +94,27 @@ class _Hub(BackgroundThread):
     # From any thread
 
     def join(self, watch: Subscription) -> None:
-        with self._changed:
+        """Serve a subscription."""
+        with self._condition:
             self._joining.append(watch)
-            self._begin()
+            self.start()
 
     def leave(self, watch: Subscription) -> None:
-        with self._changed:
+        """Stop serving a subscription."""
+        with self._condition:
             self._watches.discard(watch)
             if watch in self._joining:
                 self._joining.remove(watch)
 
     def hear(self, ids: set[str]) -> None:
+        """Read these runs next."""
         named = set()
         for each in ids:
             with suppress(ValueError):  # A word of a test, or of somebody else.
                 named.add(UUID(each))
-        with self._changed:
+        with self._condition:
             self._named |= named
-            self._changed.notify()
+            self._condition.notify()
 
     # In the thread
 
@@ -128,51 +132,49 @@ class _Hub(BackgroundThread):
                     began += 1.0
                 time.sleep(max(began + TICK_SECONDS - time.monotonic(), 0))
         finally:
-            _disconnect()
             if self._listener is not None:
                 self._listener.stop()
 
-    def _pause(self) -> float:
+    def _look_interval(self) -> float:
         is_told = self._listener is not None and self._listener.is_healthy
         return LOOK_SECONDS if is_told else POLL_SECONDS
 
     def _wait(self) -> bool:
         """Wait until there is something to look at; False if nobody has watched for long."""
         idle_until = time.monotonic() + _IDLE_SECONDS
-        with self._changed:
-            while not self._stopped:
+        with self._condition:
+            while not self._is_stopped:
                 now = time.monotonic()
                 if self._joining or (self._watches and self._named):
                     return True
-                if self._watches and now >= self._looked + self._pause():
+                if self._watches and now >= self._looked + self._look_interval():
                     return True
                 if not self._watches and now >= idle_until:
                     break
-                until = self._looked + self._pause() if self._watches else idle_until
-                self._changed.wait(max(min(until - now, 0.5), 0.001))
-            self._thread = None
+                until = self._looked + self._look_interval() if self._watches else idle_until
+                self._condition.wait(max(min(until - now, 0.5), 0.001))
             return False
 
     def _tick(self) -> None:
-        with self._changed:
+        with self._condition:
             joining, self._joining = self._joining, []
             self._watches |= set(joining)
             watches = list(self._watches)
             named, self._named = self._named, set()
         now = time.monotonic()
         try:
-            is_look = now >= self._looked + self._pause()
+            is_look = now >= self._looked + self._look_interval()
             self._admit(joining)
             ids = self._targets(watches, joining, named, is_look)
             behind = _tell(watches, ids)
             self._note(watches, now)
         except BaseException:
-            with self._changed:  # They have not been served.
+            with self._condition:  # They have not been served.
                 self._joining += [watch for watch in joining if watch in self._watches]
             raise
         if is_look:
             self._looked = now
-        with self._changed:
+        with self._condition:
             self._named |= behind
 
     def _admit(self, joining: list[Subscription]) -> None:
@@ -345,20 +347,3 @@ def read_once(follower: Feed) -> bytes:
                 break
     fenced_writes.mark_watched([pk for pk, state in states.items() if not state.is_finished])
     return b"".join(each.encoded() for each in told)
-
-
-_hub = _Hub()
-
-
-def _forget() -> None:
-    global _hub
-    _hub = _Hub()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def stop() -> None:
-    """End the thread; for tests, and for a clean end."""
-    _hub.stop()
-    _forget()

@@ -154,15 +154,15 @@ def test_a_cancelled_call_that_has_not_begun_is_not_made() -> None:
 
 FORK = """
 import os
-from agentic_django import threads
+from agentic_django.concurrency import event_loop
 
 async def answer():
-    return await threads.call(os.getpid)
+    return await event_loop.run_sync(os.getpid)
 
-assert threads.run_here(answer) == os.getpid()
+assert event_loop.run_on_loop(answer) == os.getpid()
 child = os.fork()
 if not child:
-    os._exit(0 if threads.run_here(answer) == os.getpid() else 1)
+    os._exit(0 if event_loop.run_on_loop(answer) == os.getpid() else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 

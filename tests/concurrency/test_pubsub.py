@@ -12,6 +12,7 @@ import pytest
 from django.db import connection, transaction
 
 from agentic_django.concurrency import pubsub
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import events, fenced_writes
 from agentic_django.models import AgentRun
 from tests.support.processes import Project, wait_until
@@ -86,14 +87,14 @@ def test_event_is_told_after_its_commit_and_not_without(in_project: Project, ear
         raise ZeroDivisionError
     with transaction.atomic():
         fenced_writes.update_held(run, [events.new_event("message", text="Yes")])
-        assert not pubsub._teller._ids
+        assert not process.get(pubsub.Publisher)._ids
     wait_until(lambda: str(run.pk) in each.ids)
     assert str(undone.pk) not in each.ids
 
 
 def test_nothing_is_sent_where_all_poll(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.AGENTIC_DJANGO_WAKEUP = "poll"
-    monkeypatch.setattr(pubsub._Teller, "tell", lambda *_: pytest.fail("It was told."))
+    monkeypatch.setattr(pubsub.Publisher, "add", lambda *_: pytest.fail("It was told."))
     pubsub.publish("a-run")
 
 

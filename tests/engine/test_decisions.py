@@ -12,6 +12,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db.models.functions import Now
 
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import events, lifecycle, recovery
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, ToolApproval
@@ -35,7 +36,7 @@ def waiting(in_project: Project, no_queue: None) -> Iterator[Callable[..., Agent
         return run
 
     yield waiting
-    recovery.stop()
+    process.stop()
 
 
 def open_of(run: AgentRun) -> ToolApproval:

@@ -12,8 +12,9 @@ from django.contrib.auth.models import User
 from django.db import connections
 from pydantic import BaseModel
 
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import drafts, fenced_writes, lifecycle
-from agentic_django.engine.drafts import PartialMessage
+from agentic_django.engine.drafts import DraftWriter, PartialMessage
 from agentic_django.models import AgentDraft, AgentRun
 from agentic_django.worker import executor
 from tests.support.attempts import finish
@@ -95,7 +96,8 @@ def test_attempt_that_lost_its_run_writes_no_draft(run: AgentRun) -> None:
     other = PartialMessage(run, "main:model:2")
     other.add("later")
     wait_until(lambda: len(written(run)) == 2)
-    wait_until(lambda: not drafts._writer._grown and not drafts._writer._writing)
+    writer = process.get(DraftWriter)
+    wait_until(lambda: not writer._grown and not writer._writing)
     assert set(written(run)) == {"new", "later"}
 
 
@@ -175,7 +177,7 @@ def test_answers_for_programs_and_of_nested_agents_have_no_draft(
         number: int
 
     added: list[str] = []
-    monkeypatch.setattr(drafts._writer, "add", lambda draft: added.append(draft.text))
+    monkeypatch.setattr(DraftWriter, "add", lambda _, draft: added.append(draft.text))
     scripted("shaped", '{"number": 1}', output_type=Order)
     scripted("plain", "Hello")
     for key in ("shaped", "plain"):
@@ -196,7 +198,7 @@ def test_messages_that_users_do_not_see_have_no_draft(
     value: Any,
 ) -> None:
     setattr(settings, f"AGENTIC_DJANGO_{name}", value)
-    monkeypatch.setattr(drafts._writer, "add", lambda draft: pytest.fail("It was drafted."))
+    monkeypatch.setattr(DraftWriter, "add", lambda _, draft: pytest.fail("It was drafted."))
     scripted("plain", "Hello")
     run = finish(AgentRun.objects.create(owner=user, agent_key="plain", input_payload="?"))
     assert run.final_output == "Hello"

@@ -16,6 +16,7 @@ from django.contrib.auth.models import User
 from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
 
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import heartbeat, recovery
 from agentic_django.models import AgentRun
 from agentic_django.services import cancel_agent_run, submit_agent_run
@@ -276,7 +277,7 @@ def test_the_heart_stops_when_nothing_is_held(
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
     scripted("default", "Done.")
     attempt(run)
-    wait_until(lambda: heartbeat._heart._thread is None, timeout=5)
+    wait_until(lambda: not process.get(heartbeat.Heartbeat).is_running, timeout=5)
 
 
 def test_a_run_within_a_transaction_is_not_looked_for_from_outside(

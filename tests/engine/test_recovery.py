@@ -21,6 +21,7 @@ from django_tasks_rq import Job
 from rq import SimpleWorker
 from rq.job import JobStatus
 
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import dispatch, recovery
 from agentic_django.models import AgentRun, SweepMark
 from agentic_django.services import cancel_agent_run, submit_agent_run
@@ -51,7 +52,7 @@ def an_hour_later() -> None:
 
 def submit(user: User, text: str = "Hello", **options: Any) -> AgentRun:
     run = submit_agent_run(owner=user, input_payload=text, **options)
-    recovery.stop()  # A test says itself when to look.
+    process.stop()  # A test says itself when to look.
     run.refresh_from_db()
     return run
 
@@ -254,7 +255,7 @@ def test_a_queue_that_is_away_does_not_end_the_looking(
         wait_until(lambda: len(asked) > 2, timeout=10)
         assert "cannot be recovered now" in caplog.text
     cancel_agent_run(run)
-    wait_until(lambda: recovery._sweeper._thread is None, timeout=10)
+    wait_until(lambda: not process.get(recovery.Sweeper).is_running, timeout=10)
 
 
 # Who looks, and when
@@ -264,9 +265,9 @@ def test_looking_ends_with_the_last_unfinished_run_and_begins_again(
     user: User, quickly: None
 ) -> None:
     run = submit_agent_run(owner=user, input_payload="Hello")
-    assert recovery._sweeper._thread is not None
+    assert process.get(recovery.Sweeper).is_running
     attempt(run)
-    wait_until(lambda: recovery._sweeper._thread is None, timeout=10)
+    wait_until(lambda: not process.get(recovery.Sweeper).is_running, timeout=10)
     lost = lost_run(user)
     recovery.start_sweeper()
     wait_until(lambda: AgentRun.objects.get(pk=lost.pk).status == "pending", timeout=10)

@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 from django.test import Client, override_settings
 
 from agentic_django import registry, sessions
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import claims, lifecycle, recovery, session_items
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, RunSlot
@@ -196,7 +197,7 @@ def test_a_task_that_was_taken_and_came_to_nothing_is_sent_again(
     from django_tasks_db.models import DBTaskResult
 
     run = submit_agent_run(owner=user, input_payload="hi", agent_key="echo")
-    recovery.stop()  # Its thread would be faster now and then.
+    process.stop()  # Its thread would be faster now and then.
     DBTaskResult.objects.update(status="RUNNING")
     AgentRun.objects.filter(pk=run.pk).update(enqueued_at=Now() - timedelta(hours=5))
     assert recovery.sweep().sent == 1

@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.models.functions import Now
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import recovery
 from agentic_django.models import AgentRun
 from agentic_django.worker import executor
@@ -69,7 +70,7 @@ def numbered(run: AgentRun) -> list[str]:
 @contextmanager
 def sharing(*, records: int, work: int) -> Iterator[event_loop.ThreadPools]:
     """Let this process's runs share threads, as in a worker with many slots."""
-    with patch.object(event_loop._process, "pools", None):
+    with patch.object(process.get(event_loop.EventLoop), "pools", None):
         pools = event_loop.use_pools(records=records, work=work)
         try:
             yield pools

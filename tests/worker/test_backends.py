@@ -11,6 +11,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 
 from agentic_django import tasks
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import queues as queues_
 from agentic_django.engine import recovery
 from agentic_django.models import AgentEvent, AgentRun
@@ -281,4 +282,4 @@ def test_it_is_known_which_backends_execute_at_once(use_tasks: Any, backend: str
 @pytest.mark.django_db
 def test_no_thread_looks_for_lost_runs_where_tasks_execute_at_once() -> None:
     recovery.start_sweeper()
-    assert recovery._sweeper._thread is None
+    assert not process.get(recovery.Sweeper).is_running
