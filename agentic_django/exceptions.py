@@ -1,10 +1,15 @@
-"""Every error this package raises. A class's docstring is its message."""
+"""Every error that this package raises, and how an error suggests the right name.
+
+The docstring of a class is its default message.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 
@@ -216,3 +221,16 @@ MESSAGES: dict[str, Any] = {
 def message_for_code(code: str) -> Any:
     """Return the (lazily translated) sentence for a code."""
     return MESSAGES.get(code, MESSAGES["internal"])
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most similar to a misspelt one, or None."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that suggests a known name for an unknown one, or lists all names."""
+    names = sorted(known)
+    if near := nearest_name(name, names):
+        return gettext("Did you mean %(near)r?") % {"near": near}
+    return gettext("Known: %(names)s.") % {"names": ", ".join(names) or gettext("none")}

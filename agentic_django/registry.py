@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,9 @@ from django.core.signals import setting_changed
 from django.utils.translation import gettext as _
 
 from agentic_django.conf import PREFIX, load, settings
-from agentic_django.exceptions import BadSetting, UnknownAgent
+from agentic_django.exceptions import BadSetting, UnknownAgent, suggestion
 
-__all__ = ["duplicates", "get", "keys", "register", "suggestion"]
+__all__ = ["duplicates", "get", "keys", "register", "unknown_agent"]
 
 type Factory = Callable[[], Any]
 
@@ -61,18 +60,13 @@ def get(key: str) -> Factory:
     try:
         return _all()[key]
     except KeyError:
-        raise UnknownAgent(suggestion(key, keys())) from None
+        raise unknown_agent(key, keys()) from None
 
 
-def suggestion(key: str, among: Sequence[str]) -> str:
-    """Return what to say of a key that is not registered, with what it may have meant."""
-    near = difflib.get_close_matches(key, among, n=1)
-    if near:
-        text = _("Unknown agent %(key)r. Did you mean %(near)r?")
-        return text % {"key": key, "near": near[0]}
-    known = ", ".join(map(repr, among)) or _("none")
-    text = _("Unknown agent %(key)r. Registered agents: %(known)s.")
-    return text % {"key": key, "known": known}
+def unknown_agent(key: str, known: Sequence[str]) -> UnknownAgent:
+    """Return the error for a key that is not registered; it suggests one of the known keys."""
+    text = _("Unknown agent %(key)r.") % {"key": key}
+    return UnknownAgent(f"{text} {suggestion(key, known)}")
 
 
 def _all() -> dict[str, Factory]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from django.utils.translation import gettext as _
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agentic_django.conf import settings
-from agentic_django.exceptions import BadInput, InputTooLarge
+from agentic_django.exceptions import BadInput, InputTooLarge, suggestion
 from agentic_django.models import SESSION_KEY
 from agentic_django.serialization import to_jsonable
 
@@ -23,7 +22,6 @@ __all__ = [
     "check_item_count",
     "check_json",
     "check_session_key",
-    "suggestion",
     "validated",
     "validated_client_options",
     "validated_input",
@@ -136,15 +134,6 @@ def _sentence(model: type[BaseModel], kind: str, message: str, loc: tuple[Any, .
     if kind == "extra_forbidden":
         return " ".join([_("Unknown field."), suggestion(str(loc[-1]), model.model_fields)])
     return message.removeprefix("Value error, ").removesuffix(".") + "."
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the sentence that helps who wrote a name that is not known."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return _("Did you mean %(near)r?") % {"near": near[0]}
-    return _("Known: %(names)s.") % {"names": ", ".join(names) or _("none")}
 
 
 # Run options

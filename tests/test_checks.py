@@ -1,4 +1,4 @@
-"""Wrong settings are found by system checks, each with a hint that says how to repair it."""
+"""System checks find wrong settings; each has an id and a hint that says how to fix it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from agentic_django.conf import PREFIX, Settings
 from tests.settings import ROOT, TASK_BACKENDS
 
 
-def found() -> dict[str, checks.CheckMessage]:
-    """Return what the app's checks find, by id."""
+def messages_by_id() -> dict[str, checks.CheckMessage]:
+    """Run the app's checks and return their messages by id."""
     return {message.id or "": message for message in checks.run_checks(tags=[our_checks.TAG])}
 
 
@@ -43,13 +43,11 @@ def a_bad_factory() -> dict[str, str]:
     return {"echo": "not callable"}
 
 
-def test_the_tests_own_project_is_sound() -> None:
-    assert found() == {}
+def test_the_test_project_passes() -> None:
+    assert messages_by_id() == {}
 
 
-def test_every_finding_says_how_to_repair_it(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_message_has_a_hint(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.USE_TZ = False
     settings.AGENTIC_DJANGO_RATE_LIMIT = "often"
     settings.AGENTIC_DJANGO_RATE_LIMITS = "20/m"
@@ -57,7 +55,7 @@ def test_every_finding_says_how_to_repair_it(
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = None
     monkeypatch.setitem(django_settings.DATABASES["default"], "ENGINE", "x.sqlite3")
     monkeypatch.setitem(django_settings.DATABASES["default"], "OPTIONS", {})
-    messages = found()
+    messages = messages_by_id()
     assert len(messages) >= 6
     assert all(message.hint for message in messages.values())
 
@@ -118,11 +116,11 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value", "reason"), BAD_VALUES)
-def test_a_value_that_cannot_be_used_is_an_error(
+def test_an_invalid_value_is_an_error_with_a_hint(
     settings: Any, name: str, value: Any, reason: str
 ) -> None:
     setattr(settings, PREFIX + name, value)
-    error = found()["agentic_django.E001"]
+    error = messages_by_id()["agentic_django.E001"]
     assert error.level == checks.ERROR
     assert error.msg.startswith(f"{PREFIX}{name} is invalid: ")
     assert reason in error.msg
@@ -152,32 +150,32 @@ GOOD_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD_VALUES)
-def test_a_value_that_can_be_used_is_no_finding(settings: Any, name: str, value: Any) -> None:
+def test_a_valid_value_gives_no_message(settings: Any, name: str, value: Any) -> None:
     setattr(settings, PREFIX + name, value)
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
-def test_every_setting_is_tried_with_a_bad_value() -> None:
+def test_every_setting_is_tested_with_an_invalid_value() -> None:
     assert {PREFIX + name for name, *_ in BAD_VALUES} == set(Settings.options())
 
 
 def test_a_misspelt_setting_is_a_warning_that_suggests_the_right_one(settings: Any) -> None:
     settings.AGENTIC_DJANGO_RATE_LIMTI = "5/m"
-    warning = found()["agentic_django.W001"]
+    warning = messages_by_id()["agentic_django.W001"]
     assert warning.level == checks.WARNING
     assert warning.msg == "Unknown setting AGENTIC_DJANGO_RATE_LIMTI."
     assert warning.hint == "Did you mean AGENTIC_DJANGO_RATE_LIMIT?"
 
 
-def test_a_setting_like_no_other_is_answered_with_the_list(settings: Any) -> None:
+def test_the_hint_for_a_setting_that_resembles_none_lists_all_settings(settings: Any) -> None:
     settings.AGENTIC_DJANGO_XYZZY = 1
-    assert "AGENTIC_DJANGO_LEASE_SECONDS" in (found()["agentic_django.W001"].hint or "")
+    assert "AGENTIC_DJANGO_LEASE_SECONDS" in (messages_by_id()["agentic_django.W001"].hint or "")
 
 
-def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
+def test_settings_of_other_apps_are_ignored(settings: Any) -> None:
     settings.AGENTIC_CITY = 1
     settings.DJANGO_AGENTIC = 1
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 # Agents
@@ -194,114 +192,114 @@ def test_settings_of_other_apps_are_left_alone(settings: Any) -> None:
         ("tests.test_checks:a_bad_factory", "factory of 'echo' is not callable"),
     ],
 )
-def test_a_registry_that_cannot_be_used_is_an_error(settings: Any, path: str, reason: str) -> None:
+def test_an_invalid_registry_is_an_error(settings: Any, path: str, reason: str) -> None:
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = path
-    assert reason in found()["agentic_django.E002"].msg
+    assert reason in messages_by_id()["agentic_django.E002"].msg
 
 
-def test_a_key_that_two_registries_give_is_an_error(settings: Any) -> None:
+def test_a_key_in_two_registries_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = [
         "tests.support.agents.agents",
         "tests.test_checks.agents_once",
     ]
-    error = found()["agentic_django.E003"]
+    error = messages_by_id()["agentic_django.E003"]
     assert "'echo'" in error.msg
     assert "Rename or remove" in (error.hint or "")
 
 
-def test_a_key_that_code_registers_twice_is_an_error(
+def test_a_key_registered_twice_by_code_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(registry, "_registry", registry._Registry())
     registry.register("default", dict)
     registry.register("default", list)
-    assert "'default'" in found()["agentic_django.E003"].msg
+    assert "'default'" in messages_by_id()["agentic_django.E003"].msg
     assert registry.get("default") is dict
 
 
-def test_a_key_that_code_and_a_registry_give_is_an_error(
+def test_a_key_registered_by_code_and_in_a_registry_is_an_error(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_registry", registry._Registry())
     registry.register("echo", dict)
-    assert "'echo'" in found()["agentic_django.E003"].msg
+    assert "'echo'" in messages_by_id()["agentic_django.E003"].msg
 
 
 def test_a_default_agent_that_is_not_registered_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_DEFAULT_AGENT_KEY = "suport"
-    error = found()["agentic_django.E004"]
+    error = messages_by_id()["agentic_django.E004"]
     assert "'suport'" in error.msg
     assert "echo" in (error.hint or "")
 
 
-def test_no_agent_under_the_default_key_is_a_warning_if_no_key_is_set(settings: Any) -> None:
+def test_a_missing_default_agent_is_a_warning_if_the_setting_is_not_set(settings: Any) -> None:
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.test_checks.agents_once"
-    assert set(found()) == {"agentic_django.W003"}
+    assert set(messages_by_id()) == {"agentic_django.W003"}
 
 
 @pytest.mark.parametrize("value", [None, [], "tests.test_checks.no_agents"])
-def test_a_project_without_agents_is_warned(settings: Any, value: Any) -> None:
+def test_a_project_without_agents_is_a_warning(settings: Any, value: Any) -> None:
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = value
-    assert set(found()) == {"agentic_django.W002"}
+    assert set(messages_by_id()) == {"agentic_django.W002"}
 
 
 def test_no_check_calls_a_factory(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registry", registry._Registry())
     registry.register("explosive", lambda: 1 / 0)
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 @pytest.mark.parametrize("name", ["AGENT_ACCESS", "CONTEXT_FACTORY", "CLASSIFY_ERROR"])
 @pytest.mark.parametrize("path", ["nowhere.hook", "tests.support.agents.USAGE"])
-def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: str) -> None:
+def test_a_hook_that_does_not_exist_is_an_error(settings: Any, name: str, path: str) -> None:
     setattr(settings, PREFIX + name, path)
-    error = found()["agentic_django.E005"]
+    error = messages_by_id()["agentic_django.E005"]
     assert error.msg.startswith(f"{PREFIX}{name}: ")
     assert path in error.msg
 
 
 @pytest.mark.parametrize("module", ["nowhere.steps", "tests.support.agents.echo", "", ".agents"])
-def test_a_module_of_steps_that_is_not_there_is_an_error(settings: Any, module: str) -> None:
+def test_a_step_module_that_cannot_be_imported_is_an_error(settings: Any, module: str) -> None:
     settings.AGENTIC_DJANGO_STEP_MODULES = ["tests.support.agents", module]
-    assert repr(module) in found()["agentic_django.E012"].msg
+    assert repr(module) in messages_by_id()["agentic_django.E012"].msg
 
 
 # Queues
 
 
-def test_a_task_backend_that_tasks_does_not_have_is_an_error(settings: Any) -> None:
+def test_a_task_backend_that_is_not_in_tasks_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_TASK_BACKEND = "agents"
-    error = found()["agentic_django.E006"]
+    error = messages_by_id()["agentic_django.E006"]
     assert "'agents'" in error.msg
     assert "'default'" in (error.hint or "")
 
 
 @pytest.mark.parametrize("backend", TASK_BACKENDS)
-def test_each_backend_is_sound_as_it_is_documented(use_tasks: Any, backend: str) -> None:
+def test_each_documented_backend_passes(use_tasks: Any, backend: str) -> None:
     use_tasks(backend)
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 @pytest.mark.parametrize("backend", TASK_BACKENDS)
-def test_a_queue_that_the_backend_does_not_know_is_an_error(
+def test_a_queue_that_the_backend_does_not_have_is_an_error(
     settings: Any, backend: str, valkey: Any
 ) -> None:
     settings.TASKS = {"default": {**TASK_BACKENDS[backend], "QUEUES": ["mail", "slow"]}}
     settings.AGENTIC_DJANGO_QUEUES = {"*": "slow", "echo": "fast"}
-    error = found()["agentic_django.E007"]
+    error = messages_by_id()["agentic_django.E007"]
     assert "'echo' to 'fast'" in error.msg
     assert error.hint == "Add 'fast' to TASKS['default']['QUEUES'], or choose one of: mail, slow."
 
 
-def test_a_project_with_queues_of_its_own_must_name_ours(settings: Any) -> None:
+def test_the_default_queue_must_be_among_the_named_queues(settings: Any) -> None:
     settings.TASKS = {"default": {**TASK_BACKENDS["immediate"], "QUEUES": ["mail"]}}
-    assert "'*' to 'default'" in found()["agentic_django.E007"].msg
+    assert "'*' to 'default'" in messages_by_id()["agentic_django.E007"].msg
 
 
-def test_a_backend_without_named_queues_takes_any(settings: Any) -> None:
+def test_a_backend_without_named_queues_accepts_any_queue(settings: Any) -> None:
     settings.TASKS = {"default": {**TASK_BACKENDS["immediate"], "QUEUES": []}}
     settings.AGENTIC_DJANGO_QUEUES = {"*": "anything"}
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 @pytest.mark.parametrize(
@@ -315,30 +313,30 @@ def test_a_backend_without_named_queues_takes_any(settings: Any) -> None:
         ({"DEFAULT_TIMEOUT": -1}, False),
     ],
 )
-def test_an_rq_queue_that_kills_runs_before_their_time_is_a_warning(
+def test_an_rq_queue_that_kills_jobs_before_the_time_limit_of_a_run_is_a_warning(
     use_tasks: Any, settings: Any, queue: dict[str, Any], is_short: bool
 ) -> None:
     use_tasks("rq")
     settings.RQ_QUEUES = {"default": {"HOST": "127.0.0.1", "PORT": 1, **queue}}
-    assert ("agentic_django.W004" in found()) is is_short
+    assert ("agentic_django.W004" in messages_by_id()) is is_short
 
 
-def test_time_outs_of_rq_matter_only_on_rq(settings: Any) -> None:
+def test_timeouts_of_rq_are_ignored_on_other_backends(settings: Any) -> None:
     settings.RQ_QUEUES = {"default": {"HOST": "127.0.0.1", "PORT": 1, "DEFAULT_TIMEOUT": 1}}
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 # Database
 
 
-def test_local_times_are_an_error(settings: Any) -> None:
+def test_times_without_a_time_zone_are_an_error(settings: Any) -> None:
     settings.USE_TZ = False
-    assert "USE_TZ = True" in (found()["agentic_django.E008"].hint or "")
+    assert "USE_TZ = True" in (messages_by_id()["agentic_django.E008"].hint or "")
 
 
-def test_a_database_that_is_not_there_is_an_error(settings: Any) -> None:
+def test_a_database_that_does_not_exist_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_DATABASE = "agents"
-    error = found()["agentic_django.E009"]
+    error = messages_by_id()["agentic_django.E009"]
     assert "'agents'" in error.msg
     assert "'default'" in (error.hint or "")
 
@@ -352,58 +350,60 @@ class Router:
     db_for_write = db_for_read
 
 
-def test_a_database_to_which_no_router_leads_is_an_error(
+def test_a_database_that_the_routers_do_not_return_is_an_error(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
         django_settings.DATABASES, "agents", {"ENGINE": "django.db.backends.postgresql"}
     )
     settings.AGENTIC_DJANGO_DATABASE = "agents"
-    error = found()["agentic_django.E014"]
+    error = messages_by_id()["agentic_django.E014"]
     assert "to 'default'" in error.msg
     assert "DATABASE_ROUTERS" in (error.hint or "")
     monkeypatch.setattr(router, "routers", [Router()])
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 @pytest.mark.parametrize("mode", [None, "DEFERRED", "deferred"])
-def test_sqlite_with_late_locks_is_a_warning(
+def test_sqlite_with_deferred_transactions_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, mode: str | None
 ) -> None:
     database = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"transaction_mode": mode}}
     monkeypatch.setitem(django_settings.DATABASES, "default", database)
-    assert "'transaction_mode': 'IMMEDIATE'" in (found()["agentic_django.W005"].hint or "")
+    assert "'transaction_mode': 'IMMEDIATE'" in (messages_by_id()["agentic_django.W005"].hint or "")
 
 
 @pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])
-def test_sqlite_with_early_locks_is_sound(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_sqlite_with_immediate_or_exclusive_transactions_passes(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
     database = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"transaction_mode": mode}}
     monkeypatch.setitem(django_settings.DATABASES, "default", database)
-    assert found() == {}
+    assert messages_by_id() == {}
 
 
 # Pages and clients
 
 
-def test_a_base_template_that_is_not_there_is_an_error(settings: Any) -> None:
+def test_a_base_template_that_does_not_exist_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_BASE_TEMPLATE = "shop/bose.html"
-    assert "shop/bose.html" in found()["agentic_django.E011"].msg
+    assert "shop/bose.html" in messages_by_id()["agentic_django.E011"].msg
 
 
-def test_a_project_without_engine_for_the_apps_templates_is_an_error(settings: Any) -> None:
+def test_templates_without_app_dirs_are_an_error(settings: Any) -> None:
     engine = "django.template.backends.django.DjangoTemplates"
     settings.TEMPLATES = [{"BACKEND": engine, "APP_DIRS": False}]
-    assert "APP_DIRS" in (found()["agentic_django.E011"].hint or "")
+    assert "APP_DIRS" in (messages_by_id()["agentic_django.E011"].hint or "")
 
 
-def test_pages_without_their_script_are_a_warning(settings: Any) -> None:
+def test_a_missing_django_htmx_is_a_warning(settings: Any) -> None:
     settings.INSTALLED_APPS = [a for a in settings.INSTALLED_APPS if a != "django_htmx"]
-    assert "'django_htmx'" in (found()["agentic_django.W006"].hint or "")
+    assert "'django_htmx'" in (messages_by_id()["agentic_django.W006"].hint or "")
 
 
-def test_an_option_that_a_client_cannot_set_is_an_error(settings: Any) -> None:
+def test_an_unknown_client_option_is_an_error(settings: Any) -> None:
     settings.AGENTIC_DJANGO_CLIENT_RUN_OPTIONS = ["max_turns", "max_turn"]
-    error = found()["agentic_django.E010"]
+    error = messages_by_id()["agentic_django.E010"]
     assert "'max_turn'" in error.msg
     assert error.hint == "Did you mean 'max_turns'?"
 
@@ -412,27 +412,27 @@ def test_an_option_that_a_client_cannot_set_is_an_error(settings: Any) -> None:
 
 
 def test_the_documentation_lists_each_check_with_its_level() -> None:
-    source = Path(our_checks.__file__).read_text()
-    numbers = re.findall(r"_(error|warning)\((\d+),", source)
+    sources = [path.read_text() for path in Path(our_checks.__file__).parent.glob("*.py")]
+    numbers = re.findall(r"yield (error|warning)\((\d+),", "".join(sources))
     made = {f"agentic_django.{kind[0].upper()}{int(number):03}" for kind, number in numbers}
     page = (ROOT / "docs/reference/checks.md").read_text()
-    told = re.findall(r"^\| `(agentic_django\.[EW]\d{3})` \|", page, re.MULTILINE)
-    assert told == sorted(told)
-    assert set(told) == made
+    listed = re.findall(r"^\| `(agentic_django\.[EW]\d{3})` \|", page, re.MULTILINE)
+    assert listed == sorted(listed)
+    assert set(listed) == made
 
 
 def test_a_misspelt_run_option_is_an_error_that_suggests_the_right_one(settings: Any) -> None:
     settings.AGENTIC_DJANGO_DEFAULT_RUN_OPTIONS = {"max_turn": 3, "model": "x"}
-    error = found()["agentic_django.E013"]
+    error = messages_by_id()["agentic_django.E013"]
     assert "'max_turn'" in error.msg
     assert "max_turns" in str(error.hint)
 
 
-# Runs that wait
+# Waiting runs
 
 
 @pytest.mark.django_db
-def test_runs_that_wait_for_what_is_gone_are_a_warning(user: Any, scripted: Any) -> None:
+def test_a_missing_agent_or_tool_of_a_waiting_run_is_a_warning(user: Any, scripted: Any) -> None:
     from agents import function_tool
 
     from agentic_django.models import ToolApproval
@@ -460,10 +460,10 @@ def test_runs_that_wait_for_what_is_gone_are_a_warning(user: Any, scripted: Any)
     assert look() == set()
     wait("gone", "default", "pay")
     assert look() == {"agentic_django.W020"}
-    assert "agentic_django.W020" not in found()
+    assert "agentic_django.W020" not in messages_by_id()
 
 
-# Waking each other
+# Notifications
 
 
 @pytest.mark.parametrize(
@@ -476,18 +476,20 @@ def test_runs_that_wait_for_what_is_gone_are_a_warning(user: Any, scripted: Any)
         ({"WAKEUP": "pigeon"}, "E001"),
     ],
 )
-def test_way_to_wake_each_other_that_is_not_there(
+def test_a_wakeup_method_that_is_not_available_is_reported(
     settings: Any, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], finding: str
 ) -> None:
     monkeypatch.setitem(django_settings.DATABASES["default"], "ENGINE", "x.sqlite3")
-    before = set(found())
+    before = set(messages_by_id())
     for name, value in values.items():
         setattr(settings, PREFIX + name, value)
-    assert set(found()) - before == {f"agentic_django.{finding}"}
+    assert set(messages_by_id()) - before == {f"agentic_django.{finding}"}
 
 
-def test_redis_without_its_client_is_found(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_url_without_the_redis_package_is_an_error(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.AGENTIC_DJANGO_REDIS_URL = "redis://127.0.0.1"
-    assert found() == {}
-    monkeypatch.setattr(our_checks, "find_spec", lambda name: None)
-    assert set(found()) == {"agentic_django.E041"}
+    assert messages_by_id() == {}
+    monkeypatch.setattr(our_checks.notifications, "find_spec", lambda name: None)
+    assert set(messages_by_id()) == {"agentic_django.E041"}

@@ -87,19 +87,19 @@ def test_what_code_registered_outlives_a_change_of_the_setting() -> None:
         assert registry.keys() == ["audit"]
 
 
-def test_an_unknown_key_suggests_the_nearest() -> None:
+def test_an_unknown_key_suggests_the_most_similar_key() -> None:
     with pytest.raises(UnknownAgent, match=r"Unknown agent 'suport'\. Did you mean 'support'\?"):
         registry.get("suport")
 
 
-def test_a_key_like_no_other_lists_what_there_is() -> None:
-    with pytest.raises(UnknownAgent, match=r"Registered agents: 'sales', 'support'\."):
+def test_a_key_that_resembles_none_lists_the_registered_keys() -> None:
+    with pytest.raises(UnknownAgent, match=r"Unknown agent 'xyzzy'\. Known: sales, support\."):
         registry.get("xyzzy")
 
 
-def test_an_empty_registry_says_so(settings: Any) -> None:
+def test_the_error_of_an_empty_registry_lists_none(settings: Any) -> None:
     settings.AGENTIC_DJANGO_AGENT_REGISTRY = None
-    with pytest.raises(UnknownAgent, match="Registered agents: none"):
+    with pytest.raises(UnknownAgent, match="Known: none"):
         registry.get("support")
 
 

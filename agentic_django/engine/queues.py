@@ -25,6 +25,7 @@ __all__ = [
     "enqueue",
     "enqueue_deferred",
     "executes_immediately",
+    "is_rq",
     "queue_for_agent",
     "rows_are_queue",
     "run_task",
@@ -98,6 +99,12 @@ def executes_immediately() -> bool:
 def rows_are_queue() -> bool:
     """Whether the backend stores no tasks: workers find due runs in the runs' own table."""
     return getattr(backend(), "rows_are_queue", False)
+
+
+def is_rq() -> bool:
+    """Whether the backend enqueues tasks to RQ."""
+    kinds = type(backend()).mro()
+    return any(kind.__module__.startswith("django_tasks_rq") for kind in kinds)
 
 
 def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:

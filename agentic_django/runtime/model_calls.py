@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 import agents
@@ -16,7 +15,7 @@ from agents.items import ModelResponse
 from agents.models.interface import Model, ModelTracing
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage
 
-from agentic_django.exceptions import BadInput
+from agentic_django.exceptions import BadInput, suggestion
 from agentic_django.openai_agents.providers import get_model
 from agentic_django.runtime.messages import Message, system_instructions, to_input_items
 
@@ -68,9 +67,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     """Raise BadInput for what the SDK's settings do not have; they would ignore it."""
     known = [option.name for option in fields(agents.ModelSettings)]
     for name in options.keys() - set(known):
-        near = get_close_matches(name, known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise BadInput(f"There is no option {name!r} of a model.{hint}")
+        raise BadInput(f"Unknown model option {name!r}. {suggestion(name, known)}")
 
 
 def _tool(given: Any) -> Any:

@@ -16,7 +16,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from agentic_django import registry
 from agentic_django.conf import load, settings
-from agentic_django.exceptions import NotAllowed, UnknownAgent
+from agentic_django.exceptions import NotAllowed
 from agentic_django.permissions import Viewer
 from agentic_django.views import problems, schemas
 from agentic_django.views.negotiation import Format, Request, format_of, sealed
@@ -109,7 +109,7 @@ def check_agent(request: HttpRequest, agent_key: str) -> None:
     """Raise UnknownAgent, or NotAllowed if ``AGENTIC_DJANGO_AGENT_ACCESS`` says no."""
     if agent_key not in registry.keys():  # noqa: SIM118 - a registry, no dict - a function of ours
         # The names of agents that are not theirs are not theirs either.
-        raise UnknownAgent(registry.suggestion(agent_key, usable_agents(request)))
+        raise registry.unknown_agent(agent_key, usable_agents(request))
     if not _may_use(request, agent_key):
         raise NotAllowed
 

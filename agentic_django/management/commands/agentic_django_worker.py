@@ -15,11 +15,11 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
-from django.tasks import task_backends
 from django.utils import autoreload
 
 from agentic_django import registry
 from agentic_django.conf import settings
+from agentic_django.engine import queues
 from agentic_django.worker import process
 from agentic_django.worker.supervisor import Supervisor
 
@@ -63,7 +63,7 @@ class Command(BaseCommand):
         """Start the processes and keep them going."""
         orders = process.WorkerOptions(
             queue=options["queue"],
-            source=options["source"] or _source(),
+            source=options["source"] or _default_source(),
             concurrency=options["concurrency"],
             records=options["connections"],
             work=options["threads"],
@@ -108,25 +108,24 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _source() -> str:
-    """Return where runs are sent to."""
-    kinds = type(task_backends[settings.TASK_BACKEND]).mro()
-    is_rq = any(kind.__module__.startswith("django_tasks_rq") for kind in kinds)
-    is_row = any(kind.__module__ == "agentic_django.worker.backend" for kind in kinds)
-    if not is_rq and not is_row:
-        raise CommandError(
-            f"TASKS[{settings.TASK_BACKEND!r}] is {kinds[0].__name__}, which has its own workers. "
-            "Use django_tasks_rq.RQBackend, or agentic_django.worker.backend.RowBackend, or say "
-            "--source database."
-        )
-    return "rq" if is_rq else "database"
+def _default_source() -> str:
+    """Return the source that the task backend needs."""
+    if queues.is_rq():
+        return "rq"
+    if queues.rows_are_queue():
+        return "database"
+    raise CommandError(
+        f"TASKS[{settings.TASK_BACKEND!r}] is {type(queues.backend()).__name__}, which has its own "
+        "workers. Use django_tasks_rq.RQBackend, or agentic_django.worker.backend.RowBackend, or "
+        "pass --source database."
+    )
 
 
 def _check(orders: process.WorkerOptions) -> None:
     """Refuse what could not work, before any process is started."""
     if not hasattr(os, "fork"):
         raise CommandError("This needs a system with fork(): Linux, macOS or another Unix.")
-    backend = task_backends[settings.TASK_BACKEND]
+    backend = queues.backend()
     if backend.queues and orders.queue not in backend.queues:
         known = ", ".join(sorted(backend.queues))
         raise CommandError(f"There is no queue {orders.queue!r}. Choose one of: {known}.")
