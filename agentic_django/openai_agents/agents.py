@@ -1,14 +1,17 @@
-"""Agents whose models and tools, and those of their hand-offs, are journaled."""
+"""Journals the models and tools of every agent that the SDK runs within a run.
+
+The SDK calls an agent's ``get_all_tools()`` as each of its turns begins. The journal hooks into
+this method of the agent classes, not of one agent object. So it reaches agents that a hand-off
+returns, and copies that another library makes (``agent.clone()``). Outside a run it does nothing.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable
-from types import MethodType
+from collections.abc import Awaitable, Callable, Iterator
+from functools import wraps
 from typing import Any
 
-import agents
-from agents.handoffs import Handoff
+from agents.agent import AgentBase
 from agents.models.interface import Model
 
 from agentic_django.openai_agents.call_scope import current_scope
@@ -16,58 +19,50 @@ from agentic_django.openai_agents.guardrails import name_guardrails
 from agentic_django.openai_agents.models import journaled_model
 from agentic_django.openai_agents.tools import journaled_tool
 
-__all__ = ["with_journal"]
+__all__ = ["hook_agent_classes", "prepare_agent"]
+
+_HOOKED = "agentic_hooked"
 
 
-def with_journal(agent: agents.Agent[Any], seen: set[int] | None = None) -> agents.Agent[Any]:
-    """Return an agent whose models and tools, and those of its hand-offs, are journaled.
+def hook_agent_classes() -> None:
+    """Hook each agent class that defines ``get_all_tools()``, once.
 
-    It is changed in place, once; the graph of hand-offs may have cycles.
+    Call it before each run: a host may have defined another class since the last one.
     """
-    seen = set() if seen is None else seen
-    if id(agent) in seen:
-        return agent
-    seen.add(id(agent))
-    if isinstance(agent.model, Model):
-        agent.model = journaled_model(agent.model)
-    tools = vars(agent).get("get_all_tools")
-    if not isinstance(tools, _Tools) or tools.agent is not agent:
-        vars(agent)["get_all_tools"] = _Tools(agent)
-    name_guardrails("input", agent.input_guardrails)
-    name_guardrails("output", agent.output_guardrails)
-    for handoff in agent.handoffs:
-        _follow(handoff, seen)
-    return agent
+    for kind in _with_subclasses(AgentBase):
+        method = vars(kind).get("get_all_tools")
+        if method is not None and not hasattr(method, _HOOKED):
+            setattr(kind, "get_all_tools", _hooked(method))  # noqa: B010 - mypy refuses a method
 
 
-class _Tools:
-    """What is put in the place of an agent's ``get_all_tools``."""
+def _with_subclasses(kind: Any) -> Iterator[Any]:
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _with_subclasses(subclass)
 
-    def __init__(self, agent: agents.Agent[Any]) -> None:
-        self.agent = agent
-        self.inner: Callable[..., Awaitable[list[Any]]] = agent.get_all_tools
-        if isinstance(self.inner, _Tools):  # The agent is a copy of one that was instrumented.
-            self.inner = self.inner.inner
-        if inspect.ismethod(self.inner):
-            self.inner = MethodType(self.inner.__func__, agent)
 
-    async def __call__(self, run_context: Any) -> list[Any]:
+def _hooked(method: Callable[..., Awaitable[list[Any]]]) -> Callable[..., Awaitable[list[Any]]]:
+    @wraps(method)
+    async def get_all_tools(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        tools = await method(self, *args, **kwargs)
         scope = current_scope()
-        if scope is not None:
-            scope.enter(self.agent.name)
-        return [journaled_tool(tool) for tool in await self.inner(run_context)]
+        if scope is None:
+            return tools
+        scope.begin_turn(self.name)
+        prepare_agent(self)
+        return [journaled_tool(tool) for tool in tools]
+
+    setattr(get_all_tools, _HOOKED, True)
+    return get_all_tools
 
 
-def _follow(handoff: Any, seen: set[int]) -> None:
-    if isinstance(handoff, agents.Agent):
-        with_journal(handoff, seen)
-    elif isinstance(handoff, Handoff) and "agentic_followed" not in vars(handoff):
-        vars(handoff)["agentic_followed"] = handoff.on_invoke_handoff
-        handoff.on_invoke_handoff = _following(handoff.on_invoke_handoff)
+def prepare_agent(agent: Any) -> None:
+    """Journal an agent's model, if it is an instance, and name its guardrails.
 
-
-def _following(invoke: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def on_invoke_handoff(context: Any, given: str) -> Any:
-        return with_journal(await invoke(context, given))
-
-    return on_invoke_handoff
+    The agent is changed in place, once. A copy will not do: the SDK finds approvals, hand-offs
+    and pending tool calls by the identity of the agents and tools that they belong to.
+    """
+    if isinstance(getattr(agent, "model", None), Model):
+        agent.model = journaled_model(agent.model)
+    name_guardrails("input", getattr(agent, "input_guardrails", ()))
+    name_guardrails("output", getattr(agent, "output_guardrails", ()))

@@ -60,7 +60,7 @@ class CallScope:
         """Whether it is of an agent that another agent or its guardrail called."""
         return self.path.count("/") > 1
 
-    def enter(self, agent: str) -> None:
+    def begin_turn(self, agent: str) -> None:
         """Note which agent has the next turn; a hand-off makes it another one."""
         self.arrived = self.arrived or agent != self.agent or not self.responses
         self.agent = agent

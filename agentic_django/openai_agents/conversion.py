@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agents.items import ItemHelpers, ModelResponse, TResponseOutputItem
-from agents.tool import FunctionTool, ToolOutputFileContent, ToolOutputImage, ToolOutputText
+from agents.items import ModelResponse, TResponseOutputItem
+from agents.tool import ToolOutputFileContent, ToolOutputImage, ToolOutputText
 from agents.usage import Usage, deserialize_usage
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseUsage
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from agentic_django.engine import events
 from agentic_django.engine.events import Event, EventType
 from agentic_django.models import Visibility
+from agentic_django.openai_agents import sdk_internals
 from agentic_django.serialization import to_jsonable
 
 __all__ = [
@@ -145,10 +146,10 @@ def storable_tool_value(tool: Any, value: Any) -> Any:
     The SDK keeps text, images and files, dumps what a typed tool returns, and calls ``str()``
     on everything else (``agents.items.ItemHelpers.tool_call_output_item``).
     """
-    adapter = tool._output_type_adapter if isinstance(tool, FunctionTool) else None
+    adapter = sdk_internals.output_type_adapter(tool)
     if adapter is not None and not isinstance(value, str):
         return adapter.dump_json(value, by_alias=True).decode()
-    if isinstance(value, list | tuple) and ItemHelpers._convert_tool_output_as_structured(value):
+    if isinstance(value, list | tuple) and sdk_internals.is_structured_output(value):
         return [_dump_part(part) for part in value]
     dumped = _dump_part(value)
     return dumped if _is_plain(dumped) else str(value)

@@ -17,6 +17,7 @@ from agentic_django.engine.journal import CallResult, short_key
 from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents import conversion, pricing
 from agentic_django.openai_agents.call_scope import CallScope, current_scope
+from agentic_django.openai_agents.sdk_internals import DelegatingModel
 
 __all__ = ["JournaledModel", "JournaledProvider", "ModelCall", "journaled_model"]
 
@@ -39,27 +40,8 @@ def journaled_model(model: Model) -> Model:
     return model if isinstance(model, JournaledModel) else JournaledModel(model)
 
 
-class JournaledModel(Model):
-    """A model around a host's."""
-
-    def __init__(self, inner: Model) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # Not set yet, while a copy is made.
-            raise AttributeError(name)
-        return getattr(self.inner, name)
-
-    async def _cleanup_on_run_end(self, owner: object) -> None:
-        await self.inner._cleanup_on_run_end(owner)
-
-    async def close(self) -> None:
-        """Close the inner model."""
-        await self.inner.close()
-
-    def get_retry_advice(self, request: Any) -> Any:
-        """Ask the inner model."""
-        return self.inner.get_retry_advice(request)
+class JournaledModel(DelegatingModel):
+    """A host's model that records its responses."""
 
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """Return the recorded response, or ask the inner model and record what it says."""
@@ -99,7 +81,7 @@ class JournaledModel(Model):
 
 _TEXTS = ("response.output_text.delta", "response.refusal.delta")
 
-_MODEL_ARGUMENTS = (
+MODEL_ARGUMENTS = (
     "system_instructions",
     "input",
     "model_settings",
@@ -136,7 +118,7 @@ class ModelCall:
         scope = current_scope()
         if scope is None:
             return None
-        return cls(scope, {**dict(zip(_MODEL_ARGUMENTS, args, strict=False)), **kwargs}, model)
+        return cls(scope, {**dict(zip(MODEL_ARGUMENTS, args, strict=False)), **kwargs}, model)
 
     @contextmanager
     def being_made(self) -> Iterator[None]:

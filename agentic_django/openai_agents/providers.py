@@ -8,7 +8,6 @@ from contextlib import suppress
 import agents
 import httpx2
 import openai
-from agents.models._openai_shared import get_default_openai_client, get_default_openai_key
 from agents.models.interface import Model
 from agents.models.multi_provider import MultiProvider
 
@@ -17,6 +16,10 @@ from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadSetting
 from agentic_django.openai_agents.models import journaled_model
+from agentic_django.openai_agents.sdk_internals import (
+    get_default_openai_client,
+    get_default_openai_key,
+)
 
 __all__ = ["get_model", "shared_provider"]
 

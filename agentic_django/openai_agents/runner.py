@@ -25,7 +25,7 @@ from agentic_django.engine.journal import CallResult, Journal
 from agentic_django.exceptions import AgentChanged
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, providers
-from agentic_django.openai_agents.agents import with_journal
+from agentic_django.openai_agents.agents import hook_agent_classes, prepare_agent
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
 from agentic_django.openai_agents.models import JournaledProvider, journaled_model
 from agentic_django.openai_agents.tools import approval_wording
@@ -166,8 +166,9 @@ class JournalingRunner(AgentRunner):
         outer = current_scope()
         if outer is None:
             return await self.inner.run(starting_agent, input, **kwargs)
+        prepare_agent(starting_agent)
         with enter_scope(outer.child(starting_agent.name, input)):
-            return await self.inner.run(with_journal(starting_agent), input, **_configured(kwargs))
+            return await self.inner.run(starting_agent, input, **_configured(kwargs))
 
     def run_sync(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:
         """See ``agents.Runner.run_sync``; within a run, on the process's own loop."""
@@ -180,14 +181,14 @@ class JournalingRunner(AgentRunner):
         outer = current_scope()
         if outer is None:
             return self.inner.run_streamed(starting_agent, input, **kwargs)
+        prepare_agent(starting_agent)
         with enter_scope(outer.child(starting_agent.name, input)):
-            return self.inner.run_streamed(
-                with_journal(starting_agent), input, **_configured(kwargs)
-            )
+            return self.inner.run_streamed(starting_agent, input, **_configured(kwargs))
 
 
 def install_runner() -> None:
-    """Put our runner in the place of the default one, around whatever a host put there."""
+    """Make our runner the SDK's default, around the present one, and hook the agent classes."""
+    hook_agent_classes()
     present = get_default_agent_runner()
     if not isinstance(present, JournalingRunner):
         set_default_agent_runner(JournalingRunner(present))

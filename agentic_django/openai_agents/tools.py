@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import cache
-from types import SimpleNamespace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 from agents.agent_tool_state import (
     get_agent_tool_resume_state,
@@ -21,7 +19,6 @@ from agents.exceptions import ToolTimeoutError
 from agents.tool import (
     CustomTool,
     FunctionTool,
-    _get_function_tool_invoke_context,
     default_tool_timeout_error_message,
 )
 from agents.tool_context import ToolContext
@@ -31,7 +28,7 @@ from agentic_django.engine.events import EventType
 from agentic_django.engine.journal import CallResult
 from agentic_django.exceptions import BadSetting, UnresolvedIntent
 from agentic_django.models import StepCheckpoint, ToolApproval
-from agentic_django.openai_agents import conversion
+from agentic_django.openai_agents import conversion, sdk_internals
 from agentic_django.openai_agents.call_scope import (
     CallScope,
     CurrentCall,
@@ -39,6 +36,7 @@ from agentic_django.openai_agents.call_scope import (
     current_scope,
 )
 from agentic_django.openai_agents.guardrails import name_guardrails
+from agentic_django.openai_agents.sdk_internals import Call, DelegatingInvoker, is_agent_tool
 from agentic_django.serialization import dumps, to_jsonable
 
 __all__ = [
@@ -63,7 +61,7 @@ def at_most_once[T](tool: T) -> T:
     without a result does not call it again: whether it happened cannot be known.
     """
     made = getattr(tool, "function_tool", tool)  # Of a tool of ours, the SDK's.
-    if getattr(made, "_is_agent_tool", False):
+    if is_agent_tool(made):
         raise BadSetting("An agent as a tool is run again; mark that agent's own tools instead.")
     if not isinstance(made, FunctionTool | CustomTool):
         raise BadSetting(
@@ -80,7 +78,7 @@ def editable[T](tool: T) -> T:
     For function tools with ``needs_approval``; what was changed is checked against the tool's
     own schema.
     """
-    if not isinstance(tool, FunctionTool) or getattr(tool, "_is_agent_tool", False):
+    if not isinstance(tool, FunctionTool) or is_agent_tool(tool):
         raise BadSetting("Only the arguments of a function tool can be edited.")
     vars(tool)["agentic_editable"] = True
     return tool
@@ -126,52 +124,22 @@ def journaled_tool(tool: Any) -> Any:
 
 
 def _journaled_invoker(tool: Any, invoker: Any) -> Any:
-    """Return what invokes a tool through the journal.
-
-    The SDK reads more from an invoker of its own than that it can be called (how it coerces
-    arguments before an approval, for one), so the new one keeps the type and the attributes.
-    """
-    if not hasattr(invoker, "__agents_bind_function_tool__"):
-        return _journaled_function(tool, invoker)
-    journaled = copy.copy(invoker)
-    journaled.__class__ = _journaled_type(cast("Hashable", type(invoker)))
+    if sdk_internals.is_sdk_invoker(invoker):
+        journaled: Any = DelegatingInvoker(invoker, _invoke)
+    else:
+        journaled = _journaled_function(tool, invoker)
+    journaled.is_journaled = True
     return journaled
-
-
-@cache
-def _journaled_type(kind: Any) -> type:
-    def call(self: Any, ctx: ToolContext[Any], arguments: str) -> Awaitable[Any]:
-        def make(given: str) -> Awaitable[Any]:
-            return cast("Awaitable[Any]", kind.__call__(self, ctx, given))
-
-        return _invoke(self._function_tool, make, ctx, arguments)
-
-    def bind(self: Any, tool: Any) -> Any:
-        bound = kind.__agents_bind_function_tool__(self, tool)
-        if bound is self:
-            return bound
-        journaled = _journaled_invoker(tool, bound)
-        vars(journaled)[_AT_MOST_ONCE] = getattr(self, _AT_MOST_ONCE, False)
-        return journaled
-
-    members = {"is_journaled": True, "__call__": call, "__agents_bind_function_tool__": bind}
-    return type(f"Journaled{kind.__name__}", (kind,), members)
 
 
 def _journaled_function(tool: Any, invoker: Callable[..., Awaitable[Any]]) -> Any:
     def invoke(ctx: ToolContext[Any], arguments: Any) -> Awaitable[Any]:
-        given: Any = ctx
-        if isinstance(tool, FunctionTool):  # It may want less of the context than the SDK has.
-            given = _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
-        return _invoke(tool, lambda text: invoker(given, text), ctx, arguments)
+        is_function = isinstance(tool, FunctionTool)
+        context = sdk_internals.narrow_context(invoker, ctx) if is_function else ctx
+        return _invoke(tool, partial(invoker, context), ctx, arguments)
 
     vars(invoke).update(getattr(invoker, "__dict__", {}))
-    invoke.is_journaled = True  # type: ignore[attr-defined]
     return invoke
-
-
-type Call = Callable[[Any], Awaitable[Any]]
-"""Makes a call of a tool with these arguments."""
 
 
 def _invoke(tool: Any, call: Call, ctx: ToolContext[Any], arguments: Any) -> Awaitable[Any]:
@@ -210,7 +178,7 @@ class JournaledToolCall:
     async def make(self, call: Call) -> Any:
         """Make the call, as the current one."""
         with current_call(self.current):
-            if getattr(self.tool, "_is_agent_tool", False):
+            if is_agent_tool(self.tool):
                 return await self.run_agent(call)
             return await self.run(call)
 
@@ -275,7 +243,7 @@ class JournaledToolCall:
         result = peek_agent_tool_run_result(made, scope_id=place) if made else None
         if result is None or get_agent_tool_resume_state(result) is not None:
             return False
-        nested = self.scope.called(self.tool._agent_instance.name)
+        nested = self.scope.called(sdk_internals.agent_behind_tool(self.tool).name)
         for item in result.interruptions:
             key = nested.tool_key(item.call_id or "")
             self.scope.journal.held.setdefault(id(item), (item, key))

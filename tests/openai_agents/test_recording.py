@@ -40,7 +40,7 @@ from agentic_django.openai_agents import conversion
 from agentic_django.openai_agents.call_scope import current_scope, current_step
 from agentic_django.openai_agents.tools import at_most_once
 from agentic_django.serialization import dumps, loads
-from agentic_django.services import resolve_approval, retry_agent_run
+from agentic_django.services import decide_approval, resolve_approval, retry_agent_run
 from tests.support import agents as test_agents
 from tests.support.agents import USAGE, call_tool
 from tests.support.attempts import AWAY, finish, payloads, recorded
@@ -149,8 +149,7 @@ def test_a_typed_result_is_the_same_for_the_model_when_replayed(
         """Look out of the window."""
         return value
 
-    look.__annotations__["return"] = kind
-    tool = function_tool(look)
+    tool = function_tool(look, output_type=kind)
     model = scripted("default", call_tool("look"), AWAY, "Seen.", tools=[tool])
     carry()
     assert model.calls[1].input == model.calls[2].input
@@ -912,6 +911,95 @@ def test_a_hosts_own_default_runner_is_kept(
     assert run.final_output == "Seen."
     assert host_runner.used == 2
     assert len(model.calls) == 3
+
+
+class CloningRunner(AgentRunner):
+    """A default runner of another library, which copies the agent that it runs."""
+
+    copied: Any = staticmethod(copy.copy)
+
+    def run_streamed(self, starting_agent: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().run_streamed(self.copied(starting_agent), *args, **kwargs)
+
+    async def run(self, starting_agent: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().run(self.copied(starting_agent), *args, **kwargs)
+
+
+@pytest.fixture(params=[copy.copy, dataclasses.replace, Agent.clone])
+def cloning_runner(request: Any) -> Iterator[None]:
+    """Make a runner that copies agents the default of the process."""
+    before = get_default_agent_runner()
+    runner = CloningRunner()
+    runner.copied = request.param
+    set_default_agent_runner(runner)
+    yield
+    set_default_agent_runner(before)
+
+
+def test_an_agent_that_another_library_copies_is_journaled(
+    scripted: Any, carry: Carry, cloning_runner: None
+) -> None:
+    calls: list[str] = []
+    there = Agent(
+        name="there",
+        model=ScriptedModel([call_tool("look"), AWAY, [assistant_message("Seen.")]]),
+        tools=[look_tool(calls)],
+    )
+    steps = call_tool("see", call_id="c0"), call_tool("transfer_to_there", call_id="c1")
+    scripted("default", *steps, tools=[function_tool(see)], handoffs=[there])
+    run = carry()
+    assert run.final_output == "Seen."
+    assert len(calls) == 1
+    assert recorded(run) == [
+        ("model", "default"),
+        ("tool", "see"),
+        ("model", "default"),
+        ("model", "there"),
+        ("tool", "look"),
+        ("model", "there"),
+    ]
+
+
+def test_an_approved_call_of_a_copied_agent_is_made_once(
+    scripted: Any, carry: Carry, cloning_runner: None
+) -> None:
+    paid: list[int] = []
+
+    @function_tool(needs_approval=True)
+    def pay(amount: int) -> str:
+        """Pay."""
+        paid.append(amount)
+        return "paid"
+
+    steps = [call_tool("pay", call_id=f"c{n}", amount=n) for n in (1, 2)]
+    scripted("default", *steps, "Paid.", tools=[pay])
+    run = carry()
+    for _ in range(2):
+        assert run.status == "waiting"
+        decide_approval(run.approvals.get(decision=""), True)
+        run = finish(run)
+    assert run.final_output == "Paid."
+    assert paid == [1, 2]
+
+
+class ListingAgent(Agent[Any]):
+    """An agent whose class lists its tools itself."""
+
+    async def get_all_tools(self, run_context: Any) -> Any:
+        return list(self.tools)
+
+
+def test_an_agent_class_with_a_tool_list_of_its_own_is_journaled(
+    scripted: Any, carry: Carry
+) -> None:
+    calls: list[str] = []
+    model = ScriptedModel([call_tool("look"), AWAY, [assistant_message("Seen.")]])
+    there = ListingAgent(name="there", model=model, tools=[look_tool(calls)])
+    scripted("default", call_tool("transfer_to_there", call_id="c0"), handoffs=[there])
+    run = carry()
+    assert run.final_output == "Seen."
+    assert len(calls) == 1
+    assert ("tool", "look") in recorded(run)
 
 
 def test_nothing_is_recorded_outside_of_runs(carry: Carry, scripted: Any) -> None:

@@ -1,0 +1,121 @@
+"""The private names of the Agents SDK that the journal depends on; no other module uses one.
+
+The SDK may change these names in any release. Each has a test in
+``tests/openai_agents/test_sdk_contract.py`` that fails when it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from agents.items import ItemHelpers
+from agents.models._openai_shared import get_default_openai_client, get_default_openai_key
+from agents.models.interface import Model
+from agents.tool import (
+    FunctionTool,
+    _FailureHandlingFunctionToolInvoker,
+    _get_function_tool_invoke_context,
+)
+from agents.tool_context import ToolContext
+from pydantic import TypeAdapter
+
+__all__ = [
+    "DelegatingInvoker",
+    "DelegatingModel",
+    "agent_behind_tool",
+    "get_default_openai_client",
+    "get_default_openai_key",
+    "is_agent_tool",
+    "is_sdk_invoker",
+    "is_structured_output",
+    "narrow_context",
+    "output_type_adapter",
+]
+
+type Call = Callable[[Any], Awaitable[Any]]
+"""Calls a tool's own code with these arguments."""
+
+type AroundCall = Callable[[Any, Call, ToolContext[Any], Any], Awaitable[Any]]
+"""Makes a tool call: ``around(tool, call, context, arguments)``."""
+
+
+def is_agent_tool(tool: Any) -> bool:
+    """Return whether a tool runs an agent (``Agent.as_tool``)."""
+    return bool(getattr(tool, "_is_agent_tool", False))
+
+
+def agent_behind_tool(tool: FunctionTool) -> Any:
+    """Return the agent that a tool runs, for a tool made by ``Agent.as_tool``."""
+    return tool._agent_instance
+
+
+def output_type_adapter(tool: Any) -> TypeAdapter[Any] | None:
+    """Return the adapter with which the SDK writes a tool's typed result, or None."""
+    return tool._output_type_adapter if isinstance(tool, FunctionTool) else None
+
+
+def is_structured_output(value: Any) -> bool:
+    """Return whether the SDK sends a tool's result as parts: texts, images and files."""
+    return bool(ItemHelpers._convert_tool_output_as_structured(value))
+
+
+def narrow_context(invoker: Callable[..., Any], ctx: ToolContext[Any]) -> Any:
+    """Return the context that the SDK would pass to this invoker, by its annotations."""
+    return _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
+
+
+def is_sdk_invoker(invoker: Any) -> bool:
+    """Return whether the SDK made what invokes a tool, as ``function_tool`` does."""
+    return isinstance(invoker, _FailureHandlingFunctionToolInvoker)
+
+
+class DelegatingInvoker(_FailureHandlingFunctionToolInvoker):
+    """Delegates to an invoker of the SDK, and passes each call through ``around``.
+
+    It derives from the SDK's class because the SDK coerces arguments before an approval only for
+    that class. With a plain function in its place, a call that needs an approval was executed.
+    """
+
+    def __init__(self, inner: Any, around: AroundCall) -> None:
+        vars(self).update(vars(inner))
+        self.inner = inner
+        self.around = around
+
+    def __call__(self, ctx: ToolContext[Any], input: str) -> Any:
+        """Begin a call; not a coroutine function, so that ``around`` starts at once."""
+        return self.around(self._function_tool, partial(self.inner, ctx), ctx, input)
+
+    def __agents_bind_function_tool__(self, function_tool: FunctionTool) -> DelegatingInvoker:
+        """Return an invoker for a copy of the tool, with the attributes of this one."""
+        bound = self.inner.__agents_bind_function_tool__(function_tool)
+        if bound is self.inner:
+            return self
+        delegating = type(self)(bound, self.around)
+        vars(delegating).update({k: v for k, v in vars(self).items() if k not in vars(delegating)})
+        return delegating
+
+
+class DelegatingModel(Model):
+    """A base class for models that pass everything to an inner model."""
+
+    def __init__(self, inner: Model) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # While a copy is made, it is not set yet.
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    async def _cleanup_on_run_end(self, owner: object) -> None:
+        await self.inner._cleanup_on_run_end(owner)
+
+    async def close(self) -> None:
+        """Close the inner model."""
+        await self.inner.close()
+
+    def get_retry_advice(self, request: Any) -> Any:
+        """Return the inner model's advice."""
+        return self.inner.get_retry_advice(request)
