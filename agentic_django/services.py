@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from copy import copy
-from functools import partial
 from typing import Any, Literal, get_args
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from agentic_django import permissions, registry, signals, validation
+from agentic_django import permissions, registry, validation
 from agentic_django.conf import settings
-from agentic_django.engine import approvals, dispatch, lifecycle, recovery
+from agentic_django.engine import approvals, dispatch, lifecycle, recovery, sessions
 from agentic_django.exceptions import BadInput, Conflict, NotAllowed, SessionBusy
 from agentic_django.models import ACTIVE, AgentRun, AgentSession, ToolApproval, database
-from agentic_django.permissions import principal_of
 from agentic_django.serialization import to_jsonable
 from agentic_django.steps import submitted
 
@@ -112,48 +109,19 @@ def _place(run: AgentRun, session_key: str | None, agent_key: str | None, on_bus
         run.position = session.run_count
         return
     if on_busy == "interrupt":
-        _interrupt(session)
+        sessions.cancel_unfinished_runs(session, by_owner=True)
     run.position = session.reserve_position()
     # Whoever submits to this conversation at the same time waits for the counter until we
     # commit, so what is looked for here cannot appear behind our back.
-    if on_busy == "reject" and _unfinished(session).exists():
+    if on_busy == "reject" and session.runs.using(database()).filter(status__in=ACTIVE).exists():
         raise SessionBusy
 
 
 def _session(run: AgentRun, key: str | None, agent_key: str) -> tuple[AgentSession, bool]:
-    identity = {"tenant": run.tenant, "principal": principal_of(run.owner)}
-    first = {
-        "owner": run.owner,
-        "agent_key": agent_key,
-        "title": _title(run.input_payload),
-        "run_count": 1,
-    }
-    if key is None:
-        session, is_fresh = AgentSession(**identity, **first, session_key=uuid4().hex), True
-        session.save(using=database(), force_insert=True)
-    else:
-        validation.check_session_key(key)
-        sessions = AgentSession.objects.using(database())
-        session, is_fresh = sessions.get_or_create(**identity, session_key=key, defaults=first)
-    if is_fresh:
-        told = partial(signals.announce, signals.agent_session_created, AgentSession)
-        transaction.on_commit(partial(told, session=session), using=database(), robust=True)
-    return session, is_fresh
-
-
-def _unfinished(session: AgentSession) -> Any:
-    return AgentRun.objects.using(database()).filter(session=session, status__in=ACTIVE)
-
-
-def _interrupt(session: AgentSession) -> None:
-    """Cancel what has not ended, the last first, so that none starts in between.
-
-    A worker that ends a run locks the run first and the conversation then. So do we: all runs
-    here, the conversation with the first cancellation.
-    """
-    for run in list(_unfinished(session).select_for_update().order_by("-position")):
-        with suppress(Conflict):  # It has just ended by itself.
-            lifecycle.cancel(run, by_owner=True)
+    title = _title(run.input_payload)
+    return sessions.get_or_create_session(
+        key, run.owner, run.tenant, agent_key=agent_key, title=title, run_count=1
+    )
 
 
 def _title(payload: Any) -> str:

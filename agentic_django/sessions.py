@@ -7,23 +7,19 @@ transaction that ends it. So an attempt that is repeated starts from the same hi
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
 from django.db.models import Subquery
 
-from agentic_django import signals
 from agentic_django.concurrency import event_loop
 from agentic_django.conf import load, settings
 from agentic_django.engine import fenced_writes
 from agentic_django.engine.session_items import append_items, read_items
-from agentic_django.exceptions import BadInput
-from agentic_django.models import SESSION_KEY, AgentRun, AgentSession, database
-from agentic_django.permissions import principal_of
+from agentic_django.engine.sessions import get_or_create_session
+from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.serialization import to_jsonable
 
 if TYPE_CHECKING:
@@ -172,20 +168,9 @@ class ItemStore:
 
 
 def get_session(session_key: str, owner: Any, *, tenant: str = "") -> ItemStore:
-    """Return the SDK session over a user's conversation, made if it does not exist yet.
+    """Return a user's session for use with the SDK, created if it does not exist.
 
-    Raises BadInput for a key that could not stand in an address.
+    Raises BadInput for an invalid key.
     """
-    if not re.fullmatch(SESSION_KEY, session_key):
-        text = "A session key is 1 to 255 ASCII letters, digits, '-' or '_'."
-        raise BadInput(errors={"session_key": text})
-    session, is_new = AgentSession.objects.using(database()).get_or_create(
-        tenant=tenant,
-        principal=principal_of(owner),
-        session_key=session_key,
-        defaults={"owner": owner},
-    )
-    if is_new:
-        told = partial(signals.announce, signals.agent_session_created, AgentSession)
-        transaction.on_commit(partial(told, session=session), using=database(), robust=True)
+    session, _ = get_or_create_session(session_key, owner, tenant)
     return ItemStore(session)

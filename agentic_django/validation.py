@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, InputTooLarge, suggestion
-from agentic_django.models import SESSION_KEY
 from agentic_django.serialization import to_jsonable
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "RunOptions",
     "check_item_count",
     "check_json",
-    "check_session_key",
     "validated",
     "validated_client_options",
     "validated_input",
@@ -75,13 +73,6 @@ def check_item_count(payload: Any) -> None:
     if isinstance(payload, list) and len(payload) > most:
         text = _("%(count)s items are too many; this site accepts %(most)s.")
         raise InputTooLarge(errors={"input": text % {"count": len(payload), "most": most}})
-
-
-def check_session_key(key: str) -> None:
-    """Raise BadInput for a key that could not stand in an address."""
-    if not re.fullmatch(SESSION_KEY, key):
-        text = "A session key is 1 to 255 ASCII letters, digits, '-' or '_'."
-        raise BadInput(errors={"session_key": text})
 
 
 def check_json(value: Any, path: str = "", depth: int = 0) -> None:

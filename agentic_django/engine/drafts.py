@@ -21,6 +21,7 @@ from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import transitions
 from agentic_django.models import AgentDraft, AgentRun, database
+from agentic_django.models.querysets import skip_locked_rows
 from agentic_django.signals import logger
 
 __all__ = ["PartialMessage", "delete_draft", "delete_drafts"]
@@ -187,16 +188,11 @@ def _held(ids: set[Any]) -> dict[Any, tuple[int, bool]]:
     Their rows are locked, for the fence; a run whose row is locked by another is left for the
     next time, so this thread never waits for one.
     """
-    features = connections[database()].features
     rows = transitions.run_rows().running().filter(pk__in=ids).order_by()
-    rows = rows.select_for_update(
-        skip_locked=features.has_select_for_update_skip_locked,
-        no_key=features.has_select_for_no_key_update,
-    )
     is_watched = models.ExpressionWrapper(
         Q(watched_until__isnull=False, watched_until__gt=Now()), models.BooleanField()
     )
-    found = rows.values_list("pk", "attempt", is_watched)
+    found = skip_locked_rows(rows).values_list("pk", "attempt", is_watched)
     return {pk: (attempt, bool(watched)) for pk, attempt, watched in found}
 
 

@@ -210,6 +210,8 @@ def _announce(run: AgentRun, event: AgentEvent) -> None:
 def events_after(
     run: AgentRun, sequence: int, *, limit: int, levels: Sequence[str]
 ) -> list[AgentEvent]:
-    """Return at most ``limit`` events behind a sequence number that these levels may see."""
-    later = AgentEvent.objects.filter(run=run, sequence__gt=sequence, visibility__in=levels)
+    """Return at most ``limit`` events after a sequence number, with one of these visibilities."""
+    later = AgentEvent.objects.using(database()).filter(
+        run=run, sequence__gt=sequence, visibility__in=levels
+    )
     return list(later.order_by("sequence")[:limit])

@@ -27,7 +27,7 @@ from agentic_django.engine import approvals, dispatch, lifecycle, queues, transi
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, SweepMark, database
 from agentic_django.models.choices import Status
-from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models.querysets import RunQuerySet, lease_expired
 from agentic_django.signals import logger
 
 __all__ = [
@@ -106,7 +106,9 @@ def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
 
 def _reclaim_lost(mode: str, swept: SweepResult, found: Iterable[AgentRun], *, force: bool) -> None:
     for run in found:
-        guard = Q(attempt=run.attempt) if force else Q(attempt=run.attempt, lease_ends_at__lt=Now())
+        guard = Q(attempt=run.attempt)
+        if not force:
+            guard &= lease_expired()
         with _apart(run), suppress(Conflict):
             done = lifecycle.recover(run, mode, guard)
             swept.requeued += done == "requeue"

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from agentic_django.concurrency.batching import WouldBlock
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
+from agentic_django.models.querysets import skip_locked_rows
 
 __all__ = [
     "append_items",
     "append_run_items",
-    "archive_session",
     "delete_run_items",
     "read_items",
-    "rename_session",
 ]
 
 
@@ -74,12 +73,8 @@ def _reserve_free(counts: dict[AgentSession, int]) -> None:
 
     Raises WouldWait if one is.
     """
-    features = connections[database()].features
     table = AgentSession.objects.using(database())
-    free = table.filter(pk__in=[session.pk for session in counts]).select_for_update(
-        skip_locked=features.has_select_for_update_skip_locked,
-        no_key=features.has_select_for_no_key_update,
-    )
+    free = skip_locked_rows(table.filter(pk__in=[session.pk for session in counts]))
     present = {pk: both for pk, *both in free.values_list("pk", "item_count", "run_count")}
     if len(present) < len(counts):
         raise WouldBlock
@@ -104,19 +99,3 @@ def _rows(
 def delete_run_items(run: AgentRun) -> None:
     """Delete what a run had left in its conversation, because it is tried again."""
     AgentSessionItem.objects.using(database()).filter(run=run).delete()
-
-
-def rename_session(session: AgentSession, title: str) -> None:
-    """Give a conversation another title, of at most 255 characters."""
-    _change(session, title=title)
-
-
-def archive_session(session: AgentSession, *, archived: bool = True) -> None:
-    """Put a conversation aside, or back among the others; it can be gone on with either way."""
-    _change(session, archived_at=Now() if archived else None)
-
-
-def _change(session: AgentSession, **columns: Any) -> None:
-    """Write columns that a person decides on; that a conversation was used stays as it was."""
-    AgentSession.objects.using(database()).filter(pk=session.pk).update(**columns)
-    session.refresh_from_db(fields=columns)

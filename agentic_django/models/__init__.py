@@ -9,7 +9,13 @@ from agentic_django.models.checkpoints import StepCheckpoint
 from agentic_django.models.choices import ACTIVE, FINISHED, Visibility
 from agentic_django.models.coordination import RateWindow, RunSlot, SweepMark
 from agentic_django.models.runs import HOST_FIELDS, AgentDraft, AgentEvent, AgentRun
-from agentic_django.models.sessions import SESSION_KEY, AgentSession, AgentSessionItem
+from agentic_django.models.sessions import (
+    SESSION_KEY,
+    AgentSession,
+    AgentSessionItem,
+    check_session_key,
+    new_session_key,
+)
 
 __all__ = [
     "ACTIVE",
@@ -27,5 +33,7 @@ __all__ = [
     "SweepMark",
     "ToolApproval",
     "Visibility",
+    "check_session_key",
     "database",
+    "new_session_key",
 ]

@@ -23,6 +23,8 @@ __all__ = [
     "OwnedQuerySet",
     "RunQuerySet",
     "SessionQuerySet",
+    "lease_expired",
+    "skip_locked_rows",
     "usage_sum",
 ]
 
@@ -48,6 +50,23 @@ FRAGMENT_EVENTS = models.Q(event_type__in=STEP_EVENTS, visibility=Visibility.USE
     event_type__in=FOLDED_EVENTS, visibility__in=(Visibility.USER, Visibility.DEBUG)
 )
 """The condition for events that a fragment shows."""
+
+
+def lease_expired() -> models.Q:
+    """Return the condition for runs whose lease has expired. Only running runs have a lease."""
+    return models.Q(lease_ends_at__lt=Now())
+
+
+def skip_locked_rows[M: models.Model](rows: models.QuerySet[M]) -> models.QuerySet[M]:
+    """Lock rows for an update, and leave out rows that another transaction has locked.
+
+    A database without this feature locks all rows, or none.
+    """
+    features = connections[rows.db].features
+    return rows.select_for_update(
+        skip_locked=features.has_select_for_update_skip_locked,
+        no_key=features.has_select_for_no_key_update,
+    )
 
 
 class OwnedQuerySet[M: models.Model](models.QuerySet[M]):
@@ -118,18 +137,14 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
 
     def orphaned(self) -> Self:
         """Return running runs whose lease has expired: their worker died."""
-        return self.running().filter(lease_ends_at__lt=Now())
+        return self.running().filter(lease_expired())
 
     def skip_locked(self) -> Self:
         """Return the rows that no other transaction has locked; for an update in a transaction.
 
         A paused or disconnected process can keep its rows locked for hours.
         """
-        features = connections[self.db].features
-        free = self.order_by().select_for_update(
-            skip_locked=features.has_select_for_update_skip_locked,
-            no_key=features.has_select_for_no_key_update,
-        )
+        free = skip_locked_rows(self.order_by())
         return type(self)(self.model, using=self.db).filter(pk__in=free.values("pk"))
 
     def by_urgency(self) -> Self:

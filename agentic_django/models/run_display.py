@@ -46,10 +46,12 @@ class RunDisplay:
             self.attempt,
             self.event_count,
             getattr(self, "queue_position", None),
-            late=self._is_late(),
+            late=self.is_orphaned,
         )
 
-    def _is_late(self) -> bool:
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the run is running and its lease has expired: its worker died."""
         ends = self.lease_ends_at
         return self.status == Status.RUNNING and isinstance(ends, datetime) and ends < self.read_at
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from uuid import uuid4
 
 from django.core.validators import RegexValidator
 from django.db import models
@@ -18,12 +19,28 @@ from agentic_django.models.choices import Status
 from agentic_django.models.fields import JSONTextField, new_id
 from agentic_django.models.querysets import SessionQuerySet
 
-__all__ = ["SESSION_KEY", "AgentSession", "AgentSessionItem"]
-
-_KEY_RULE = "Use 1 to 255 ASCII letters, digits, '-' and '_'."
+__all__ = [
+    "SESSION_KEY",
+    "AgentSession",
+    "AgentSessionItem",
+    "check_session_key",
+    "new_session_key",
+]
 
 SESSION_KEY = r"[A-Za-z0-9_-]{1,255}"
 """The pattern of a session key. The URLs use it too."""
+
+
+def check_session_key(key: str) -> None:
+    """Raise BadInput for a session key that does not match ``SESSION_KEY``."""
+    if not re.fullmatch(SESSION_KEY, key):
+        text = "A session key is 1 to 255 ASCII letters, digits, '-' or '_'."
+        raise BadInput(errors={"session_key": text})
+
+
+def new_session_key() -> str:
+    """Return a session key that no session has."""
+    return uuid4().hex
 
 
 class AgentSession(OwnedModel):
@@ -66,8 +83,7 @@ class AgentSession(OwnedModel):
 
     def set_derived_fields(self) -> None:
         """Check the key, and set the principal. Called before the first save."""
-        if not re.fullmatch(SESSION_KEY, self.session_key):
-            raise BadInput(errors={"session_key": _KEY_RULE})
+        check_session_key(self.session_key)
         super().set_derived_fields()
 
     def get_message_history(self, *, include_failed_runs: bool = False) -> list[dict[str, Any]]:

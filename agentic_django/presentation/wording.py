@@ -102,8 +102,7 @@ def is_late(run: AgentRun) -> bool:
     """Whether the run's worker is gone and another has not taken over yet."""
     if run.status == Status.PENDING:
         return run.failures > 0
-    ends = run.lease_ends_at
-    return run.status == Status.RUNNING and isinstance(ends, datetime) and ends < run.read_at
+    return run.is_orphaned
 
 
 def activity(run: AgentRun) -> str:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Any, Protocol, cast
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q
-from django.db.models.functions import Now
 
-from agentic_django import signals, validation
+from agentic_django import validation
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import claims, heartbeat, lifecycle, transitions
+from agentic_django.engine import claims, heartbeat, lifecycle, sessions, transitions
 from agentic_django.engine import journal as journals
 from agentic_django.engine.journal import Journal
 from agentic_django.engine.lifecycle import Completion, Failure
@@ -27,10 +25,9 @@ from agentic_django.exceptions import (
     StaleAttempt,
     StepCancelledError,
 )
-from agentic_django.models import AgentRun, AgentSession, database
-from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models import AgentRun, database
+from agentic_django.models.querysets import RunQuerySet, lease_expired
 from agentic_django.openai_agents.errors import decide_retry
-from agentic_django.permissions import principal_of
 from agentic_django.serialization import to_jsonable
 from agentic_django.sessions import RunHistory
 
@@ -85,7 +82,9 @@ def _make(
         owner=user,
         agent_key=AGENT_KEY,
         is_inline=True,
-        session=_session(user, conversation_id) if conversation_id else None,
+        session=sessions.get_or_create_session(conversation_id, user)[0]
+        if conversation_id
+        else None,
         input_payload=to_jsonable(first["input_messages"], "input_messages"),
         context=to_jsonable(dict(first["params"] or {}), "params"),
         metadata=to_jsonable(dict(first["metadata"] or {}), "metadata"),
@@ -95,24 +94,10 @@ def _make(
     return run
 
 
-def _session(user: Any, key: str) -> AgentSession:
-    validation.check_session_key(key)
-    session, is_fresh = AgentSession.objects.using(database()).get_or_create(
-        tenant="",
-        principal=principal_of(user),
-        session_key=key,
-        defaults={"owner": user},
-    )
-    if is_fresh:
-        told = partial(signals.announce, signals.agent_session_created, AgentSession)
-        transaction.on_commit(partial(told, session=session), using=database(), robust=True)
-    return session
-
-
 def _reopen(run: AgentRun) -> None:
     """Bring a run that ended badly, or whose process died, back in line."""
     if run.status == AgentRun.Status.RUNNING:
-        lifecycle.recover(run, "fail", Q(attempt=run.attempt, lease_ends_at__lt=Now()))
+        lifecycle.recover(run, "fail", Q(attempt=run.attempt) & lease_expired())
     lifecycle.retry(run)
 
 

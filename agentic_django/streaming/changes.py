@@ -12,6 +12,7 @@ from django.db.models import Max, Q
 from django.db.models.functions import Now
 
 from agentic_django.models import ACTIVE, FINISHED, AgentEvent, AgentRun, database, run_display
+from agentic_django.models.querysets import lease_expired
 from agentic_django.permissions import Viewer
 
 __all__ = [
@@ -74,7 +75,7 @@ def read_snapshots(ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
     if not ids:
         return {}
     late = models.Case(
-        models.When(status=AgentRun.Status.RUNNING, lease_ends_at__lt=Now(), then=True),
+        models.When(lease_expired(), status=AgentRun.Status.RUNNING, then=True),
         default=False,
         output_field=models.BooleanField(),
     )

@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
 from agentic_django import validation
-from agentic_django.engine import cleanup, session_items
+from agentic_django.engine import session_items, sessions
 from agentic_django.models import SESSION_KEY, AgentRun, AgentSession, database
 from agentic_django.models.querysets import SessionQuerySet
 from agentic_django.presentation import conversation
@@ -71,7 +71,7 @@ def rename(request: Request, session_key: str) -> HttpResponse:
     """Give a conversation another title."""
     asked = schemas.parse_body(request, schemas.RenameRequest)
     session = find(request, session_key)
-    session_items.rename_session(session, asked.title)
+    sessions.rename_session(session, asked.title)
     return _changed(request, session)
 
 
@@ -80,7 +80,7 @@ def archive(request: Request, session_key: str) -> HttpResponse:
     """Put a conversation aside, or back."""
     asked = schemas.parse_body(request, schemas.ArchiveRequest)
     session = find(request, session_key)
-    session_items.archive_session(session, archived=asked.archived)
+    sessions.archive_session(session, archived=asked.archived)
     return _changed(request, session)
 
 
@@ -91,7 +91,7 @@ def delete(request: Request, session_key: str) -> HttpResponse:
     if request.method != "POST":
         return pages.session_delete(request, session)
     schemas.parse_body(request, schemas.DeleteRequest)
-    cleanup.delete_session(session, by=str(request.user))
+    sessions.delete_session(session, by=str(request.user))
     if format_of(request) is Format.JSON:
         return HttpResponse(status=204)
     return _seen_at(request, reverse("agents:session-list"))
