@@ -32,8 +32,8 @@ __all__ = [
     "validated_answer",
 ]
 
-MOST_LOOKED_AT = 1000
-"""About so many of what waits, the oldest, ``AGENTIC_DJANGO_APPROVERS`` is asked for a list."""
+MAX_CHECKED = 1000
+"""A list of approvals calls ``AGENTIC_DJANGO_APPROVERS`` for at most this many, the oldest."""
 
 Decision = ToolApproval.Decision
 Kind = ToolApproval.Kind
@@ -97,12 +97,18 @@ def reopen(run: AgentRun) -> None:
     asked.update(decision="", decided_by=None, decided_at=None, reason="", answer=None)
 
 
-def awaiting(user: Any) -> list[ToolApproval]:
-    """Return what waits for a user's decision, oldest first."""
-    rows_ = approval_rows().open().select_related("run__owner", "run__session")
+def awaiting(user: Any, viewer: Viewer) -> list[ToolApproval]:
+    """Return the open approvals that a user may decide, oldest first.
+
+    ``viewer`` is the same user, with a tenant. A viewer without a tenant gets the approvals of
+    all tenants that ``AGENTIC_DJANGO_APPROVERS`` lets the user decide.
+    """
+    found = approval_rows().open().select_related("run__owner", "run__session")
     if settings.APPROVERS is None:
-        return list(rows_.visible_to(Viewer.for_user(user)))
-    return [row for row in rows_[:MOST_LOOKED_AT] if may_decide(user, row)]
+        return list(found.visible_to(viewer))
+    if viewer.tenant:
+        found = found.filter(run__tenant=viewer.tenant)
+    return [approval for approval in found[:MAX_CHECKED] if may_decide(user, approval)]
 
 
 def validated_answer(approval: ToolApproval, answer: Any) -> Any:

@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from agentic_django import permissions
 from agentic_django.engine import approvals
 from agentic_django.models import AgentRun, ToolApproval
+from agentic_django.permissions import Viewer
 from agentic_django.presentation.outputs import cell, is_record, readable, shortened
 from agentic_django.presentation.wording import in_words
 from agentic_django.serialization import printable
@@ -129,9 +130,10 @@ def as_seen_by(approval: ToolApproval, user: Any) -> ApprovalView:
     return ApprovalView(approval, permissions.may_decide(user, approval))
 
 
-def inbox(user: Any) -> list[ApprovalView]:
-    """Return what waits for a user's decision, oldest first."""
-    return [ApprovalView(row, can_decide=True) for row in approvals.awaiting(user)[:MAX_SHOWN]]
+def inbox(user: Any, viewer: Viewer) -> list[ApprovalView]:
+    """Return the open approvals that a user may decide, oldest first."""
+    found = approvals.awaiting(user, viewer)[:MAX_SHOWN]
+    return [ApprovalView(approval, can_decide=True) for approval in found]
 
 
 # Forms

@@ -35,7 +35,7 @@ class DecisionRequest(schemas.Body):
 @endpoint("GET", "HEAD")
 def listing(request: Request) -> HttpResponse:
     """Show what waits for the caller."""
-    asked = inbox(request.user)
+    asked = inbox(request.user, request.viewer)
     if format_of(request) is Format.JSON:
         return serializers.approvals([one.approval for one in asked])
     context = {"asked": asked, "base_template": settings.BASE_TEMPLATE}

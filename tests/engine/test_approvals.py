@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from agentic_django import signals
 from agentic_django.engine import recovery, transitions
+from agentic_django.engine.approvals import awaiting
 from agentic_django.exceptions import (
     BadInput,
     BadSetting,
@@ -32,6 +33,7 @@ from agentic_django.exceptions import (
 )
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.openai_agents import conversion
+from agentic_django.permissions import Viewer
 from agentic_django.presentation import approvals
 from agentic_django.runtime import RunContext, asks, at_most_once, editable
 from agentic_django.services import (
@@ -473,6 +475,27 @@ def test_only_the_owner_decides_unless_the_host_says_otherwise(
     with pytest.raises(NotAllowed):
         decide_approval(approval, True, by=approval.run.owner)
     assert decide_approval(approval, True, by=other_user).decided_by == other_user
+
+
+def test_owner_sees_the_open_approvals_of_the_viewers_tenant(
+    scripted: Any, begin: Any, user: User
+) -> None:
+    scripted("default", [pay_call()], "Done.", tools=[paying()])
+    approval = the(begin(tenant="acme"))
+    assert awaiting(user, Viewer.for_user(user, "acme")) == [approval]
+    assert awaiting(user, Viewer.for_user(user, "other")) == []
+    assert awaiting(user, Viewer.for_user(user)) == []
+
+
+def test_approver_sees_the_open_approvals_of_the_viewers_tenant_or_of_all_tenants(
+    scripted: Any, begin: Any, other_user: User, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user == other_user
+    scripted("default", [pay_call()], "Done.", tools=[paying()])
+    approval = the(begin(tenant="acme"))
+    assert awaiting(other_user, Viewer.for_user(other_user, "acme")) == [approval]
+    assert awaiting(other_user, Viewer.for_user(other_user, "other")) == []
+    assert awaiting(other_user, Viewer.for_user(other_user)) == [approval]
 
 
 def test_the_second_of_two_is_told_who_did_what(scripted: Any, begin: Any, user: User) -> None:
