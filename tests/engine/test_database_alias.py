@@ -13,6 +13,7 @@ from django.core.management import call_command
 from django.db import connections
 
 from agentic_django import services
+from agentic_django.concurrency.process_state import process
 from agentic_django.conf import CleanupPolicy
 from agentic_django.engine import approvals, cleanup, events, recovery, sessions
 from agentic_django.engine.cleanup import Deleted
@@ -47,7 +48,7 @@ def owner(tmp_path: Path, settings: Any, django_db_blocker: Any, register: Any) 
         for app in ("auth", "agentic_django"):
             call_command("migrate", app, database=ALIAS, verbosity=0)
         yield User.objects.db_manager(ALIAS).create_user("ada")
-        recovery.stop()
+        process.stop()
         connections[ALIAS].close()
     del connections.databases[ALIAS]
     del connections[ALIAS]
