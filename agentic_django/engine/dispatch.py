@@ -29,7 +29,8 @@ def enqueue_on_commit(run: AgentRun) -> None:
     If the queue cannot be reached, that is logged and the run stays pending; the sweep for
     lost runs sends it again.
     """
-    transaction.on_commit(partial(pubsub.publish, run.pk), using=database(), robust=True)
+    publish = partial(pubsub.publish, pubsub.Topic.RUN_CHANGED, run.pk)
+    transaction.on_commit(publish, using=database(), robust=True)
     transaction.on_commit(partial(_send, run), using=database(), robust=True)
 
 

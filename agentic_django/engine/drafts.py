@@ -178,7 +178,7 @@ def _written(due: Iterable[PartialMessage]) -> dict[Any, bool]:
             update_fields=("attempt", "text"),
         )
     for row in rows:
-        pubsub.publish(row.run_id)
+        pubsub.publish(pubsub.Topic.RUN_CHANGED, row.run_id)
     return {pk: is_watched for pk, (_attempt, is_watched) in held.items()}
 
 

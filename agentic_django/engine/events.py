@@ -176,7 +176,8 @@ def append_for_runs(told: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
     rows = [row for run, drafts in told for row in _rows(run, drafts)]
     AgentEvent.objects.using(database()).bulk_create(rows)
     for run, _ in told:
-        transaction.on_commit(partial(pubsub.publish, run.pk), using=database(), robust=True)
+        publish = partial(pubsub.publish, pubsub.Topic.RUN_CHANGED, run.pk)
+        transaction.on_commit(publish, using=database(), robust=True)
     for row in rows:
         transaction.on_commit(partial(_announce, row.run, row), using=database(), robust=True)
 

@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from agentic_django.concurrency import pubsub
 from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.channels import transport
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import fenced_writes
 from agentic_django.signals import logger
@@ -89,7 +90,7 @@ class Hub(BackgroundThread):
         self._named: set[UUID] = set()
         self._looked = self._noted = 0.0
         self._known: set[UUID] = set()
-        self._listener: pubsub.Subscriber | None = None
+        self._subscriber: pubsub.Subscriber | None = None
 
     # From any thread
 
@@ -119,7 +120,9 @@ class Hub(BackgroundThread):
     # In the thread
 
     def _run(self) -> None:
-        self._listener = pubsub.Subscriber(self.hear) if pubsub.transport() != "poll" else None
+        if transport() != "poll":
+            self._subscriber = pubsub.Subscriber(pubsub.Topic.RUN_CHANGED, self.hear)
+            self._subscriber.start()
         try:
             while self._wait():
                 began = time.monotonic()
@@ -132,11 +135,11 @@ class Hub(BackgroundThread):
                     began += 1.0
                 time.sleep(max(began + TICK_SECONDS - time.monotonic(), 0))
         finally:
-            if self._listener is not None:
-                self._listener.stop()
+            if self._subscriber is not None:
+                self._subscriber.stop()
 
     def _look_interval(self) -> float:
-        is_told = self._listener is not None and self._listener.is_healthy
+        is_told = self._subscriber is not None and self._subscriber.is_healthy
         return LOOK_SECONDS if is_told else POLL_SECONDS
 
     def _wait(self) -> bool:

@@ -1,4 +1,4 @@
-"""The task backend for sites without a queue: a pending run's row is its own task.
+"""The task backend for sites without a queue server: a pending run's row is its own task.
 
 To use it, set ``BACKEND`` in ``TASKS`` to ``agentic_django.worker.backend.RowBackend`` and run
 ``agentic_django_worker --source database``.
@@ -9,42 +9,43 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from django.db import connections
 from django.tasks import TaskResult, TaskResultStatus
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTask
 from django.utils import timezone
 
-from agentic_django.conf import settings
+from agentic_django.concurrency.process_state import process
+from agentic_django.concurrency.pubsub import Topic, publish
 
-__all__ = ["CHANNEL", "RowBackend", "arrivals"]
-
-CHANNEL = "agentic_django_runs"
-"""The PostgreSQL channel on which workers hear of new runs; the payload is the queue's name."""
-
-arrivals = threading.Event()
-"""Set when this process has sent a run, for a worker in it."""
+__all__ = ["RowBackend", "RunMayBeDue", "notify_workers"]
 
 _TASK = "agentic_django.tasks.execute"
 
 
+class RunMayBeDue(threading.Event):
+    """Wakes the claim loop of the worker in this process."""
+
+
 class RowBackend(BaseTaskBackend):
-    """Tells workers that a run is due; where PostgreSQL cannot, they find it when they look."""
+    """Notifies workers that a run is due; without notifications, they find it when they poll."""
 
     supports_async_task = True
     rows_are_queue = True
     """See ``engine.queues.rows_are_queue``."""
 
     def validate_task(self, task: Any) -> None:
-        """Raise InvalidTask for any task but the one that carries a run."""
+        """Raise InvalidTask for any task except the one that executes a run."""
         super().validate_task(task)
         if task.module_path != _TASK:
-            raise InvalidTask(f"RowBackend delivers runs only, not {task.module_path}.")
+            raise InvalidTask(
+                f"RowBackend delivers agent runs only, not {task.module_path}. "
+                "Use another backend of TASKS for other tasks."
+            )
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Tell the workers of the task's queue; the result has no id, for nothing is kept."""
+        """Notify the workers of the task's queue; the result has no id, as no task is stored."""
         self.validate_task(task)
-        notify(task.queue_name)
+        notify_workers(task.queue_name)
         return TaskResult(
             task=task,
             id="",
@@ -61,10 +62,7 @@ class RowBackend(BaseTaskBackend):
         )
 
 
-def notify(queue: str) -> None:
-    """Wake the workers that look after a queue, wherever they are."""
-    arrivals.set()
-    connection = connections[settings.DATABASE]
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, queue])
+def notify_workers(queue: str) -> None:
+    """Wake the workers of a queue, in this process and in others."""
+    process.get(RunMayBeDue).set()
+    publish(Topic.RUN_ENQUEUED, queue)

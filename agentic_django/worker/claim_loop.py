@@ -11,10 +11,12 @@ from functools import partial
 from django.db import Error
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import claims, concurrency_limits
 from agentic_django.models import AgentRun
 from agentic_django.signals import logger
-from agentic_django.worker import backend, executor
+from agentic_django.worker import executor
+from agentic_django.worker.backend import RunMayBeDue
 from agentic_django.worker.slots import RunNotifications, WorkerState
 
 __all__ = ["ClaimLoop"]
@@ -36,11 +38,12 @@ class ClaimLoop:
     def work(self) -> None:
         """Claim runs until the process is to end; in a burst, until no run is due or running."""
         self.notifications.start()
+        may_be_due = process.get(RunMayBeDue)
         while not self.duty.is_ending:
             if self.notifications.is_suspended:
                 self.duty.ending.wait(1)
                 continue
-            backend.arrivals.clear()
+            may_be_due.clear()
             wanted = self.duty.slots.take(_BATCH)
             was_idle = self.duty.slots.busy == wanted
             claimed = self._claim(wanted) if wanted else []
@@ -51,7 +54,7 @@ class ClaimLoop:
             if self.duty.is_burst and wanted and not claimed and was_idle:
                 return  # No attempt was running that could have enqueued another run.
             if len(claimed) < wanted:
-                backend.arrivals.wait(0.05 if self.duty.is_burst else self.duty.poll_seconds)
+                may_be_due.wait(0.05 if self.duty.is_burst else self.duty.poll_seconds)
 
     def close(self) -> None:
         """Stop the notifications; call it after all attempts have ended."""
@@ -72,7 +75,7 @@ class ClaimLoop:
     def _on_end(self, future: Future[None]) -> None:
         self.duty.slots.give_back()
         if concurrency_limits.limits():  # A run that the limit kept waiting may be due now.
-            backend.arrivals.set()
+            process.get(RunMayBeDue).set()
         error = None if future.cancelled() else future.exception()
         if error is not None:
             logger.error("An attempt could not be executed to its end", exc_info=error)

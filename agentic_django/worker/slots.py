@@ -63,7 +63,7 @@ class WorkerState:
 
 
 class RunNotifications(Protocol):
-    """Wakes the claim loop when a run may be due, by setting ``backend.arrivals``."""
+    """Wakes the claim loop when a run may be due, by setting ``backend.RunMayBeDue``."""
 
     is_suspended: bool
     """Whether the worker is not to claim runs for now."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import (
     claims,
     concurrency_limits,
@@ -163,19 +164,19 @@ def test_the_row_backend_carries_runs_only(settings: Any) -> None:
     from tests.project.test_infrastructure import write_group
 
     settings.TASKS = {"default": {"BACKEND": "agentic_django.worker.backend.RowBackend"}}
-    with pytest.raises(InvalidTask, match="delivers runs only"):
+    with pytest.raises(InvalidTask, match="delivers agent runs only"):
         write_group.enqueue("a")
 
 
-def test_what_a_row_backend_is_told_needs_no_sending_again(user: User, settings: Any) -> None:
+def test_a_run_in_the_row_backend_is_not_sent_again(user: User, settings: Any) -> None:
     from agentic_django.engine import recovery
     from agentic_django.services import enqueue_agent_run
     from agentic_django.worker import backend
 
     settings.TASKS = {"default": {"BACKEND": "agentic_django.worker.backend.RowBackend"}}
     run = make_run(user, "pending")
-    backend.arrivals.clear()
+    process.get(backend.RunMayBeDue).clear()
     queues.enqueue(str(run.pk), run.agent_key)
-    assert backend.arrivals.is_set()
+    assert process.get(backend.RunMayBeDue).is_set()
     enqueue_agent_run(run.pk)
     assert list(recovery.unqueued_runs()) == []

@@ -30,9 +30,10 @@ from rq.exceptions import DeserializationError
 from rq.suspension import is_suspended
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import transitions
 from agentic_django.signals import logger
-from agentic_django.worker import backend
+from agentic_django.worker.backend import RunMayBeDue
 
 __all__ = ["Deliveries", "RQNotifications"]
 
@@ -128,7 +129,7 @@ class RQNotifications:
         if self._looks == 1:
             self._stopped.wait(_SENDER_SECONDS)
         if self._looks <= 2:
-            backend.arrivals.set()
+            process.get(RunMayBeDue).set()
         self._stopped.wait(_LOOK_SECONDS)
 
     def _remove(self) -> None:
