@@ -1,4 +1,12 @@
-"""Where a call of the SDK stands within a run: what it is recorded under."""
+"""The key under which each call of a run is recorded, and the current call.
+
+A key must be the same in every attempt, so it is made of names that do not depend on the order
+in which concurrent calls end:
+
+    /-.triage#1:model:2                             the second response of the agent "triage"
+    /-.triage#1:tool:c1                             its tool call with the id "c1"
+    /-.triage#1/c1.search#1:model:1                 a response of the agent that "c1" runs
+"""
 
 from __future__ import annotations
 
@@ -24,136 +32,150 @@ __all__ = [
     "current_call",
     "current_scope",
     "current_step",
+    "digest",
+    "enter_call",
+    "enter_caller",
     "enter_scope",
-    "named_caller",
-    "outer_call",
 ]
 
 
 @dataclass(slots=True)
 class CallScope:
-    """One run of the SDK within a run of ours: a part of its journal.
+    """The part of a journal that belongs to one run of the SDK, or to a host's own code.
 
-    Keys must come out the same when an attempt is repeated. Responses are counted; tool calls
-    go by the id that the model gave them, for parallel ones end in any order.
-
-    A host's own code (``is_by_hand``) may leave out what it finds done, so there the count is
-    of the same question.
+    Model responses are numbered. Tool calls are named by the id that the model gave them, since
+    concurrent ones end in any order. A host's own code (``is_host_code``) may skip calls that are
+    recorded, so its model calls are named by their question, and equal ones are numbered.
     """
 
     journal: Journal
     path: str = ""
     agent: str = ""
-    arrived: bool = False
-    responses: int = 0
-    children: Counter[str] = field(default_factory=Counter)
-    is_by_hand: bool = False
-    asked: dict[str, None] = field(default_factory=dict)
-    latest: dict[str, CallScope] = field(default_factory=dict)
+    is_host_code: bool = False
+    response_count: int = 0
+    agent_has_changed: bool = False
+    """Whether no response of the present agent is recorded since its last turn began."""
+    children: dict[str, CallScope] = field(default_factory=dict)
+    """The latest scope of each agent that was run from this one."""
     resumed: CallScope | None = None
-    """The scope that the next run of an agent goes on in, behind a decision."""
-    named: set[str] = field(default_factory=set)
-    under_way: set[asyncio.Task[Any]] = field(default_factory=set)
+    """The scope in which the next run of an agent continues, after a decision."""
+    _name_counts: Counter[str] = field(default_factory=Counter)
+    _claimed_keys: set[str] = field(default_factory=set)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def is_nested(self) -> bool:
-        """Whether it is of an agent that another agent or its guardrail called."""
+        """Whether it belongs to an agent that another agent or a guardrail runs."""
         return self.path.count("/") > 1
 
     def begin_turn(self, agent: str) -> None:
-        """Note which agent has the next turn; a hand-off makes it another one."""
-        self.arrived = self.arrived or agent != self.agent or not self.responses
+        """Note which agent has the next turn. It changes with a hand-off."""
+        is_other = agent != self.agent
+        self.agent_has_changed = self.agent_has_changed or is_other or not self.response_count
         self.agent = agent
 
+    def end_turn(self) -> None:
+        """Count a response of the present agent."""
+        self.response_count += 1
+        self.agent_has_changed = False
+
+    # The scopes of agents that are run from this one
+
     def child(self, agent: str, given: Any = None) -> CallScope:
-        """Return the scope of an agent that the current tool, a guardrail or a host's code runs."""
+        """Return the scope of an agent that a tool, a guardrail or a host's code runs now.
+
+        ``given`` is its input, or the SDK's state of a run that continues after a decision.
+        """
         if self.resumed is not None:
             scope, self.resumed = self.resumed, None
             return scope
         name = self._child_name(agent)
-        if isinstance(given, RunState):  # A person has decided: it goes on where it stood.
-            return self.latest[name]
-        numbered = self._numbered(f"{name}.{digest(given)}" if self.is_by_hand else name)
-        self.latest[name] = CallScope(self.journal, numbered, agent)
-        return self.latest[name]
+        if isinstance(given, RunState):
+            return self.children[name]
+        path = self._numbered(f"{name}.{digest(given)}" if self.is_host_code else name)
+        self.children[name] = CallScope(self.journal, path, agent)
+        return self.children[name]
 
-    def called(self, agent: str) -> CallScope:
-        """Return the scope of an agent that the current tool has just run."""
-        return self.latest[self._child_name(agent)]
+    def latest_child(self, agent: str) -> CallScope:
+        """Return the scope of an agent that the current call has run already."""
+        return self.children[self._child_name(agent)]
 
     def _child_name(self, agent: str) -> str:
-        short = agent.replace("/", "-")[:60]  # A slash says how deep a scope is.
-        return f"{self.path}/{_call_id.get().replace('/', '-')}.{short}"
+        # Slashes separate levels, and is_nested counts them.
+        short = agent.replace("/", "-")[:60]
+        return f"{self.path}/{_caller.get().replace('/', '-')}.{short}"
 
-    def model_key(self) -> str:
-        """Return the key of the next response; a call that failed did not take it."""
-        return f"{self.path}:model:{self.responses + 1}"
+    # Keys
 
-    def ask(self, question: str) -> str:
-        """Return the key of the response to a question, and take it."""
-        if not self.is_by_hand:
-            return self.model_key()
-        keys = (f"{self.path}:model:{question[:16]}#{n}" for n in count(1))
-        key = next(key for key in keys if key not in self.asked)
-        self.asked[key] = None
-        return key
+    def claim_model_key(self, fingerprint: str) -> str:
+        """Return the key of the next model call, with a fingerprint of its question."""
+        if not self.is_host_code:
+            return f"{self.path}:model:{self.response_count + 1}"
+        keys = (f"{self.path}:model:{fingerprint[:16]}#{n}" for n in count(1))
+        return next(key for key in keys if self._claim(key))
 
-    def give_back(self, key: str) -> None:
-        """Leave a key to the next call with the same question, for this one failed."""
-        self.asked.pop(key, None)
+    def release_model_key(self, key: str) -> None:
+        """Leave the key of a failed model call to the next call with the same question."""
+        self._claimed_keys.discard(key)
 
-    def call_id(self, tool: str, arguments: str) -> str:
-        """Return an id for a tool call to which no model gave one."""
+    def claim_step_key(self, key: str) -> bool:
+        """Return whether a step's key was not used here before. Two steps must not share one."""
+        return self._claim(key)
+
+    def tool_key(self, call_id: str) -> str:
+        """Return the key of a tool call."""
+        return f"{self.path}:tool:{call_id}"
+
+    def new_call_id(self, tool: str, arguments: str) -> str:
+        """Return an id for a tool call of a host's code that gave none."""
         return self._numbered(f"{tool}.{digest(arguments)}")
 
-    def take_name(self, key: str) -> bool:
-        """Whether this is the first sub-step of that key here; two would be taken for one."""
-        is_first = key not in self.named
-        self.named.add(key)
-        return is_first
+    def _claim(self, key: str) -> bool:
+        is_new = key not in self._claimed_keys
+        self._claimed_keys.add(key)
+        return is_new
+
+    def _numbered(self, name: str) -> str:
+        self._name_counts[name] += 1
+        return f"{name}#{self._name_counts[name]}"
+
+    # Tasks that work within this scope
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Note that the present task works on a part of what this scope is of."""
+    def track_task(self) -> Iterator[None]:
+        """Count the current task among those of this scope while the block runs."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        is_new = task not in self.under_way
-        self.under_way.add(task)
+        is_new = task not in self._tasks
+        self._tasks.add(task)
         try:
             yield
         finally:
             if is_new:
-                self.under_way.discard(task)
+                self._tasks.discard(task)
 
-    async def end(self, error: BaseException) -> None:
-        """End the tasks that still work on a part of what has failed, and wait until they have.
+    async def end_tasks(self, error: BaseException) -> None:
+        """Cancel the other tasks of this scope after an error, and wait until they have ended.
 
-        If it is to be parked they are let come to their ends, and may ask something too.
+        If the error suspends the run they are not cancelled: their results are recorded, and
+        they may ask a person something too.
         """
-        tasks = self.under_way - {asyncio.current_task()}
+        tasks = self._tasks - {asyncio.current_task()}
         if not isinstance(error, RunSuspended):
             for task in tasks:
                 task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    def _numbered(self, name: str) -> str:
-        self.children[name] += 1
-        return f"{name}#{self.children[name]}"
 
-    def tool_key(self, call_id: str) -> str:
-        """Return the key of a tool call."""
-        return f"{self.path}:tool:{call_id}"
-
-
-def digest(given: Any) -> str:
-    """Return a short hash of what an agent, or a tool, is given."""
-    text = json.dumps(given, sort_keys=True, default=repr)
+def digest(value: Any) -> str:
+    """Return a short hash of what an agent or a tool is given."""
+    text = json.dumps(value, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentCall:
-    """The tool call, or the step, that is being made now."""
+    """The tool call or the step that is being executed."""
 
     run_id: str
     key: str
@@ -161,40 +183,44 @@ class CurrentCall:
 
     @property
     def idempotency_key(self) -> str:
-        """The same text each time this very call is made; hand it to what must not be doubled."""
+        """A text that is the same each time this call is executed.
+
+        Pass it to a service that must act on the call only once.
+        """
         return f"{self.run_id}:{self.key}"
 
 
 _scope: contextvars.ContextVar[CallScope | None] = contextvars.ContextVar(
     "agentic_scope", default=None
 )
-_call_id: contextvars.ContextVar[str] = contextvars.ContextVar("agentic_call_id", default="-")
-_step: contextvars.ContextVar[CurrentCall | None] = contextvars.ContextVar(
-    "agentic_step", default=None
+_call: contextvars.ContextVar[CurrentCall | None] = contextvars.ContextVar(
+    "agentic_call", default=None
 )
+_caller: contextvars.ContextVar[str] = contextvars.ContextVar("agentic_caller", default="-")
+"""The tool call, step or guardrail that runs agents: part of the paths of their scopes."""
 
 
 def current_scope() -> CallScope | None:
-    """Return the scope of the code that asks; None outside of a run."""
+    """Return the scope of the running code, or None outside a run."""
     return _scope.get()
 
 
+def current_call() -> CurrentCall | None:
+    """Return the tool call or step that is being executed, or None."""
+    return _call.get()
+
+
 def current_step() -> CurrentCall:
-    """Return the tool call or step that is being made; raises LookupError outside of those."""
-    step = _step.get()
-    if step is None:
-        raise LookupError("current_step() is for tools and steps, while a run calls them.")
-    return step
-
-
-def outer_call() -> CurrentCall | None:
-    """Return the tool call or step that is being made, or None."""
-    return _step.get()
+    """Return the tool call or step that is being executed. Raises LookupError outside of one."""
+    call = _call.get()
+    if call is None:
+        raise LookupError("current_step() works only in tools and steps, while a run calls them.")
+    return call
 
 
 @contextmanager
 def enter_scope(scope: CallScope) -> Iterator[None]:
-    """Make a scope the current one."""
+    """Make a scope the current one in this block."""
     token = _scope.set(scope)
     try:
         yield
@@ -203,21 +229,21 @@ def enter_scope(scope: CallScope) -> Iterator[None]:
 
 
 @contextmanager
-def named_caller(name: str) -> Iterator[None]:
-    """Name what calls agents within this block: they are told apart by it."""
-    token = _call_id.set(name)
+def enter_call(call: CurrentCall) -> Iterator[None]:
+    """Make a tool call or a step the current one in this block."""
+    token = _call.set(call)
     try:
-        yield
+        with enter_caller(call.call_id):
+            yield
     finally:
-        _call_id.reset(token)
+        _call.reset(token)
 
 
 @contextmanager
-def current_call(step: CurrentCall) -> Iterator[None]:
-    """Make a tool call the current one."""
-    tokens = _step.set(step), _call_id.set(step.call_id)
+def enter_caller(name: str) -> Iterator[None]:
+    """Distinguish agents that are run in this block from those of other callers by a name."""
+    token = _caller.set(name)
     try:
         yield
     finally:
-        _step.reset(tokens[0])
-        _call_id.reset(tokens[1])
+        _caller.reset(token)

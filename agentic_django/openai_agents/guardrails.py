@@ -1,4 +1,4 @@
-"""Guardrails that ask something, each under a name of its own."""
+"""Gives each guardrail a name, so that agents run by concurrent guardrails have different keys."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any
 
-from agentic_django.openai_agents.call_scope import named_caller
+from agentic_django.openai_agents.call_scope import enter_caller
 
 __all__ = ["name_guardrails"]
 
+_NAMED = "agentic_named"
+
 
 def name_guardrails(kind: str, guardrails: Iterable[Any]) -> None:
-    """Keep apart what guardrails that run side by side have asked of the same agent."""
+    """Name guardrails by their kind, position and own name; each is changed in place, once.
+
+    The agents that a guardrail runs are then recorded under its name.
+    """
     for index, guardrail in enumerate(guardrails):
-        if "agentic_named" not in vars(guardrail):
-            vars(guardrail)["agentic_named"] = guardrail.guardrail_function
+        if not hasattr(guardrail.guardrail_function, _NAMED):
             name = f"{kind}{index}-{guardrail.get_name()}".replace("/", "-")[:60]
             guardrail.guardrail_function = _named(guardrail.guardrail_function, name)
 
 
 def _named(function: Callable[..., Any], name: str) -> Callable[..., Awaitable[Any]]:
     @wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def check(*args: Any, **kwargs: Any) -> Any:
         context = getattr(args[0], "context", None) if args else None
-        with named_caller(f"{getattr(context, 'tool_call_id', '')}{name}"):
-            verdict = function(*args, **kwargs)
-            return await verdict if inspect.isawaitable(verdict) else verdict
+        with enter_caller(f"{getattr(context, 'tool_call_id', '')}{name}"):
+            output = function(*args, **kwargs)
+            return await output if inspect.isawaitable(output) else output
 
-    return call
+    setattr(check, _NAMED, True)
+    return check

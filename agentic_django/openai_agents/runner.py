@@ -1,4 +1,8 @@
-"""The seams to the Agents SDK; the only caller of ``Runner``."""
+"""Runs agents through the SDK's ``Runner``, and opens a scope for each agent that is run.
+
+``run_agent`` is for the app itself. ``JournalingRunner`` becomes the SDK's default runner, so that
+agents which a tool, a guardrail or a host's code runs are recorded too.
+"""
 
 from __future__ import annotations
 
@@ -28,37 +32,43 @@ from agentic_django.openai_agents import conversion, providers
 from agentic_django.openai_agents.agents import hook_agent_classes, prepare_agent
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
 from agentic_django.openai_agents.models import JournaledProvider, journaled_model
-from agentic_django.openai_agents.tools import approval_wording
+from agentic_django.openai_agents.tool_marks import approval_wording, is_editable
 
-__all__ = ["install_runner", "run_agent", "sdk_options"]
+__all__ = ["JournalingRunner", "host_options", "install_runner", "run_agent", "sdk_options"]
 
 
 async def run_agent(
     agent: agents.Agent[Any], journal: Journal, given: Any, history: Session | None = None
 ) -> Any:
-    """Run an SDK agent, streamed, with the run's options; return its final output.
+    """Run an SDK agent, streamed, with the run's options, and return its final output.
 
-    ``given`` is a text or a list of input items; with a history, both belong to that.
+    ``given`` is a text or a list of input items. With a history, the input and the output are
+    added to it. Raises RunSuspended if a person must decide about a tool call first.
     """
     run = journal.run
     install_runner()
     tool_context = await event_loop.run_host_code(_tool_context, run)
     scope = current_scope() or CallScope(journal)
-    chosen = {"session": history, "context": tool_context, **sdk_options(run)}
+    options = {"session": history, "context": tool_context, **sdk_options(run)}
     with enter_scope(scope):
-        result = agents.Runner.run_streamed(agent, given, **chosen)
-        child = scope.called(agent.name)
-    await _drain(result, journal)
+        result = agents.Runner.run_streamed(agent, given, **options)
+        child = scope.latest_child(agent.name)
+    await _consume(result, journal)
     while result.interruptions:
-        state = await _decided(result, child)
+        state = await _apply_decisions(result, child)
         with enter_scope(scope):
             scope.resumed = child
-            result = agents.Runner.run_streamed(agent, state, **chosen)
-        await _drain(result, journal)
+            result = agents.Runner.run_streamed(agent, state, **options)
+        await _consume(result, journal)
     return result.final_output
 
 
-async def _drain(result: RunResultStreaming, journal: Journal) -> None:
+def _tool_context(run: AgentRun) -> Any:
+    factory = settings.CONTEXT_FACTORY
+    return load(factory)(run) if factory else run
+
+
+async def _consume(result: RunResultStreaming, journal: Journal) -> None:
     try:
         async for _ in result.stream_events():
             pass
@@ -69,94 +79,85 @@ async def _drain(result: RunResultStreaming, journal: Journal) -> None:
             raise
         raise AgentChanged(f"{AgentChanged.__doc__} {error}") from error
     finally:
-        if not result.interruptions:  # Else it asks first, though the run is to be parked already.
+        # With interruptions, their questions are collected before the run is suspended.
+        if not result.interruptions:
             journal.check()
 
 
-async def _decided(result: RunResultStreaming, scope: CallScope) -> RunState[Any]:
-    """Return the state from which the SDK goes on, with what a person decided of each call.
+async def _apply_decisions(result: RunResultStreaming, scope: CallScope) -> RunState[Any]:
+    """Return the SDK's state with a person's decision about each interrupted call.
 
-    It is made anew from the journal in each attempt and never stored: it holds the host's
-    context. Raises RunSuspended if a person is yet to decide.
+    Each attempt makes the state anew from the journal. It is never stored, since it holds the
+    host's context. Raises RunSuspended if a person has yet to decide.
     """
     journal, state = scope.journal, result.to_state()
     for item in result.interruptions:
         _, key = journal.held.get(id(item), (item, scope.tool_key(item.call_id or "")))
         decided = journal.decided(key)
         if decided is None and journal.find(key) is None:
-            journal.ask(key, **_asked(item))
+            journal.ask(key, **_approval_columns(item))
         elif decided is None or decided.decision == ToolApproval.Decision.APPROVED:
             state.approve(item)
         else:
             state.reject(item, rejection_message=decided.rejection_message)
-            await _record_refusal(journal, key, decided)
+            if decided.kind == ToolApproval.Kind.TOOL and journal.find(key) is None:
+                await _record_rejection(journal, key, decided)
     journal.check()
     return state
 
 
-def _asked(item: ToolApprovalItem) -> dict[str, Any]:
-    """Return what a person is asked about a call that the SDK has held up."""
-    kind = ToolApproval.Kind
-    name, agent = item.name or "", item.agent
-    known = {tool.name: tool for tool in agent.tools if isinstance(tool, FunctionTool)}
-    is_editable = name in known and hasattr(known[name], "agentic_editable")
+def _approval_columns(item: ToolApprovalItem) -> dict[str, Any]:
+    """Return the columns of the ``ToolApproval`` for a call that the SDK has interrupted."""
+    raw = item.raw_item
+    raw_type = raw.get("type") if isinstance(raw, dict) else getattr(raw, "type", "")
+    is_hosted = raw_type == "mcp_approval_request"
+    tools = {tool.name: tool for tool in item.agent.tools if isinstance(tool, FunctionTool)}
+    tool = tools.get(item.name or "")
     arguments = conversion.parsed_arguments(item.arguments or "{}")
     return {
-        "kind": kind.MCP if _is_hosted(item.raw_item) else kind.TOOL,
+        "kind": ToolApproval.Kind.MCP if is_hosted else ToolApproval.Kind.TOOL,
         "call_id": (item.call_id or "")[:255],
-        "tool": name[:255],
-        "agent": agent.name[:255],
+        "tool": (item.name or "")[:255],
+        "agent": item.agent.name[:255],
         "arguments": arguments,
-        "schema": known[name].params_json_schema if is_editable else None,
-        **approval_wording(known.get(name), arguments),
+        "schema": tool.params_json_schema if tool and is_editable(tool) else None,
+        **approval_wording(tool, arguments),
     }
 
 
-def _is_hosted(raw: Any) -> bool:
-    kind = raw.get("type") if isinstance(raw, dict) else getattr(raw, "type", "")
-    return kind == "mcp_approval_request"
-
-
-async def _record_refusal(journal: Journal, key: str, decided: ToolApproval) -> None:
-    """Record what the model is told in the place of a result, unless it is recorded."""
-    if decided.kind != ToolApproval.Kind.TOOL or journal.find(key) is not None:
-        return
+async def _record_rejection(journal: Journal, key: str, decided: ToolApproval) -> None:
+    """Record the rejection message that the model gets in place of a result."""
     result = CallResult(key, StepCheckpoint.Kind.TOOL, decided.tool, decided.rejection_message, 0.0)
-    told = events.new_event(
+    output = events.new_event(
         EventType.TOOL_OUTPUT,
         call_id=decided.call_id,
         tool=decided.tool,
         output=decided.rejection_message,
         duration_seconds=0,
     )
-    await journal.record(result, [told])
+    await journal.record(result, [output])
 
 
 def sdk_options(run: AgentRun) -> dict[str, Any]:
-    """Return the SDK's run options: the host's defaults, then the run's own.
+    """Return the options with which the SDK runs an agent: the host's defaults, then the run's.
 
-    Fields of the SDK's ``RunConfig`` stand beside the runner's arguments, so that a run can set
-    one of them and leave the host's others as they are.
+    Fields of the SDK's ``RunConfig`` may be given beside the arguments of ``Runner.run``. So a run
+    can set one field and keep the host's others.
     """
-    chosen = {**settings.DEFAULT_RUN_OPTIONS, **run.config}
-    names = {field.name for field in fields(agents.RunConfig)} & set(chosen)
+    options = {**settings.DEFAULT_RUN_OPTIONS, **run.config}
+    names = {field.name for field in fields(agents.RunConfig)} & set(options)
     if names:
-        own = {name: chosen.pop(name) for name in names}
-        chosen["run_config"] = replace(_run_config(chosen.get("run_config")), **own)
-    return chosen
+        own = {name: options.pop(name) for name in names}
+        options["run_config"] = replace(_run_config(options.get("run_config")), **own)
+    return options
 
 
 def _run_config(given: Any) -> agents.RunConfig:
     return agents.RunConfig(**given) if isinstance(given, dict) else given or agents.RunConfig()
 
 
-def _tool_context(run: AgentRun) -> Any:
-    factory = settings.CONTEXT_FACTORY
-    return load(factory)(run) if factory else run
-
-
 class JournalingRunner(AgentRunner):
-    """The SDK's runner; opens a scope for each agent that is run within a run of ours."""
+    """Opens a scope for each agent that is run within a run, and delegates to another runner."""
 
     def __init__(self, inner: AgentRunner) -> None:
         self.inner = inner
@@ -168,10 +169,10 @@ class JournalingRunner(AgentRunner):
             return await self.inner.run(starting_agent, input, **kwargs)
         prepare_agent(starting_agent)
         with enter_scope(outer.child(starting_agent.name, input)):
-            return await self.inner.run(starting_agent, input, **_configured(kwargs))
+            return await self.inner.run(starting_agent, input, **_with_journal(kwargs))
 
     def run_sync(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:
-        """See ``agents.Runner.run_sync``; within a run, on the process's own loop."""
+        """See ``agents.Runner.run_sync``. Within a run it uses the event loop of the process."""
         if current_scope() is None:
             return self.inner.run_sync(starting_agent, input, **kwargs)
         return event_loop.run_on_loop(lambda: self.run(starting_agent, input, **kwargs))
@@ -183,7 +184,19 @@ class JournalingRunner(AgentRunner):
             return self.inner.run_streamed(starting_agent, input, **kwargs)
         prepare_agent(starting_agent)
         with enter_scope(outer.child(starting_agent.name, input)):
-            return self.inner.run_streamed(starting_agent, input, **_configured(kwargs))
+            return self.inner.run_streamed(starting_agent, input, **_with_journal(kwargs))
+
+
+def _with_journal(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a runner's arguments with models, by name or instance, that record responses."""
+    config = _run_config(kwargs.get("run_config"))
+    provider = config.model_provider
+    if not isinstance(provider, JournaledProvider):
+        inner = providers.shared_provider() if type(provider) is MultiProvider else provider
+        config = replace(config, model_provider=JournaledProvider(inner))
+    if isinstance(config.model, Model):
+        config = replace(config, model=journaled_model(config.model))
+    return {**kwargs, "run_config": config}
 
 
 def install_runner() -> None:
@@ -194,20 +207,7 @@ def install_runner() -> None:
         set_default_agent_runner(JournalingRunner(present))
 
 
-def _configured(kwargs: dict[str, Any]) -> dict[str, Any]:
-    config = _run_config(kwargs.get("run_config"))
-    provider = config.model_provider
-    if not isinstance(provider, JournaledProvider):
-        known = providers.shared_provider() if type(provider) is MultiProvider else provider
-        config = replace(config, model_provider=JournaledProvider(known))
-    if isinstance(config.model, Model):
-        config = replace(config, model=journaled_model(config.model))
-    return {**kwargs, "run_config": config}
-
-
 def host_options() -> set[str]:
     """Return the names of all options that a host may set: the runner's and its RunConfig's."""
-    from agents import RunConfig  # noqa: PLC0415 - see SDK_MAX_TURNS
-
-    runner = {"max_turns", "run_config", "hooks", "error_handlers"}
-    return runner | {field.name for field in fields(RunConfig)}
+    arguments = {"max_turns", "run_config", "hooks", "error_handlers"}
+    return arguments | {field.name for field in fields(agents.RunConfig)}

@@ -30,10 +30,10 @@ from agentic_django.openai_agents.call_scope import (
     current_scope,
     current_step,
     digest,
+    enter_call,
     enter_scope,
-    outer_call,
 )
-from agentic_django.openai_agents.tools import asks, at_most_once, editable
+from agentic_django.openai_agents.tool_marks import asks, at_most_once, editable
 from agentic_django.runtime import inline, model_calls
 from agentic_django.runtime import messages as generation
 from agentic_django.runtime.messages import Message
@@ -126,12 +126,12 @@ class RunContext:
     async def recording(self) -> AsyncIterator[None]:
         """Record the calls that the SDK makes within this block; if it fails, end its sub-steps."""
         runner.install_runner()
-        scope = CallScope(self.journal, is_by_hand=True)
+        scope = CallScope(self.journal, is_host_code=True)
         try:
             with enter_scope(scope):
                 yield
         except BaseException as error:
-            await scope.end(error)
+            await scope.end_tasks(error)
             raise
 
     async def leave(self, result: RunResult) -> None:
@@ -240,17 +240,17 @@ class RunContext:
         nothing recorded, for a result that is not JSON.
         """
         check_step_name(name)
-        outer = outer_call()
+        outer = current_call()
         short = name.replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
         key = f"step:{outer.key}:{short}" if outer else f"step:{short}"
         scope = current_scope() or CallScope(self.journal)
-        if not scope.take_name(key):
+        if not scope.claim_step_key(key):
             raise BadSetting(f"Two steps here are called {name!r}. Give each a name of its own.")
         row = self.journal.find(key)
         if row is not None:
             return copy.deepcopy(row.result)
         began = time.monotonic()
-        with scope.joined():
+        with scope.track_task():
             async with self.inside(name, key):
                 value = to_jsonable(await call_function(fn, *args, **kwargs), f"result of {name!r}")
             result = CallResult(
@@ -266,12 +266,12 @@ class RunContext:
         If the step fails, what it left under way is ended.
         """
         outer = current_scope()
-        scope = CallScope(self.journal, f"{outer.path if outer else ''}//{key}", is_by_hand=True)
+        scope = CallScope(self.journal, f"{outer.path if outer else ''}//{key}", is_host_code=True)
         try:
-            with enter_scope(scope), current_call(CurrentCall(self.run_id, key, name)):
+            with enter_scope(scope), enter_call(CurrentCall(self.run_id, key, name)):
                 yield
         except BaseException as error:
-            await scope.end(error)
+            await scope.end_tasks(error)
             raise
 
     # Asking
@@ -294,7 +294,7 @@ class RunContext:
         """
         if options and schema is not None:
             raise TypeError("Give options or a schema, not both.")
-        outer, shown = outer_call(), question
+        outer, shown = current_call(), question
         place = f"ask:{outer.key if outer else ''}:{key or digest([question, list(options)])}"
         for number in count(1):
             decided = self.journal.decided(f"{place}#{number}")
@@ -335,7 +335,7 @@ class RunContext:
         Several may be gathered: if one has to wait for a person, the others come to their ends
         first, or to what they ask.
         """
-        with (current_scope() or CallScope(self.journal)).joined():
+        with (current_scope() or CallScope(self.journal)).track_task():
             return await runner.run_agent(agent, self.journal, given)
 
 

@@ -6,16 +6,15 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, ClassVar
+from typing import Any
 
 import agents
 from agents.tool import invoke_function_tool
-from agents.tool_context import ToolContext
 
 from agentic_django.concurrency import event_loop
 from agentic_django.exceptions import BadInput
 from agentic_django.openai_agents.call_scope import current_scope
-from agentic_django.openai_agents.tools import journaled_tool
+from agentic_django.openai_agents.tools import ManualToolContext, journaled_tool
 from agentic_django.serialization import dumps, to_jsonable
 
 __all__ = ["Tool", "ToolRegistry"]
@@ -75,12 +74,6 @@ def _crossing(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class _ByHand(ToolContext[Any]):
-    """The context of a call that a host's own loop makes."""
-
-    is_by_hand: ClassVar[bool] = True
-
-
 @dataclass(slots=True)
 class ToolRegistry:
     """Tools by name; iterating gives what ``RunContext.generate(tools=…)`` takes."""
@@ -118,8 +111,10 @@ class ToolRegistry:
         text = arguments if isinstance(arguments, str) else dumps(arguments)
         scope = current_scope()
         if call_id is None:
-            call_id = scope.call_id(name, text) if scope else name
-        context = _ByHand(context=None, tool_name=name, tool_call_id=call_id, tool_arguments=text)
+            call_id = scope.new_call_id(name, text) if scope else name
+        context = ManualToolContext(
+            context=None, tool_name=name, tool_call_id=call_id, tool_arguments=text
+        )
         tool = self._tools[name].function_tool
         value = await invoke_function_tool(function_tool=tool, context=context, arguments=text)
         return to_jsonable(value, f"result of {name!r}")

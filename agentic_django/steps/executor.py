@@ -25,7 +25,7 @@ from agentic_django.exceptions import (
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.models.run_display import since_last_restart
 from agentic_django.openai_agents import errors
-from agentic_django.openai_agents.call_scope import outer_call
+from agentic_django.openai_agents.call_scope import current_call
 from agentic_django.runtime import RunContext
 from agentic_django.runtime.context import call_function, check_step_name
 from agentic_django.serialization import printable, to_jsonable
@@ -57,7 +57,7 @@ class StepExecutor:
         check_step_name(checkpoint_key)
         if len(checkpoint_key) > _LONGEST_KEY:
             raise BadSetting(f"The checkpoint key {checkpoint_key[:40]!r}… is too long.")
-        outer = outer_call()
+        outer = current_call()
         if outer and outer.key.startswith(f"{checkpoint_key}/"):
             raise BadSetting(
                 f"This executor is within a step of another one with the key {checkpoint_key!r}. "

@@ -18,7 +18,7 @@ from agentic_django.concurrency.process_state import process
 from agentic_django.engine import claims, lifecycle, recovery, session_items
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, RunSlot
-from agentic_django.openai_agents.tools import at_most_once
+from agentic_django.openai_agents.tool_marks import at_most_once
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from agentic_django.worker import executor
 from tests.support.rows import make_run, make_session

@@ -38,7 +38,7 @@ from agentic_django.engine import journal
 from agentic_django.models import AgentRun
 from agentic_django.openai_agents import conversion
 from agentic_django.openai_agents.call_scope import current_scope, current_step
-from agentic_django.openai_agents.tools import at_most_once
+from agentic_django.openai_agents.tool_marks import at_most_once
 from agentic_django.serialization import dumps, loads
 from agentic_django.services import decide_approval, resolve_approval, retry_agent_run
 from tests.support import agents as test_agents
@@ -700,7 +700,7 @@ def test_the_same_call_has_the_same_key_in_every_attempt(scripted: Any, carry: C
 
 
 def test_there_is_no_current_step_outside_of_tools() -> None:
-    with pytest.raises(LookupError, match="for tools"):
+    with pytest.raises(LookupError, match="tools and steps"):
         current_step()
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from agentic_django.exceptions import BadInput, BadSetting, NotSerializable
 from agentic_django.models import AgentRun
 from agentic_django.openai_agents.call_scope import current_step
-from agentic_django.openai_agents.tools import at_most_once
+from agentic_django.openai_agents.tool_marks import at_most_once
 from agentic_django.runtime import RunContext, Tool, ToolRegistry
 from agentic_django.services import resolve_approval, retry_agent_run
 from tests.support.agents import USAGE

@@ -17,7 +17,7 @@ from agents.testing import ModelCall, assistant_message, function_call
 from pydantic import BaseModel
 
 from agentic_django.openai_agents.call_scope import current_scope, current_step
-from agentic_django.openai_agents.tools import at_most_once, editable
+from agentic_django.openai_agents.tool_marks import at_most_once, editable
 from tests.scenarios import effects
 from tests.support.agents import answering
 

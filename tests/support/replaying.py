@@ -18,7 +18,7 @@ from unittest.mock import patch
 from agentic_django.engine import journal
 from agentic_django.engine.journal import Journal
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
-from agentic_django.openai_agents.call_scope import outer_call
+from agentic_django.openai_agents.call_scope import current_call
 from agentic_django.steps import StepExecutor
 from agentic_django.worker import executor
 
@@ -41,7 +41,7 @@ class Replays:
         What calls others, a step or an agent as a tool, is under way while those are made.
         """
         is_between = isinstance(kept, WatchedJournal) and kept.fresh and not kept.under_way
-        step = outer_call()
+        step = current_call()
         is_outermost = step is None or (step.key == key and key.count("/") == 1)
         if is_between and is_outermost:
             raise kept.give_up(Again())
