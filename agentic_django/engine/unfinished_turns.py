@@ -1,7 +1,7 @@
-"""What a run that did not complete leaves in its conversation, rebuilt from its journal.
+"""Rebuilds the items of a run that did not complete from its journal.
 
-The items that an attempt had buffered died with it; the journal knows what was paid for. The
-person's words stay, and no call is left without an output: models refuse such a history.
+The items that an attempt has buffered are lost with it. The user's input stays in the session,
+and each call gets an output, because models reject a history that has a call without an output.
 """
 
 from __future__ import annotations
@@ -11,78 +11,127 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from agents.items import ItemHelpers
-from openai.types.responses import ResponseFunctionToolCall
-
 from agentic_django.engine.journal import short_key
 from agentic_django.models import AgentRun, StepCheckpoint, database
 
-__all__ = ["unfinished_items"]
+__all__ = ["UNFINISHED", "call_output", "unfinished_items"]
 
 UNFINISHED = "This call was not completed."
+"""The output of a call without a recorded result."""
 
-_CALLS = {"function_call", "custom_tool_call"}
-_LOCAL_CALLS = {
+_CALL_TYPES = {"function_call", "custom_tool_call"}
+_LOCAL_CALL_TYPES = {
     "apply_patch_call",
     "computer_call",
     "local_shell_call",
     "mcp_approval_request",
     "shell_call",
 }
-"""Calls whose outputs are not recorded; they are left out."""
+"""The types of calls whose outputs are not recorded. These calls are omitted."""
+
+_PART_FIELDS = {
+    "text": ("text",),
+    "image": ("image_url", "file_id", "detail"),
+    "file": ("file_data", "file_url", "file_id", "filename"),
+}
+"""The types of structured outputs of tools, and their fields."""
+
+_REQUIRED_FIELDS = {
+    "text": ("text",),
+    "image": ("image_url", "file_id"),
+    "file": ("file_data", "file_url", "file_id"),
+}
+"""The fields of which a structured output must have at least one."""
+
+_IMAGE_DETAILS = (None, "low", "high", "auto")
 
 
 def unfinished_items(run: AgentRun) -> list[Any]:
-    """Return the items of a run, from its input and what is recorded of its main agent."""
+    """Return a run's items: its input, and the recorded turns of its main agent."""
     rows = StepCheckpoint.objects.using(database()).filter(run=run, generation=run.generation)
     recorded = {row.key: row for row in rows.order_by("id")}
-    said = [row for row in recorded.values() if _is_said_by_main_agent(row)]
-    items = _given(run.input_payload)
-    for row, following in zip_longest(said, said[1:]):
-        items += _turn(row, following, recorded)
+    # Keys of nested agents have more parts.
+    responses = [
+        row
+        for row in recorded.values()
+        if row.kind == StepCheckpoint.Kind.MODEL and row.key.count("/") == 1
+    ]
+    items = _input_items(run.input_payload)
+    for response, following in zip_longest(responses, responses[1:]):
+        items += _turn_items(response, following, recorded)
     return items
 
 
-def _is_said_by_main_agent(row: StepCheckpoint) -> bool:
-    return row.kind == StepCheckpoint.Kind.MODEL and row.key.count("/") == 1
-
-
-def _given(payload: Any) -> list[Any]:
+def _input_items(payload: Any) -> list[Any]:
     if isinstance(payload, str):
         return [{"role": "user", "content": payload}]
     return list(payload or [])
 
 
-def _turn(
-    row: StepCheckpoint, following: StepCheckpoint | None, recorded: Mapping[str, StepCheckpoint]
+def _turn_items(
+    response: StepCheckpoint,
+    following: StepCheckpoint | None,
+    recorded: Mapping[str, StepCheckpoint],
 ) -> list[Any]:
-    """Return what a response said and the outputs of its calls."""
-    path = row.key.rpartition(":model:")[0]
-    items = _without_local_calls(row.result["output"])
-    calls = [item for item in items if item.get("type") in _CALLS]
+    """Return the items of a model's response, and the outputs of its calls."""
+    path = response.key.rpartition(":model:")[0]
+    items = _without_local_calls(response.result["output"])
+    calls = [item for item in items if item.get("type") in _CALL_TYPES]
     keys = [short_key(f"{path}:tool:{call['call_id']}") for call in calls]
-    outputs = [_value(recorded.get(key), following) for key in keys]
-    return [*items, *map(_output, calls, outputs)]
+    results = [_recorded_result(recorded.get(key), following) for key in keys]
+    return [*items, *map(call_output, calls, results)]
 
 
 def _without_local_calls(items: list[Any]) -> list[Any]:
     kept: list[Any] = []
     for item in items:
-        if item.get("type") not in _LOCAL_CALLS:
+        if item.get("type") not in _LOCAL_CALL_TYPES:
             kept.append(item)
-        elif kept and kept[-1].get("type") == "reasoning":  # It must not stand without its call.
+        elif kept and kept[-1].get("type") == "reasoning":  # Reasoning must not lack its call.
             kept.pop()
     return kept
 
 
-def _value(row: StepCheckpoint | None, following: StepCheckpoint | None) -> Any:
+def _recorded_result(row: StepCheckpoint | None, following: StepCheckpoint | None) -> Any:
     if row is not None and not row.is_intent and not row.error:
         return row.result
-    if row is None and following is not None:  # A hand-off: it was followed, but is no tool.
+    if row is None and following is not None:  # A handoff is a call, but it is not recorded.
         return json.dumps({"assistant": following.name})
     return UNFINISHED
 
 
-def _output(call: dict[str, Any], value: Any) -> dict[str, Any]:
-    asked = ResponseFunctionToolCall.model_construct(**call)
-    return {**ItemHelpers.tool_call_output_item(asked, value), "type": f"{call['type']}_output"}
+def call_output(call: Mapping[str, Any], result: Any) -> dict[str, Any]:
+    """Return the output item of a tool call, as the Agents SDK makes it.
+
+    Text stays text. A text, image or file that a tool returned in the SDK's structured form, or
+    a list of these, becomes a list of content parts. Other values become text.
+    """
+    item = {"call_id": call["call_id"], "output": result, "type": f"{call['type']}_output"}
+    caller = call.get("caller")
+    if caller is not None:
+        item["caller"] = {name: value for name, value in caller.items() if value is not None}
+    if isinstance(result, str):
+        return item
+    parts = [_content_part(value) for value in (result if isinstance(result, list) else [result])]
+    if parts and all(parts):
+        item["output"] = parts
+    elif caller is not None and caller.get("type") == "program":
+        item["output"] = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+    else:
+        item["output"] = str(result)
+    return item
+
+
+def _content_part(value: Any) -> dict[str, Any] | None:
+    """Return a tool's structured output as a content part, or None if it has another form."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in _PART_FIELDS:
+        return None
+    given = {name: value[name] for name in _PART_FIELDS[kind] if value.get(name) is not None}
+    is_valid = all(isinstance(field, str) for field in given.values())
+    is_complete = any(name in given for name in _REQUIRED_FIELDS[kind])
+    if not is_valid or not is_complete:
+        return None
+    if kind == "image" and given.get("detail") not in _IMAGE_DETAILS:
+        return None
+    return {"type": f"input_{kind}", **given}
