@@ -1,9 +1,9 @@
-"""A conversation of very many items: reading it, adding to it, and a run in it.
+"""Measures a long conversation: reading it, appending to it, and a run in it.
 
-``python -m benchmarks.history [--items 10000] [--database sqlite|postgres]`` prints JSON: the
-time to read and decode the rows by themselves, and by ``get_items()``; to append two items to an
-empty conversation, and to this one; and of a run in it, whole and with the last 100 items alone.
-Medians of rounds; what is compared is measured in turn.
+``python -m benchmarks.history [--items 10000] [--database sqlite|postgres]`` prints medians as
+JSON. It reads the items as plain rows and with ``get_items()``, appends two items to an empty
+conversation and to the long one, and executes a run with the whole history and with its last 100
+items. The cases alternate in each round.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import site
+from benchmarks import command, site
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="postgres")
-    asked = parser.parse_args()
-    with site.database(asked.database) as database:
-        user = site.up(database)
-        print(json.dumps(_measured(user, asked), indent=2))
+    """Measure and print the result."""
+    options = command.parser(__doc__, items=10_000, rounds=5, database="postgres").parse_args()
+    with site.database(options.database) as database:
+        user = site.set_up(database)
+        print(json.dumps(_measured(user, options), indent=2))
 
 
 def _item(n: int) -> dict[str, Any]:
@@ -36,12 +32,12 @@ def _item(n: int) -> dict[str, Any]:
     return {"role": role, "content": f"Message {n}: " + "a few words of a person or agent. " * 6}
 
 
-def _measured(user: Any, asked: argparse.Namespace) -> dict[str, Any]:
+def _measured(user: Any, options: argparse.Namespace) -> dict[str, Any]:
     from agentic_django import sessions
     from agentic_django.engine import session_items
 
     long, empty = (sessions.get_session(key, user) for key in ("long", "empty"))
-    for start in range(0, asked.items, 1000):
+    for start in range(0, options.items, 1000):
         session_items.append_items(long.session, [_item(n) for n in range(start, start + 1000)])
     pair = [_item(0), _item(1)]
     work: dict[str, Callable[[], Any]] = {
@@ -52,20 +48,20 @@ def _measured(user: Any, asked: argparse.Namespace) -> dict[str, Any]:
         "run_ms": lambda: _run(user, {}),
         "run_with_limit_ms": lambda: _run(user, {"session_settings": {"limit": 100}}),
     }
-    taken: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(asked.rounds + 1):
-        for name, one in work.items():
+    milliseconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(options.rounds + 1):
+        for name, perform in work.items():
             began = time.perf_counter()
-            one()
-            taken[name].append((time.perf_counter() - began) * 1000)
-    found = {name: round(statistics.median(times[1:]), 2) for name, times in taken.items()}
+            perform()
+            milliseconds[name].append((time.perf_counter() - began) * 1000)
+    found = {name: round(statistics.median(times[1:]), 2) for name, times in milliseconds.items()}
     found["get_items_ratio"] = round(found["get_items_ms"] / found["rows_ms"], 2)
     found["append_ratio"] = round(found["append_to_long_ms"] / found["append_to_empty_ms"], 2)
-    return {"items": asked.items, "database": asked.database, **found}
+    return {"items": options.items, "database": options.database, **found}
 
 
 def _rows(session: Any) -> list[Any]:
-    """Read and decode the rows, with no more than the driver and a JSON decoder."""
+    """Read and decode the rows with only the driver and a JSON decoder."""
     from django.db import connection
 
     key = session.pk if connection.vendor == "postgresql" else session.pk.hex

@@ -1,13 +1,13 @@
-"""Many runs in flight: memory of the process that carries them, and how soon each began.
+"""Measures a worker process with many running runs: its memory, and how soon it starts a run.
 
 ``python -m benchmarks.in_flight [--runs 500] [--source rq|database]`` prints JSON. One process
-carries so many runs at once, each of which waits for its model; given are its resident and its
-private memory in MB, before and during that. Then, while so many are in flight, 200 more runs
-are submitted one after another, and the time from a run's creation to its first event is given
-by the database's clock, with what it is made of: to being sent to RQ, and to being claimed.
+executes the runs at once; each waits for its model. The output has the resident and the private
+memory of the process in MB, before and during that. Then 200 more runs are submitted one after
+another. The output has the time from the creation of a run to its first event by the database's
+clock, and its parts: until it is enqueued to RQ, and until it is claimed.
 
-``--through 20000`` instead has one process carry so many plain runs, a thousand at a time, and
-gives its memory after each tenth of them.
+``--through 20000`` instead lets one process execute this number of plain runs, a thousand at a
+time, and prints its memory after each tenth of them.
 """
 
 from __future__ import annotations
@@ -23,72 +23,71 @@ from typing import Any
 
 import psutil
 
-from benchmarks.workers import _running, servers
+from benchmarks import command, site
+from benchmarks.workers import running_processes, servers
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--late", type=int, default=200)
-    parser.add_argument("--through", type=int, default=0)
+    """Measure and print the result."""
+    parser = command.parser(__doc__, runs=500, late=200, through=0)
     parser.add_argument("--source", choices=("rq", "database"), default="rq")
-    asked = parser.parse_args()
-    code = f"from benchmarks.in_flight import one; one({json.dumps(vars(asked))!r})"
+    options = parser.parse_args()
+    code = f"from benchmarks.in_flight import measure; measure({json.dumps(vars(options))!r})"
     with servers() as env:
-        env["BENCH_TASKS"] = "rows" if asked.source == "database" else "rq"
+        env["BENCH_TASKS"] = "rows" if options.source == "database" else "rq"
         subprocess.run([sys.executable, "-c", code], env=env, check=True)  # noqa: S603
 
 
-def one(given: str) -> None:
-    """Measure in a process whose Django knows the servers."""
+def measure(arguments: str) -> None:
+    """Measure in a process whose Django uses the servers, and print the result."""
     import django
 
-    asked = argparse.Namespace(**json.loads(given))
+    options = argparse.Namespace(**json.loads(arguments))
     django.setup()
-    from django.contrib.auth import get_user_model
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
-    user = get_user_model().objects.create_user("bench")
-    slots = asked.runs + asked.late
-    command = [sys.executable, "-m", "django", "agentic_django_worker"]
-    command += [f"--source={asked.source}", f"--concurrency={slots}"]
+    user = site.create_user()
+    slots = options.runs + options.late
+    worker = [sys.executable, "-m", "django", "agentic_django_worker"]
+    worker += [f"--source={options.source}", f"--concurrency={slots}"]
     load = os.getloadavg()[0]
-    with _running([command]) as [supervisor]:
-        measure = _through if asked.through else _measured
-        print(json.dumps({**measure(user, asked, supervisor.pid), "load": load}, indent=2))
-        _end()
+    with running_processes([worker]) as [supervisor]:
+        perform = _through if options.through else _measured
+        print(json.dumps({**perform(user, options, supervisor.pid), "load": load}, indent=2))
+        _cancel_runs()
         supervisor.terminate()
         supervisor.wait(60)
 
 
-def _measured(user: Any, asked: argparse.Namespace, supervisor: int) -> dict[str, Any]:
-    _submit(user, "plain", 20)
+def _measured(user: Any, options: argparse.Namespace, supervisor: int) -> dict[str, Any]:
+    site.submit(user, "plain", 20)
     _wait("completed", 20)
     worker = _only_child(supervisor)
     idle = _megabytes(worker)
-    _submit(user, "endless", asked.runs)
-    _wait("running", asked.runs)
+    site.submit(user, "endless", options.runs)
+    _wait("running", options.runs)
     busy = _megabytes(worker)
-    for _ in range(asked.late):
-        _submit(user, "plain", 1)
-    _wait("completed", 20 + asked.late)
-    return {**vars(asked), "idle": idle, "in_flight": busy, "milliseconds": _begun(asked.late)}
+    for _ in range(options.late):
+        site.submit(user, "plain", 1)
+    _wait("completed", 20 + options.late)
+    return {
+        **vars(options),
+        "idle": idle,
+        "in_flight": busy,
+        "milliseconds": _start_times(options.late),
+    }
 
 
-def _through(user: Any, asked: argparse.Namespace, supervisor: int) -> dict[str, Any]:
-    _submit(user, "plain", 20)
+def _through(user: Any, options: argparse.Namespace, supervisor: int) -> dict[str, Any]:
+    site.submit(user, "plain", 20)
     _wait("completed", 20)
-    worker, tenth = _only_child(supervisor), asked.through // 10
+    worker, tenth = _only_child(supervisor), options.through // 10
     sizes: list[dict[str, float]] = []
     for n in range(1, 11):
         for _ in range(0, tenth, 1000):
-            _submit(user, "plain", min(tenth, 1000))
+            site.submit(user, "plain", min(tenth, 1000))
         _wait("completed", 20 + n * tenth)
         sizes.append({"runs": n * tenth, **_megabytes(worker)})
         print(sizes[-1], file=sys.stderr)
-    return {**vars(asked), "memory": sizes}
+    return {**vars(options), "memory": sizes}
 
 
 def _only_child(supervisor: int) -> psutil.Process:
@@ -102,13 +101,6 @@ def _megabytes(process: psutil.Process) -> dict[str, float]:
     return {name: round(size / 1e6, 1) for name, size in found.items()}
 
 
-def _submit(user: Any, agent: str, runs: int) -> None:
-    from agentic_django.services import submit_agent_run
-
-    for _ in range(runs):
-        submit_agent_run(owner=user, input_payload="Hello", agent_key=agent)
-
-
 def _wait(status: str, count: int) -> None:
     from agentic_django.models import AgentRun
 
@@ -116,7 +108,7 @@ def _wait(status: str, count: int) -> None:
         time.sleep(0.2)
 
 
-def _begun(count: int) -> dict[str, dict[str, float]]:
+def _start_times(count: int) -> dict[str, dict[str, float]]:
     from agentic_django.models import AgentEvent
 
     first = AgentEvent.objects.filter(sequence=1, run__agent_key="plain").select_related("run")
@@ -125,8 +117,8 @@ def _begun(count: int) -> dict[str, dict[str, float]]:
         "to first event": [event.created_at - event.run.created_at for event in late],
         "to claim": [event.run.started_at - event.run.created_at for event in late],
     }
-    if all(event.run.enqueued_at for event in late):  # Where the row is the queue, none is.
-        steps["to being sent"] = [event.run.enqueued_at - event.run.created_at for event in late]
+    if all(event.run.enqueued_at for event in late):  # Not if the row is the queue.
+        steps["to enqueue"] = [event.run.enqueued_at - event.run.created_at for event in late]
     return {name: _spread([s.total_seconds() * 1000 for s in each]) for name, each in steps.items()}
 
 
@@ -135,7 +127,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": round(ranks[49], 1), "p95": round(ranks[94], 1)}
 
 
-def _end() -> None:
+def _cancel_runs() -> None:
     from agentic_django.models import AgentRun
     from agentic_django.services import cancel_agent_run
 

@@ -1,9 +1,11 @@
-"""The host project of benchmarks that run in several processes; the environment says on what.
+"""The host project of benchmarks that run in several processes.
+
+Environment variables configure it:
 
 ``BENCH_POSTGRES``  the folder of PostgreSQL's socket
 ``BENCH_REDIS``     the port of Valkey
 ``BENCH_TASKS``     ``rq`` or ``rows``
-``BENCH_LIMIT``     the cap on running runs, if any
+``BENCH_LIMIT``     the concurrency limit, if any
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The smallest host project: a fresh database, tasks executed at once, two agents."""
+"""The smallest host project: a fresh database, tasks that execute immediately, a few agents."""
 
 from __future__ import annotations
 
@@ -16,25 +16,36 @@ import django
 from django.conf import settings
 from django.core.management import call_command
 
-__all__ = ["agents", "configure", "database", "steps", "up"]
+__all__ = [
+    "TRANSACTION_STATEMENTS",
+    "agents",
+    "configure",
+    "create_user",
+    "database",
+    "responses",
+    "set_up",
+    "submit",
+]
+
+TRANSACTION_STATEMENTS = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
+"""The first words of statements that only open or close a transaction or a savepoint."""
 
 
 @contextmanager
 def database(kind: str = "sqlite") -> Iterator[dict[str, Any]]:
-    """Give an entry of ``DATABASES`` for an empty database, in a folder that is deleted after."""
+    """Yield an entry of ``DATABASES`` for an empty database in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="agentic-bench-") as folder:
-        yield from _postgres(folder) if kind == "postgres" else _sqlite(folder)
-
-
-def _sqlite(folder: str) -> Iterator[dict[str, Any]]:
-    yield {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": Path(folder) / "db.sqlite3",
-        "OPTIONS": {
-            "transaction_mode": "IMMEDIATE",
-            "init_command": "PRAGMA journal_mode=wal; PRAGMA synchronous=normal",
-        },
-    }
+        if kind == "postgres":
+            yield from _postgres(folder)
+            return
+        yield {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": Path(folder) / "db.sqlite3",
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "init_command": "PRAGMA journal_mode=wal; PRAGMA synchronous=normal",
+            },
+        }
 
 
 def _postgres(folder: str) -> Iterator[dict[str, Any]]:
@@ -53,17 +64,31 @@ def _postgres(folder: str) -> Iterator[dict[str, Any]]:
         server.cleanup()
 
 
-def up(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> Any:
-    """Set Django up on an empty database and return a user."""
+def set_up(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> Any:
+    """Set up Django on an empty database and return a user."""
     configure(database, registry)
-    call_command("migrate", verbosity=0)
+    return create_user()
+
+
+def create_user() -> Any:
+    """Create the tables and return a new user."""
     from django.contrib.auth import get_user_model
 
+    call_command("migrate", verbosity=0)
     return get_user_model().objects.create_user("bench")
 
 
+def submit(user: Any, agent_key: str, runs: int = 1) -> Any:
+    """Submit runs one after another and return the last one."""
+    from agentic_django.services import submit_agent_run
+
+    for _ in range(runs):
+        run = submit_agent_run(owner=user, input_payload="Hello", agent_key=agent_key)
+    return run
+
+
 def configure(database: dict[str, Any], registry: str = "benchmarks.site.agents") -> None:
-    """Set Django up on a database."""
+    """Set up Django on a database."""
     os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
     settings.configure(
         SECRET_KEY="benchmarks only",
@@ -97,8 +122,8 @@ def configure(database: dict[str, Any], registry: str = "benchmarks.site.agents"
     django.setup()
 
 
-def steps(tool_calls: int) -> list[Any]:
-    """Return a model's script: so many turns with a tool call each, then an answer of its own."""
+def responses(tool_calls: int) -> list[Any]:
+    """Return the responses of a scripted model: one for each tool call, then a unique answer."""
     from agents.testing import assistant_message, function_call
 
     calls = [[function_call("double", {"n": n}, call_id=f"c{n}")] for n in range(tool_calls)]
@@ -106,7 +131,7 @@ def steps(tool_calls: int) -> list[Any]:
 
 
 def agent(tool_calls: int) -> Any:
-    """Return a fresh agent with that script."""
+    """Return a new agent whose scripted model makes this number of tool calls."""
     import agents as sdk
     from agents.testing import ScriptedModel
 
@@ -114,11 +139,11 @@ def agent(tool_calls: int) -> Any:
     async def double(n: int) -> int:
         return 2 * n
 
-    return sdk.Agent(name="Bench", model=ScriptedModel(steps(tool_calls)), tools=[double])
+    return sdk.Agent(name="Bench", model=ScriptedModel(responses(tool_calls)), tools=[double])
 
 
 def waiting(seconds: float) -> Any:
-    """Return an agent whose model takes so long to answer."""
+    """Return an agent whose model answers after this number of seconds."""
     import agents as sdk
     from agents.testing import ModelStep, ScriptedModel, assistant_message
 
@@ -130,7 +155,7 @@ def waiting(seconds: float) -> Any:
 
 
 def agents() -> dict[str, Any]:
-    """The registry of this site."""
+    """Return the factories of the site's agents, by key."""
     return {
         "plain": lambda: agent(0),
         "tool": lambda: agent(1),

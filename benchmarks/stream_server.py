@@ -1,4 +1,4 @@
-"""The ASGI application of ``benchmarks.streams``: it also says what it has cost so far."""
+"""The ASGI application of ``benchmarks.streams``. ``/facts`` returns its statements and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _facts() -> dict[str, int]:
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answer ``/facts``, and leave the rest to Django."""
+    """Answer ``/facts``; pass other requests to Django."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     if scope["path"] != "/facts":

@@ -1,7 +1,7 @@
-"""What open streams cost: statements, memory, and the time from a model's word to a reader.
+"""Measures open streams: statements, memory, and the delay from a model's text to a reader.
 
 ``python -m benchmarks.streams [--streams 1000] [--active 100] [--seconds 20]`` prints JSON. One
-ASGI process serves the streams, on PostgreSQL; the words are written as a worker writes them.
+ASGI process serves the streams, on PostgreSQL. The text is written as a worker writes it.
 """
 
 from __future__ import annotations
@@ -22,35 +22,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from benchmarks import site
+from benchmarks import command, site
 
 _MOMENT = re.compile(rb"\d{10}\.\d{3}")
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--active", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--every", type=float, default=0.25, help="seconds between a run's words")
+    """Measure and print the result."""
+    parser = command.parser(__doc__, streams=1000, active=100, seconds=20.0, every=0.25)
     parser.add_argument("--wakeup", default="auto", choices=["auto", "poll"])
-    parser.add_argument("--pages", action="store_true", help="as pages read, with Markdown")
-    asked = parser.parse_args()
+    parser.add_argument("--pages", action="store_true", help="read as pages do, with Markdown")
+    options = parser.parse_args()
     with site.database("postgres") as database:
-        user = site.up(database)
-        few = argparse.Namespace(**{**vars(asked), "streams": 10, "active": 10})
-        result = {f"{each.streams}": _measured(database, user, each) for each in (few, asked)}
+        user = site.set_up(database)
+        few = argparse.Namespace(**{**vars(options), "streams": 10, "active": 10})
+        result = {f"{each.streams}": _measured(database, user, each) for each in (few, options)}
     print(json.dumps(result, indent=2))
 
 
-def _measured(database: dict[str, Any], user: Any, asked: argparse.Namespace) -> dict[str, Any]:
+def _measured(database: dict[str, Any], user: Any, options: argparse.Namespace) -> dict[str, Any]:
     from agentic_django.models import AgentRun
 
     AgentRun.objects.all().delete()
-    runs = [_running(user) for _ in range(asked.streams)]
-    with _served(database, asked.wakeup) as url:
-        return asyncio.run(_read(url, _cookie(user), runs, asked))
+    runs = [_running(user) for _ in range(options.streams)]
+    with _served(database, options.wakeup) as url:
+        return asyncio.run(_read(url, _cookie(user), runs, options))
 
 
 def _running(user: Any) -> Any:
@@ -81,9 +77,9 @@ def _served(database: dict[str, Any], wakeup: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "BENCH_DATABASE": json.dumps(database), "BENCH_WAKEUP": wakeup}
-    command = ["-m", "uvicorn", "benchmarks.stream_server:application", f"--port={port}"]
-    command += ["--log-level=warning", "--timeout-graceful-shutdown=1", "--backlog=2048"]
-    server = subprocess.Popen([sys.executable, *command], env=env)  # noqa: S603 - ours
+    arguments = ["-m", "uvicorn", "benchmarks.stream_server:application", f"--port={port}"]
+    arguments += ["--log-level=warning", "--timeout-graceful-shutdown=1", "--backlog=2048"]
+    server = subprocess.Popen([sys.executable, *arguments], env=env)  # noqa: S603 - ours
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_for(url)
@@ -108,43 +104,45 @@ def _facts(url: str) -> dict[str, int]:
         return facts
 
 
-async def _read(url: str, cookie: str, runs: list[Any], asked: Any) -> dict[str, Any]:
+async def _read(url: str, cookie: str, runs: list[Any], options: Any) -> dict[str, Any]:
     lags: list[float] = []
-    tasks = [await _one(url, cookie, runs[0], asked.pages, lags)]
-    await asyncio.sleep(1)  # What is loaded once is not a stream's.
+    tasks = [await _open_stream(url, cookie, runs[0], options.pages, lags)]
+    await asyncio.sleep(1)  # Leave out what the process loads once.
     before = await asyncio.to_thread(_facts, url)
     for start in range(1, len(runs), 20):
-        opened = (_one(url, cookie, run, asked.pages, lags) for run in runs[start : start + 20])
+        opened = (
+            _open_stream(url, cookie, run, options.pages, lags) for run in runs[start : start + 20]
+        )
         tasks += await asyncio.gather(*opened)
     await asyncio.sleep(3)
     opened_facts = await asyncio.to_thread(_facts, url)
-    await asyncio.sleep(asked.seconds)
+    await asyncio.sleep(options.seconds)
     idle = await asyncio.to_thread(_facts, url)
     stop = threading.Event()
-    writer = threading.Thread(target=_write, args=(runs[: asked.active], asked.every, stop))
+    writer = threading.Thread(target=_write, args=(runs[: options.active], options.every, stop))
     writer.start()
     await asyncio.sleep(3)
     lags.clear()
     begun = await asyncio.to_thread(_facts, url)
-    await asyncio.sleep(asked.seconds)
+    await asyncio.sleep(options.seconds)
     ended = await asyncio.to_thread(_facts, url)
-    told = sorted(lags)
+    sorted_lags = sorted(lags)
     stop.set()
     await asyncio.to_thread(writer.join)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     return {
-        "active": asked.active,
-        "statements_per_second_idle": _rate(opened_facts, idle, asked.seconds),
-        "statements_per_second_active": _rate(begun, ended, asked.seconds),
+        "active": options.active,
+        "statements_per_second_idle": _rate(opened_facts, idle, options.seconds),
+        "statements_per_second_active": _rate(begun, ended, options.seconds),
         "kb_per_stream": round(
             (opened_facts["memory_kb"] - before["memory_kb"]) / (len(runs) - 1), 1
         ),
         "threads": opened_facts["threads"],
-        "told": len(told),
-        "lag_ms_median": round(statistics.median(told) * 1000),
-        "lag_ms_p95": round(told[int(len(told) * 0.95)] * 1000),
+        "messages": len(sorted_lags),
+        "lag_ms_median": round(statistics.median(sorted_lags) * 1000),
+        "lag_ms_p95": round(sorted_lags[int(len(sorted_lags) * 0.95)] * 1000),
     }
 
 
@@ -152,8 +150,8 @@ def _rate(before: dict[str, int], after: dict[str, int], seconds: float) -> floa
     return round((after["statements"] - before["statements"]) / seconds, 1)
 
 
-async def _one(url: str, cookie: str, run: Any, pages: bool, lags: list[float]) -> Any:
-    """Open a stream; returns the task that reads it on."""
+async def _open_stream(url: str, cookie: str, run: Any, pages: bool, lags: list[float]) -> Any:
+    """Open a stream and return the task that reads it."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     path = (
@@ -165,20 +163,20 @@ async def _one(url: str, cookie: str, run: Any, pages: bool, lags: list[float]) 
     assert b" 200 " in status, status
     while b"retry:" not in await reader.readline():
         pass
-    return asyncio.create_task(_go_on(reader, writer, lags))
+    return asyncio.create_task(_read_lags(reader, writer, lags))
 
 
-async def _go_on(reader: Any, writer: Any, lags: list[float]) -> None:
+async def _read_lags(reader: Any, writer: Any, lags: list[float]) -> None:
     try:
         while line := await reader.readline():
-            if found := _MOMENT.findall(line):  # A page is given the whole block again.
+            if found := _MOMENT.findall(line):  # A page receives the whole block again.
                 lags.append(time.time() - float(found[-1 if b'"blocks"' in line else 0]))
     finally:
         writer.close()
 
 
 def _write(runs: list[Any], every: float, stop: threading.Event) -> None:
-    """Let each of the runs say the time, again and again, as a worker's models would."""
+    """Write the time as text of each run, again and again, as a worker does."""
     from agentic_django.engine.drafts import PartialMessage
 
     drafts = [PartialMessage(run, "main:model:1") for run in runs]

@@ -1,28 +1,26 @@
-"""What a recorded sub-step costs in a run of very many, and how soon such a run is resumed.
+"""Measures a recorded sub-step in a run with many of them, and the time to resume such a run.
 
-``python -m benchmarks.sub_steps [--steps 10000] [--database sqlite|postgres]`` prints JSON. One
-run records so many results by ``ctx.step``, and fails; it is then retried, finds all of them
-recorded, and completes. Time and SQL statements are given for a step of the first tenth and of
-the last one; statements that only open or close a transaction do not count. Where the machine has
-other work, the processor time of this process says more than the time on the clock.
+``python -m benchmarks.sub_steps [--steps 10000] [--database sqlite|postgres]`` prints JSON. One run
+records its results with ``ctx.step`` and fails. It is retried, finds all results recorded, and
+completes. The output has the time and SQL statements of a step in the first tenth and in the last.
+Statements that only open or close a transaction are not counted. On a busy machine, compare the
+processor time of this process instead of the elapsed time.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
 from typing import Any
 
-from benchmarks import site
+from benchmarks import command, site
 
-_FRAMES = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
 _PARTS = 10
 
 
 class Meter:
-    """Counts statements, and notes the time and the count at each tenth of the steps."""
+    """Counts statements, and records time and count after each tenth of the steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -32,16 +30,16 @@ class Meter:
 
     def count(self, execute: Any, sql: str, *rest: Any) -> Any:
         """Count a statement and execute it."""
-        self.statements += not sql.startswith(_FRAMES)
+        self.statements += not sql.startswith(site.TRANSACTION_STATEMENTS)
         return execute(sql, *rest)
 
     async def step(self, n: int) -> dict[str, Any]:
-        """Do the work of a step: next to nothing."""
+        """Return a small result, as the work of a step."""
         self.performed += 1
         return {"n": n, "vector": [0.25, 0.5, 0.75]}
 
     async def run(self, ctx: Any) -> str:
-        """Perform all steps; fail at the end if they were not all recorded before."""
+        """Perform all steps; fail at the end of the first attempt."""
         for n in range(self.steps):
             if n % (self.steps // _PARTS) == 0:
                 self.mark()
@@ -52,11 +50,11 @@ class Meter:
         return "Done."
 
     def mark(self) -> None:
-        """Note the times and the count."""
+        """Record the times and the count."""
         self.marks.append((time.perf_counter(), time.process_time(), self.statements))
 
     def part(self, number: int) -> dict[str, float]:
-        """Return what one step cost in a tenth of them."""
+        """Return the cost of one step in a tenth of them."""
         before, after = self.marks[number : number + 2]
         spent = [(b - a) / (self.steps // _PARTS) for a, b in zip(before, after, strict=True)]
         return {
@@ -70,7 +68,7 @@ meter: Meter
 
 
 def agents() -> dict[str, Any]:
-    """The registry of this site."""
+    """Return the factories of the site's agents, by key."""
 
     async def sub_steps(ctx: Any) -> str:
         return await meter.run(ctx)
@@ -79,27 +77,28 @@ def agents() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    asked = parser.parse_args()
-    logging.disable()  # Of the failure that is meant to be.
-    with site.database(asked.database) as database:
-        user = site.up(database, registry=f"{__name__}.agents")
-        print(json.dumps(_measured(user, asked.steps), indent=2))
+    """Measure and print the result."""
+    options = command.parser(__doc__, steps=10_000, database="sqlite").parse_args()
+    logging.disable()  # The run fails on purpose.
+    with site.database(options.database) as database:
+        user = site.set_up(database, registry=f"{__name__}.agents")
+        print(json.dumps(_measured(user, options.steps), indent=2))
 
 
 def _measured(user: Any, steps: int) -> dict[str, Any]:
     from django.db import connection
 
+    from agentic_django.services import retry_agent_run
+
     global meter
     meter = Meter(steps)
     with connection.execute_wrapper(meter.count):
-        run = _submitted(user)
+        run = site.submit(user, "sub_steps")
+        _assert_status(run, "failed")
         first, last = meter.part(0), meter.part(_PARTS - 1)
         began, before = time.perf_counter(), meter.statements
-        _retried(run)
+        retry_agent_run(run)
+        _assert_status(run, "completed")
         resumed = time.perf_counter() - began
     assert meter.performed == steps, meter.performed
     return {
@@ -114,21 +113,9 @@ def _measured(user: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def _submitted(user: Any) -> Any:
-    from agentic_django.services import submit_agent_run
-
-    run = submit_agent_run(owner=user, input_payload="Embed.", agent_key="sub_steps")
+def _assert_status(run: Any, status: str) -> None:
     run.refresh_from_db()
-    assert run.status == "failed", run.status
-    return run
-
-
-def _retried(run: Any) -> None:
-    from agentic_django.services import retry_agent_run
-
-    retry_agent_run(run)
-    run.refresh_from_db()
-    assert run.status == "completed", run.error_detail
+    assert run.status == status, run.error_detail
 
 
 if __name__ == "__main__":

