@@ -27,7 +27,7 @@ class Crew:
                     self.processes[name] = self._start(name)
 
     def stop(self) -> None:
-        """Ask all to end; kill what has not ended after a while."""
+        """Terminate all processes, and kill those that do not end in time."""
         for process in self.processes.values():
             process.terminate()
         end = time.monotonic() + GRACE_SECONDS

@@ -82,7 +82,7 @@ def serve_production(host: str, port: int) -> None:
         with crew(commands(host, port)) as processes:
             wait_for(host, port)
             welcome(host, port)
-            print("Kill a worker (kill -9 PID): another goes on with its answer.\n", flush=True)
+            print("Kill a worker (kill -9 PID): another one continues its answer.\n", flush=True)
             processes.watch()
 
 
@@ -104,7 +104,7 @@ def commands(host: str, port: int) -> dict[str, list[str]]:
 
 @contextmanager
 def state(*, reset: bool) -> Iterator[None]:
-    """Keep the demo's directory while it is used; empty it first where that is asked for."""
+    """Lock the demo's directory while it is used; empty it first if requested."""
     with (STATE / "lock").open("w") as lock:
         if reset:
             try:
@@ -117,7 +117,7 @@ def state(*, reset: bool) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Delete the demo's databases, and what was uploaded."""
+    """Delete the demo's databases and the uploaded files."""
     for directory in ("postgres", "media"):
         shutil.rmtree(STATE / directory, ignore_errors=True)
     for file in STATE.glob("shop.sqlite3*"):
@@ -163,7 +163,7 @@ def deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Migrate the database, fill the shop and make both logins; what is there stays."""
+    """Migrate the database, fill the shop and create both users; keep existing rows."""
     django.setup()
     from django.core.management import call_command  # noqa: PLC0415 - needs the settings
     from django.db import connections  # noqa: PLC0415

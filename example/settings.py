@@ -1,6 +1,6 @@
 """Settings of the example: SQLite and a pool of threads, so that it needs no server.
 
-``settings_production`` has what differs on PostgreSQL and RQ.
+``settings_production`` changes them for PostgreSQL and RQ.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ AGENTIC_DJANGO_DEFAULT_AGENT_KEY = "support"
 AGENTIC_DJANGO_APPROVERS = "example.shop.approvers.may_decide"
 AGENTIC_DJANGO_CONTEXT_FACTORY = "example.shop.agents.desk"
 AGENTIC_DJANGO_BASE_TEMPLATE = "shop/base.html"
-# Whoever kills a worker of the demo sees soon that another goes on.
+# A short lease: after a worker of the demo is killed, another one continues soon.
 AGENTIC_DJANGO_LEASE_SECONDS = 10
 
 # How long the offline model takes for a few words; some more before the first.

@@ -14,7 +14,7 @@ MAX_BYTES = 5 * 1024 * 1024
 
 
 class UploadForm(forms.Form):
-    """A file of sales; what cannot be one is refused before anything is started."""
+    """A file of sales. An invalid file is refused before a run starts."""
 
     file = forms.FileField(
         label="A CSV file of sales",
@@ -25,7 +25,7 @@ class UploadForm(forms.Form):
     )
 
     def clean_file(self) -> Any:
-        """Refuse what is too large, or not a table with the right columns."""
+        """Refuse a file that is too large or does not have the right columns."""
         file = self.cleaned_data["file"]
         if file.size > MAX_BYTES:
             size, most = filesizeformat(file.size), filesizeformat(MAX_BYTES)

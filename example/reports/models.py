@@ -17,7 +17,7 @@ AGENT_KEY = "report"
 
 
 def _address(report: Report, name: str) -> str:
-    """Return where a file is kept: under a name of ours, in a place that no URL leads to."""
+    """Return the path of a file: a generated name in a directory without a URL."""
     return f"reports/{uuid4().hex}.csv"
 
 
@@ -57,7 +57,7 @@ class Report(models.Model):
 
 
 class Row(models.Model):
-    """One row of a file: its cells, and what they say or why they cannot be used."""
+    """One row of a file: its cells, and their values or the reason why they are invalid."""
 
     report = models.ForeignKey(Report, models.DB_CASCADE, related_name="rows")
     line = models.PositiveIntegerField()

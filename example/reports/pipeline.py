@@ -1,7 +1,7 @@
 """The steps of a report. ``AGENTIC_DJANGO_AGENT_REGISTRY`` names :func:`agents`.
 
-Each step's result is recorded once; a report whose worker dies goes on behind the last one. A
-step that was cut short is done again, so those that write rows leave alone what is there.
+The result of each step is recorded once. If a worker dies, the report continues after the last
+recorded step. The interrupted step is repeated, so steps that write rows skip existing rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse(ctx: RunContext, state: State) -> dict[str, Any]:
 
 
 def validate(ctx: RunContext, state: State) -> dict[str, Any]:
-    """Find out what the cells say, and which rows cannot be used."""
+    """Read the values of the cells, and find the invalid rows."""
     rows = list(report_of(ctx).rows.all())
     for row in rows:
         try:
@@ -87,7 +87,7 @@ def aggregate(ctx: RunContext, state: State) -> dict[str, Any]:
 
 
 def chart(ctx: RunContext, state: State) -> str:
-    """Draw the months as SVG; the template escapes what it is given."""
+    """Draw the months as SVG. The template escapes its context."""
     months = state["totals"]["months"]
     longest = max(float(month["revenue"]) for month in months) or 1
     bars = [
@@ -98,7 +98,7 @@ def chart(ctx: RunContext, state: State) -> str:
 
 
 async def summarise(ctx: RunContext, state: State) -> str:
-    """Let an agent say what the figures mean."""
+    """Let an agent explain the figures."""
     return str(await ctx.run_agent(analyst(), json.dumps(state["totals"])))
 
 

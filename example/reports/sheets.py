@@ -16,7 +16,7 @@ LONGEST_NAME = 80
 
 
 class SheetError(UserError):
-    """This file cannot be used. The message is a sentence for the person who uploaded it."""
+    """This file cannot be used. The person who uploaded it reads the message."""
 
 
 def read(data: bytes) -> list[tuple[int, dict[str, str]]]:
@@ -57,7 +57,7 @@ def _check_columns(names: Any) -> None:
 
 
 def sale(cells: dict[str, str]) -> dict[str, Any]:
-    """Return what a row's cells say; raises SheetError."""
+    """Return the values of a row's cells; raise SheetError for invalid ones."""
     quantity = _number(cells["quantity"], "quantity", at_least=1)
     if quantity != int(quantity):
         raise SheetError(f"The quantity {cells['quantity']!r} is not a whole number.")

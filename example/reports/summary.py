@@ -9,7 +9,7 @@ from example.shop.demo_replies import Turn
 
 
 def summary(turn: Turn) -> str:
-    """Put the figures that were asked about into sentences."""
+    """Write sentences about the figures in the input."""
     totals: dict[str, Any] = json.loads(turn.text)
     months, regions, products = (totals[name] for name in ("months", "regions", "products"))
     best, weakest = max(months, key=_revenue), min(months, key=_revenue)

@@ -29,7 +29,7 @@ def reports(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_http_methods(["GET", "HEAD"])
 def report(request: HttpRequest, pk: int) -> HttpResponse:
-    """Show a report: its progress, then what came of it."""
+    """Show a report: its progress, then its result."""
     report = get_object_or_404(Report, pk=pk, owner=request.user.pk)
     run = AgentRun.objects.with_queue_position().with_steps().filter(pk__in=[report.run_id]).first()
     return render(request, "reports/report.html", {"report": report, "run": run})
@@ -38,7 +38,7 @@ def report(request: HttpRequest, pk: int) -> HttpResponse:
 @login_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def sample_file(request: HttpRequest) -> HttpResponse:
-    """Hand out the sample; or, asked to by a form, report on it."""
+    """Download the sample file, or start a report on it for a POST."""
     if request.method == "POST":
         return redirect("report", Report.begin(request.user, ContentFile(sample(), NAME)).pk)
     headers = {"Content-Disposition": f'attachment; filename="{NAME}"'}

@@ -1,4 +1,4 @@
-"""The support agent: what it is told, and the tools with which it reads and changes the shop.
+"""The support agent: its instructions, and the tools with which it reads and changes the shop.
 
 ``AGENTIC_DJANGO_AGENT_REGISTRY`` names :func:`agents`. Some tools are plain functions, others
 are coroutines: both use the ORM as usual.
@@ -81,7 +81,7 @@ def _offline() -> DemoModel:
 
 
 def _explain(ctx: RunContextWrapper[Any], error: Exception) -> str:
-    """Tell the model in the shop's own words what it refuses."""
+    """Return the shop's own message as the error that the model sees."""
     return str(error) if isinstance(error, ShopError) else default_tool_error_function(ctx, error)
 
 
@@ -120,7 +120,7 @@ async def check_stock(product: str) -> str:
 
 @function_tool(failure_error_function=_explain)
 def read_policy(topic: str) -> str:
-    """Read what the shop promises.
+    """Read one of the shop's policies.
 
     Args:
         topic: For example "damaged goods", "returns" or "shipping".

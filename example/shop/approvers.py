@@ -1,4 +1,4 @@
-"""Who decides about what the support agent asks: ``AGENTIC_DJANGO_APPROVERS`` names this."""
+"""Chooses who decides the support agent's approvals, for ``AGENTIC_DJANGO_APPROVERS``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An offline model for the demo: the SDK's own ``Model`` interface over a few rules.
 
-It keeps no state: what it answers depends on the input alone. Only its ids are made up.
+It keeps no state: its answer depends only on the input. Its ids are random.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _output(answer: Reply) -> list[TResponseOutputItem]:
 
 
 def _turn(input: Input) -> Turn:
-    """Read the last turn, and what the person said before, out of the input items."""
+    """Read the last turn and the person's earlier messages from the input items."""
     if isinstance(input, str):
         return Turn(input)
     said: list[str] = []
@@ -165,7 +165,7 @@ def _function_call(call: Call) -> ResponseFunctionToolCall:
     )
 
 
-def _response(output: list[TResponseOutputItem], asked: int, answered: int) -> Response:
+def _response(output: list[TResponseOutputItem], input_tokens: int, output_tokens: int) -> Response:
     return Response(
         id=_name("resp"),
         created_at=time.time(),
@@ -177,11 +177,11 @@ def _response(output: list[TResponseOutputItem], asked: int, answered: int) -> R
         tool_choice="auto",
         tools=[],
         usage=ResponseUsage(
-            input_tokens=asked,
+            input_tokens=input_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
-            output_tokens=answered,
+            output_tokens=output_tokens,
             output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
-            total_tokens=asked + answered,
+            total_tokens=input_tokens + output_tokens,
         ),
     )
 
@@ -211,13 +211,13 @@ def _message_events(
 ) -> Iterator[TResponseStreamEvent]:
     part = message.content[0]
     assert isinstance(part, ResponseOutputText)
-    place: Any = {"item_id": message.id, "output_index": index, "content_index": 0}
+    position: Any = {"item_id": message.id, "output_index": index, "content_index": 0}
     yield _added(message.model_copy(update={"content": [], "status": "in_progress"}), index, number)
     yield ResponseContentPartAddedEvent(
         type="response.content_part.added",
         part=part.model_copy(update={"text": ""}),
         sequence_number=next(number),
-        **place,
+        **position,
     )
     for words in re.findall(r"(?:\S+\s*){1,3}|\s+", part.text):
         yield ResponseTextDeltaEvent(
@@ -225,17 +225,17 @@ def _message_events(
             delta=words,
             logprobs=[],
             sequence_number=next(number),
-            **place,
+            **position,
         )
     yield ResponseTextDoneEvent(
         type="response.output_text.done",
         text=part.text,
         logprobs=[],
         sequence_number=next(number),
-        **place,
+        **position,
     )
     yield ResponseContentPartDoneEvent(
-        type="response.content_part.done", part=part, sequence_number=next(number), **place
+        type="response.content_part.done", part=part, sequence_number=next(number), **position
     )
     yield _done(message, index, number)
 
@@ -243,17 +243,17 @@ def _message_events(
 def _call_events(
     call: ResponseFunctionToolCall, index: int, number: Iterator[int]
 ) -> Iterator[TResponseStreamEvent]:
-    place: Any = {"item_id": call.id, "output_index": index}
+    position: Any = {"item_id": call.id, "output_index": index}
     yield _added(call.model_copy(update={"arguments": "", "status": "in_progress"}), index, number)
     yield ResponseFunctionCallArgumentsDeltaEvent(
         type="response.function_call_arguments.delta",
         delta=call.arguments,
         sequence_number=next(number),
-        **place,
+        **position,
     )
     said = {"name": call.name, "arguments": call.arguments, "sequence_number": next(number)}
     yield ResponseFunctionCallArgumentsDoneEvent.model_validate(
-        {"type": "response.function_call_arguments.done", **said, **place}
+        {"type": "response.function_call_arguments.done", **said, **position}
     )
     yield _done(call, index, number)
 

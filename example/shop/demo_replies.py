@@ -81,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a person said, what they had said before, and what tools answered since."""
+    """A person's message, their earlier messages, and the tool results since."""
 
     text: str
     before: Sequence[str] = ()
@@ -110,7 +110,7 @@ def reply(turn: Turn) -> Reply:
 
 
 def _refund(turn: Turn) -> Reply:
-    """Find the order, read the policy, pay back what it allows."""
+    """Find the order, read the policy, refund the amount that it allows."""
     if not turn.orders:
         return WHICH_ORDER
     if (found := turn.result("find_order")) is None:
@@ -139,9 +139,9 @@ def _against_refund(order: Facts, policy: str) -> str | None:
 
 
 def _amount(turn: Turn, order: Facts) -> str:
-    """The amount that was asked for, or all that has not been paid back yet."""
-    if asked := re.search(r"\b\d+[.,]\d\d\b", turn.text):
-        return asked[0].replace(",", ".")
+    """Return the requested amount, or the amount that is not refunded yet."""
+    if requested := re.search(r"\b\d+[.,]\d\d\b", turn.text):
+        return requested[0].replace(",", ".")
     return str(Decimal(order["total"]) - Decimal(order["refunded"]))
 
 
@@ -190,7 +190,7 @@ def _address(turn: Turn) -> Reply:
 
 
 def _policy(turn: Turn) -> Reply:
-    """Read what the shop promises, and quote it."""
+    """Read the shop's policies and quote them."""
     if (policy := turn.result("read_policy")) is None:
         return [Call("read_policy", {"topic": _topic(turn.text)})]
     if policy.output.startswith("There is no policy"):

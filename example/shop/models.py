@@ -14,7 +14,7 @@ CENT = Decimal("0.01")
 
 
 class ShopError(Exception):
-    """The shop cannot do this. The message is a sentence for the person who asked."""
+    """The shop cannot do this. The customer reads the message."""
 
 
 class ProductQuerySet(models.QuerySet["Product"]):
@@ -61,7 +61,7 @@ class Product(models.Model):
         return self.name
 
     def facts(self) -> dict[str, Any]:
-        """Return what an agent may tell about this product."""
+        """Return the facts about this product that an agent may reveal."""
         return {
             "sku": self.sku,
             "name": self.name,
@@ -71,7 +71,7 @@ class Product(models.Model):
 
 
 class Customer(models.Model):
-    """Somebody who ordered."""
+    """A customer of the shop."""
 
     name = models.CharField(max_length=80)
     email = models.EmailField(unique=True)
@@ -135,7 +135,7 @@ class Order(models.Model):
         return sum((refund.amount for refund in self.refunds.all()), Decimal(0)).quantize(CENT)
 
     def facts(self) -> dict[str, Any]:
-        """Return what an agent may tell about this order."""
+        """Return the facts about this order that an agent may reveal."""
         return {
             "order": self.number,
             "customer": self.customer.name,
@@ -187,7 +187,7 @@ class OrderLine(models.Model):
         return self.quantity * self.price
 
     def facts(self) -> dict[str, Any]:
-        """Return what an agent may tell about this line."""
+        """Return the facts about this order line that an agent may reveal."""
         return {"item": self.product.name, "quantity": self.quantity, "paid": str(self.paid)}
 
 
