@@ -76,7 +76,7 @@ class NotAllowed(AgenticError):
     """You may not use this agent."""
 
     code = "not_allowed"
-    user_message = _("You may not use this agent.")
+    user_message = _("You do not have permission to use this agent.")
 
 
 class Conflict(AgenticError):
@@ -89,7 +89,7 @@ class SessionBusy(Conflict):
     """Another run of this conversation has not ended yet."""
 
     code = "session_busy"
-    user_message = _("Another run of this conversation has not ended yet.")
+    user_message = _("Another run in this conversation is not finished yet.")
 
 
 class UnresolvedIntent(AgenticError):
@@ -165,7 +165,7 @@ class UserError(AgenticError):
     # whose run it is, and shown to them. Of other exceptions they see no text.
 
     code = "user_error"
-    user_message = _("This cannot be done as it was asked.")
+    user_message = _("This request cannot be completed.")
 
 
 class PipelineChanged(AgenticError):
@@ -194,26 +194,26 @@ class RunSuspended(BaseException):
 
 
 MESSAGES: dict[str, Any] = {
-    "agent_changed": _("The agent was changed while this waited. Start it again."),
-    "declined": _("A question was not answered, so this could not go on."),
+    "agent_changed": _("The agent was changed while the run was waiting. Start over."),
+    "declined": _("The run stopped because a question was not answered."),
     "unknown_agent": _("This agent is no longer available."),
-    "database_away": _("The database could not be reached. Trying again may help."),
+    "database_away": _("The database could not be reached. Retry, or contact support."),
     "bad_setting": _("The agent could not be started."),
     "guardrail": _("The agent declined this request."),
-    "internal": _("Something went wrong. Trying again may help."),
-    "lost": _("The work was interrupted. Trying again may help."),
-    "max_turns": _("The agent needed more steps than it is allowed."),
-    "not_serializable": _("The agent's answer could not be stored."),
-    "provider_busy": _("The model is busy. Trying again in a while may help."),
-    "provider_refused": _("The model refused the request."),
-    "provider_unreachable": _("The model could not be reached. Trying again may help."),
-    "tool_timed_out": _("A tool took longer than allowed."),
-    "unresolved_intent": _("A step that must not be repeated was interrupted. Please check it."),
-    "pipeline_changed": _(
-        "The steps of this job were changed meanwhile. Starting it again may help."
+    "internal": _("Something went wrong. Retry, or contact support."),
+    "lost": _("The run was interrupted. Retry, or contact support."),
+    "max_turns": _("The agent reached its step limit."),
+    "not_serializable": _("The agent's answer could not be saved."),
+    "provider_busy": _("The model is busy. Retry in a few minutes."),
+    "provider_refused": _("The model provider rejected the request."),
+    "provider_unreachable": _("The model could not be reached. Retry, or contact support."),
+    "tool_timed_out": _("A tool timed out."),
+    "unresolved_intent": _(
+        "A step that must not run twice was interrupted. Check whether it was completed."
     ),
-    "step_failed": _("A step failed. Trying again goes on from that step, and may help."),
-    "timed_out": _("This took longer than allowed and was stopped."),
+    "pipeline_changed": _("The steps were changed after this run started. Start over."),
+    "step_failed": _("A step failed. Retry continues from that step."),
+    "timed_out": _("The run timed out."),
 }
 """What a person reads, by the code of what went wrong."""
 

@@ -219,7 +219,7 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     the host's own code performs it. The row is read again.
     """
     if run.is_inline:
-        raise Conflict(_("Only the program that performed this run can resume it."))
+        raise Conflict(_("Only the program that started this run can resume it."))
     lifecycle.retry(run, fresh=start_again, by=_name(by, run))
     transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
     return run
@@ -249,11 +249,13 @@ def decide_approval(
     more. The row is read again.
     """
     if approve and approval.kind in (Kind.QUESTION, Kind.INTENT):
-        raise BadInput(_("This needs an answer, not an approval."))
+        raise BadInput(_("This question needs an answer, not an approval."))
     if approval.kind == Kind.INTENT:
-        raise BadInput(_("Say what is to be done with this call."))
+        raise BadInput(_("Choose done, repeat or fail for this call."))
     if arguments is not None and not approve:
-        raise BadInput(errors={"arguments": _("These are for a call that is approved.")})
+        raise BadInput(
+            errors={"arguments": _("Arguments can only be changed when the call is approved.")}
+        )
     edited = None
     if arguments is not None and dict(arguments) != approval.arguments:
         edited = approvals.validated_answer(approval, _data(arguments, "arguments"))
@@ -288,7 +290,7 @@ def resolve_approval(
     if approval.kind != Kind.INTENT:
         raise BadInput(_("This is not an interrupted call."))
     if outcome not in ("done", "repeat", "fail"):
-        raise BadInput(errors={"decision": _("Give one of: done, repeat, fail.")})
+        raise BadInput(errors={"decision": _("Choose one of: done, repeat, fail.")})
     answer = to_jsonable(result or "Done.", "result") if outcome == "done" else None
     return _decide(approval, outcome, by, reason, answer)
 
@@ -307,7 +309,7 @@ def _decide(
 ) -> ToolApproval:
     forms = _forms(approval, answer)
     if by is not None and not all(permissions.may_decide(by, form) for form in forms):
-        raise NotAllowed(_("You may not decide this."))
+        raise NotAllowed(_("You do not have permission to decide this."))
     validation.check_json(reason, "reason")
     name = _name(by, approval.run)
     lifecycle.decide(approval, decision, by=by, name=name, reason=reason, answer=answer)

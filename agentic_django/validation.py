@@ -71,7 +71,7 @@ def check_item_count(payload: Any) -> None:
     """Raise InputTooLarge for more items than ``AGENTIC_DJANGO_MAX_INPUT_ITEMS``."""
     most = settings.MAX_INPUT_ITEMS
     if isinstance(payload, list) and len(payload) > most:
-        text = _("%(count)s items are too many; this site accepts %(most)s.")
+        text = _("Too many items: %(count)s. The limit is %(most)s.")
         raise InputTooLarge(errors={"input": text % {"count": len(payload), "most": most}})
 
 
@@ -81,15 +81,15 @@ def check_json(value: Any, path: str = "", depth: int = 0) -> None:
     That is U+0000, lone surrogates, numbers that are not finite, and what is nested too deeply.
     """
     if depth > MAX_DEPTH:
-        text = _("This is nested more than %(most)s levels deep.")
+        text = _("The value is nested more than %(most)s levels deep.")
         raise BadInput(errors={path: text % {"most": MAX_DEPTH}})
     if isinstance(value, str):
         _check_text(value, path)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise BadInput(errors={path: _("NaN and infinities are not numbers in JSON.")})
+        raise BadInput(errors={path: _("JSON does not allow NaN or Infinity.")})
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            _check_text(key, path or _("(a field's name)"))
+            _check_text(key, path or _("(field name)"))
             check_json(inner, f"{path}.{key}".lstrip("."), depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
@@ -98,9 +98,9 @@ def check_json(value: Any, path: str = "", depth: int = 0) -> None:
 
 def _check_text(text: str, path: str) -> None:
     if "\x00" in text:
-        raise BadInput(errors={path: _("The character U+0000 is not accepted.")})
+        raise BadInput(errors={path: _("The character U+0000 is not allowed.")})
     if re.search(r"[\ud800-\udfff]", text):
-        raise BadInput(errors={path: _("A lone surrogate is not a character.")})
+        raise BadInput(errors={path: _("Lone surrogates are not allowed.")})
 
 
 def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -> M:
@@ -171,7 +171,7 @@ def validated_client_options(config: Mapping[str, Any]) -> dict[str, Any]:
     options = validated_run_options(config)
     most = _max_turns()
     if most is not None and (options.get("max_turns", 1) or most + 1) > most:
-        text = _("Give a number from 1 to %(most)s.") % {"most": most}
+        text = _("Enter a number from 1 to %(most)s.") % {"most": most}
         raise BadInput(errors={"config.max_turns": text})
     return options
 

@@ -114,8 +114,12 @@ class ApprovalAdmin(Record):
                 done += 1
             except AgenticError as error:
                 refused[str(error)] += 1
-        told = ngettext("%d decision was taken.", "%d decisions were taken.", done) % done
+        told = ngettext("%d decision was saved.", "%d decisions were saved.", done) % done
         self.message_user(request, told, messages.SUCCESS if done else messages.WARNING)
         for reason, count in refused.items():
-            text = ngettext("%(n)d was left: %(why)s", "%(n)d were left: %(why)s", count)
+            text = ngettext(
+                "%(n)d decision was not saved: %(why)s",
+                "%(n)d decisions were not saved: %(why)s",
+                count,
+            )
             self.message_user(request, text % {"n": count, "why": reason}, messages.WARNING)

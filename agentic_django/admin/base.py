@@ -122,7 +122,7 @@ class Record(ReadOnly, _Admin):
         names = {str(self.opts.verbose_name_plural): len(rows)}
         denied = [row for row in rows if not self.has_delete_permission(request, row)]
         needed = {str(self.opts.verbose_name)} if denied else set()
-        sentence = _("{} is not finished: stop it first")
+        sentence = _("{} is not finished. Stop it first.")
         busy = [format_html(str(sentence), link(run)) for run in self.busy(rows)]
         return [link(row) for row in rows], names, needed, busy
 

@@ -267,7 +267,7 @@ def choices(asked: dict[str, Any]) -> list[dict[str, Any]]:
     periods = [_choice(asked, "days", days, label) for days, label in labels.items()]
     keys = [_choice(asked, "agent", key, key) for key in agent_keys()]
     agents = [_choice(asked, "agent", "", _("All agents")), *keys]
-    return [{"label": _("Time"), "links": periods}, {"label": _("Agent"), "links": agents}]
+    return [{"label": _("Period"), "links": periods}, {"label": _("Agent"), "links": agents}]
 
 
 def columns(asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -276,8 +276,8 @@ def columns(asked: dict[str, Any]) -> list[dict[str, Any]]:
         "agent": _("agent"),
         "runs": _("runs"),
         "failed": _("Failed"),
-        "p50": _("Half took at most"),
-        "p95": _("95 % took at most"),
+        "p50": _("Median"),
+        "p95": _("95th percentile"),
         "tokens": _("Tokens"),
     }
     return [_column(asked, name, label) for name, label in labels.items()]
@@ -291,7 +291,7 @@ def _column(asked: dict[str, Any], name: str, label: Any) -> dict[str, Any]:
 
 def charts(figures: Figures) -> list[dict[str, Any]]:
     per_day = {"by_hour": False, "is_money": False}
-    ended = _("Ended runs per hour") if figures.by_hour else _("Ended runs per day")
+    ended = _("Finished runs per hour") if figures.by_hour else _("Finished runs per day")
     charts = [
         {**per_day, "label": ended, "bars": figures.finished, "by_hour": figures.by_hour},
         {**per_day, "label": _("Tokens per day"), "bars": figures.tokens},

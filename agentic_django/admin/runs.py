@@ -125,7 +125,7 @@ class RunAdmin(Record):
             },
         ),
         (
-            _("For operators"),
+            _("Operations data"),
             {
                 "fields": (
                     "error_code",
@@ -145,7 +145,7 @@ class RunAdmin(Record):
             },
         ),
         (
-            _("Given and used"),
+            _("Options and usage"),
             {
                 "fields": (
                     "tenant",
@@ -234,7 +234,7 @@ class RunAdmin(Record):
         """Link to the runs that this one started."""
         return list_link(AgentRun, str(_("Show")), parent__id__exact=run.pk)
 
-    @admin.display(description=_("state of its steps"))
+    @admin.display(description=_("step state"))
     def shown_state(self, run: AgentRun) -> str:
         """Return what the steps of a pipeline keep between them, and which are done."""
         state = ExecutionState.for_run(run)
@@ -260,13 +260,13 @@ class RunAdmin(Record):
             text = ngettext("%d run was stopped.", "%d runs were stopped.", done) % done
             self.message_user(request, text)
 
-    @admin.action(description=_("Try again"), permissions=["operate"])
+    @admin.action(description=_("Retry"), permissions=["operate"])
     def retry_runs(self, request: HttpRequest, queryset: QuerySet[AgentRun]) -> None:
         """Retry the selected runs."""
         retry = partial(services.retry_agent_run, by=request.user)
         done = self._each(request, queryset, retry)
         if done:
-            text = ngettext("%d run is tried again.", "%d runs are tried again.", done) % done
+            text = ngettext("%d run was queued again.", "%d runs were queued again.", done) % done
             self.message_user(request, text)
 
     def _each(
@@ -282,6 +282,8 @@ class RunAdmin(Record):
             except AgenticError as error:
                 refused[str(error)] += 1
         for reason, count in refused.items():
-            text = ngettext("%(n)d run was left: %(why)s", "%(n)d runs were left: %(why)s", count)
+            text = ngettext(
+                "%(n)d run was not changed: %(why)s", "%(n)d runs were not changed: %(why)s", count
+            )
             self.message_user(request, text % {"n": count, "why": reason}, messages.WARNING)
         return done

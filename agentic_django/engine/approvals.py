@@ -81,8 +81,8 @@ def decision_sentence(approval: ToolApproval) -> str:
     """Return who decided what, for somebody who came too late."""
     names = {"who": approval.decided_by, "what": approval.get_decision_display()}
     if approval.decided_by is None:
-        return _("This was decided already: %(what)s.") % names
-    return _("%(who)s has decided already: %(what)s.") % names
+        return _("Already decided: %(what)s.") % names
+    return _("%(who)s has already decided: %(what)s.") % names
 
 
 def has_open(run: AgentRun) -> bool:

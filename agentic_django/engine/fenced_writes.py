@@ -209,9 +209,9 @@ def append_while_waiting(run: AgentRun, drafts: Sequence[Event]) -> None:
 
 
 _REFUSED: dict[str, Any] = {
-    "decide": _("This run does not wait for a decision: it is %(status)s now."),
-    "cancel": _("Cannot cancel this run: it is %(status)s now."),
-    "retry": _("Cannot retry this run: it is %(status)s now."),
+    "decide": _("This run is not waiting for a decision. Its status is %(status)s."),
+    "cancel": _("Cannot stop this run: its status is %(status)s."),
+    "retry": _("Cannot retry this run: its status is %(status)s."),
 }
 """What a person reads whose verb came too late."""
 
@@ -236,7 +236,7 @@ def change_status(
     with transaction.atomic(using=database()):
         if not movable.update(**changes, updated_at=Now()):
             run.refresh_from_db()
-            text = _REFUSED.get(verb, f"Cannot {verb} this run: it is %(status)s now.")
+            text = _REFUSED.get(verb, f"Cannot {verb} this run: its status is %(status)s.")
             raise Conflict(text % {"status": run.get_status_display()})
         run.refresh_from_db()
         events.append_events(run, drafts)

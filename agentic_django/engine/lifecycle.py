@@ -325,7 +325,7 @@ def _refuse_unless_last(run: AgentRun) -> None:
         return
     run.session.lock()
     if transitions.run_rows().filter(session=run.session_id, position__gt=run.position).exists():
-        raise Conflict(_("Only the last run of a conversation can be tried again."))
+        raise Conflict(_("Only the last run of a conversation can be retried."))
 
 
 def _ended() -> dict[str, Any]:

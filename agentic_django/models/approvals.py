@@ -33,11 +33,11 @@ class ToolApproval(models.Model):
 
         APPROVED = "approved", _("approved")
         REJECTED = "rejected", _("rejected")
-        EXPIRED = "expired", _("rejected, as nobody decided in time")
+        EXPIRED = "expired", _("expired")
         ANSWERED = "answered", _("answered")
         DONE = "done", _("marked as done")
-        REPEAT = "repeat", _("to be repeated")
-        FAIL = "fail", _("given up")
+        REPEAT = "repeat", _("retried")
+        FAIL = "fail", _("marked as failed")
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     run = models.ForeignKey(AgentRun, on_delete=models.DB_CASCADE, related_name="approvals")
@@ -54,7 +54,7 @@ class ToolApproval(models.Model):
     schema = models.JSONField(_("form"), null=True, blank=True)
     requested_at = models.DateTimeField(_("requested"), db_default=Now(), editable=False)
     position = models.PositiveSmallIntegerField(_("position"), default=0, editable=False)
-    expires_at = models.DateTimeField(_("decide by"), null=True, blank=True, editable=False)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True, editable=False)
     decision = models.CharField(
         _("decision"), max_length=8, choices=Decision, blank=True, default="", editable=False
     )

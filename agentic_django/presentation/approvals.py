@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
 from agentic_django import permissions
@@ -52,6 +53,7 @@ class ApprovalView:
 
     approval: ToolApproval
     can_decide: bool
+    user: Any = None
 
     @property
     def title(self) -> str:
@@ -62,10 +64,13 @@ class ApprovalView:
             case Kind.QUESTION:
                 return printable(row.question)
             case Kind.INTENT:
-                return _("“%(tool)s” was interrupted and may have happened. What now?") % names
+                return (
+                    _("“%(tool)s” was interrupted and may have run. How should the agent continue?")
+                    % names
+                )
         if row.question:
             return printable(row.question)
-        return _("%(agent)s asks: may it do “%(tool)s”?") % names
+        return _("Allow %(agent)s to use “%(tool)s”?") % names
 
     @property
     def action(self) -> str:
@@ -105,8 +110,16 @@ class ApprovalView:
 
     @property
     def outcome(self) -> str:
-        """What was decided and by whom, once it is."""
-        return "" if self.approval.is_open else approvals.decision_sentence(self.approval)
+        """The decision and the person who made it; empty while the approval is open."""
+        row = self.approval
+        if row.is_open:
+            return ""
+        decision = capfirst(row.get_decision_display())
+        if row.decided_by is None:
+            return decision
+        if row.decided_by == self.user:
+            return _("%(decision)s by you") % {"decision": decision}
+        return _("%(decision)s by %(name)s") % {"decision": decision, "name": row.decided_by}
 
 
 _MISSING = object()
@@ -127,13 +140,13 @@ def open_for_run(run: AgentRun) -> list[ApprovalView]:
 
 def as_seen_by(approval: ToolApproval, user: Any) -> ApprovalView:
     """Return an approval as a user sees it."""
-    return ApprovalView(approval, permissions.may_decide(user, approval))
+    return ApprovalView(approval, permissions.may_decide(user, approval), user)
 
 
 def inbox(user: Any, viewer: Viewer) -> list[ApprovalView]:
     """Return the open approvals that a user may decide, oldest first."""
     found = approvals.awaiting(user, viewer)[:MAX_SHOWN]
-    return [ApprovalView(approval, can_decide=True) for approval in found]
+    return [ApprovalView(approval, can_decide=True, user=user) for approval in found]
 
 
 # Forms

@@ -111,11 +111,11 @@ def _part(part: Any) -> str | None:
         case {"type": "refusal", "refusal": str(text)}:
             return text
         case {"type": "input_image" | "image" | "generated_image"}:
-            return _("[Picture]")
+            return _("[Image]")
         case {"type": "input_file" | "file"}:
             return _("[File] %(name)s") % {"name": part.get("filename") or ""}
         case {"type": "input_audio" | "audio"}:
-            return _("[Recording]")
+            return _("[Audio]")
     return None
 
 

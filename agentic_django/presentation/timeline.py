@@ -67,8 +67,8 @@ class TimelineRow:
     @property
     def words(self) -> str:
         """How it ended, where that is not plain from its duration."""
-        told = {"lost": _("lost"), "failed": _("failed"), "stopped": _("stopped")}
-        return told.get(self.state, _("under way") if self.state == "busy" else "")
+        told = {"lost": _("interrupted"), "failed": _("failed"), "stopped": _("stopped")}
+        return told.get(self.state, _("running") if self.state == "busy" else "")
 
     @property
     def is_within(self) -> bool:
@@ -120,7 +120,7 @@ def _spans(
     life = [event for event in told if event.event_type in LIFE]
     if not life or life[0].created_at - run.created_at > timedelta(seconds=0.5):
         end = life[0].created_at if life else run.read_at
-        yield TimelineRow("wait", _("In line"), run.created_at, end, "done" if life else "waiting")
+        yield TimelineRow("wait", _("Queued"), run.created_at, end, "done" if life else "waiting")
     for event, following in pairwise([*life, None]):
         if event is not None:
             yield from _span(run, event, following, recorded)
@@ -143,10 +143,10 @@ def _span(
             yield TimelineRow("attempt", label, event.created_at, end, state, note)
         case "run.waiting":
             state = "done" if following else "waiting"
-            yield TimelineRow("approval", _("Waiting for a decision"), event.created_at, end, state)
+            yield TimelineRow("approval", _("Waiting for approval"), event.created_at, end, state)
         case "run.retrying" if (end - event.created_at).total_seconds() >= 0.05:
             state = "done" if following else "waiting"
-            yield TimelineRow("wait", _("Until the next attempt"), event.created_at, end, state)
+            yield TimelineRow("wait", _("Waiting to retry"), event.created_at, end, state)
 
 
 def _ending(run: AgentRun, following: AgentEvent | None) -> str:

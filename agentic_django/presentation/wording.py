@@ -156,13 +156,13 @@ def _stage(run: AgentRun, told: dict[str, Any]) -> Stage:
         return Stage(
             label,
             "waiting",
-            _("trying again, %(n)d of %(most)d") % _tries(told),
+            _("retrying, attempt %(n)d of %(most)d") % _tries(told),
             None,
             _error(told),
         )
     if _tries(told)["n"] > 1:
-        return Stage(label, "busy", _("under way, attempt %(n)d of %(most)d") % _tries(told))
-    return Stage(label, "busy", _("under way"))
+        return Stage(label, "busy", _("running, attempt %(n)d of %(most)d") % _tries(told))
+    return Stage(label, "busy", _("running"))
 
 
 def _tries(told: dict[str, Any]) -> dict[str, int]:
@@ -226,20 +226,20 @@ def reason(run: AgentRun) -> str:
     return str(message_for_code(run.error_code))
 
 
-_AGAIN = gettext_lazy("Trying again goes on from where it stopped.")
-_SUPPORT = gettext_lazy("Trying again will hardly help; please tell support.")
+_AGAIN = gettext_lazy("Retry continues from the last saved step.")
+_SUPPORT = gettext_lazy("A retry is unlikely to help. Contact support.")
 
 ADVICE: dict[str, Any] = {
     "unknown_agent": _SUPPORT,
     "bad_setting": _SUPPORT,
-    "guardrail": gettext_lazy("Asking in other words may help."),
+    "guardrail": gettext_lazy("Rephrase your request and send it again."),
     "declined": _AGAIN,
     "max_turns": _AGAIN,
     "not_serializable": _SUPPORT,
-    "provider_refused": gettext_lazy("Asking in other words may help."),
+    "provider_refused": gettext_lazy("Rephrase your request and send it again."),
     "timed_out": _AGAIN,
     "tool_timed_out": _AGAIN,
-    "unresolved_intent": gettext_lazy("Please tell support before you try again."),
+    "unresolved_intent": gettext_lazy("Contact support before you retry."),
 }
 """Whether trying again may help, where the reason does not say so itself."""
 
@@ -251,7 +251,7 @@ def advice(run: AgentRun) -> str:
 
 EVENTS: dict[str, Any] = {
     "run.started": gettext_lazy("Started"),
-    "run.retrying": gettext_lazy("Sent again"),
+    "run.retrying": gettext_lazy("Queued again"),
     "run.waiting": gettext_lazy("Waiting"),
     "run.completed": gettext_lazy("Completed"),
     "run.failed": gettext_lazy("Failed"),
@@ -261,15 +261,15 @@ EVENTS: dict[str, Any] = {
     "message": gettext_lazy("Message"),
     "reasoning": gettext_lazy("Thoughts"),
     "tool.called": gettext_lazy("Tool called"),
-    "tool.output": gettext_lazy("Tool answered"),
+    "tool.output": gettext_lazy("Tool finished"),
     "step.started": gettext_lazy("Step started"),
     "step.completed": gettext_lazy("Step completed"),
     "step.failed": gettext_lazy("Step failed"),
-    "step.retrying": gettext_lazy("Step tried again"),
+    "step.retrying": gettext_lazy("Step retried"),
     "step.skipped": gettext_lazy("Step skipped"),
     "progress.update": gettext_lazy("Progress"),
-    "approval.requested": gettext_lazy("Decision asked for"),
-    "approval.decided": gettext_lazy("Decided"),
+    "approval.requested": gettext_lazy("Approval requested"),
+    "approval.decided": gettext_lazy("Approval decided"),
     "log": gettext_lazy("Note"),
     "error": gettext_lazy("Error"),
 }
@@ -281,12 +281,12 @@ def event(event_type: str) -> str:
 
 
 REASONS: dict[str, Any] = {
-    "asked": gettext_lazy("As asked"),
-    "approval": gettext_lazy("For a decision"),
+    "asked": gettext_lazy("Retry requested"),
+    "approval": gettext_lazy("Waiting for approval"),
     "database_away": gettext_lazy("The database could not be reached"),
-    "decided": gettext_lazy("Everything was decided"),
-    "handed_back": gettext_lazy("The worker was ending"),
-    "lost": gettext_lazy("The worker was lost"),
+    "decided": gettext_lazy("All approvals are decided"),
+    "handed_back": gettext_lazy("The worker shut down"),
+    "lost": gettext_lazy("The worker stopped responding"),
     "provider_busy": gettext_lazy("The model was busy"),
     "provider_unreachable": gettext_lazy("The model could not be reached"),
 }
@@ -322,7 +322,7 @@ def _told(payload: dict[str, Any], name: str) -> str:
     if name == "error" and isinstance(code, str):
         return str(MESSAGES.get(code, text))
     if name == "reason" and text.startswith("by "):
-        return _("As asked by %(name)s") % {"name": text.removeprefix("by ")}
+        return _("Retry requested by %(name)s") % {"name": text.removeprefix("by ")}
     return str(REASONS.get(text, text)) if name == "reason" else text
 
 
@@ -364,7 +364,7 @@ def day(moment: datetime) -> str:
         return _("Today")
     if days == 1:
         return _("Yesterday")
-    return _("Last 7 days") if days < 7 else _("Earlier")
+    return _("Last 7 days") if days < 7 else _("Older")
 
 
 def since(moment: datetime, start: datetime) -> str:

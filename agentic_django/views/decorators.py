@@ -60,7 +60,7 @@ def _admit(request: Request, methods: tuple[str, ...]) -> HttpResponse | None:
 
 def _wrong_method(request: Request, methods: tuple[str, ...]) -> Problem:
     allowed = ", ".join(methods)
-    detail = _("%(method)s is not possible here. Allowed: %(allowed)s.")
+    detail = _("%(method)s is not allowed here. Allowed: %(allowed)s.")
     names = {"method": request.method, "allowed": allowed}
     return Problem(405, "method_not_allowed", detail % names, headers={"Allow": allowed})
 

@@ -112,7 +112,7 @@ def problem_of(error: Exception) -> Problem:
 
 def _detail(error: Exception) -> str:
     if isinstance(error, Http404):
-        return _("There is nothing here, or it is not yours.")
+        return _("This does not exist, or you do not have access to it.")
     return str(error) or _("The request cannot be accepted.")
 
 

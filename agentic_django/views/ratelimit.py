@@ -60,5 +60,5 @@ def _opened(window: RateWindow) -> RateWindow:
 
 
 def _limited(seconds: int) -> RateLimited:
-    text = _("You started too many runs in a short time. Try again in %(seconds)s s.")
+    text = _("You sent too many requests. Retry in %(seconds)s s.")
     return RateLimited(text % {"seconds": seconds}, retry_after=seconds)

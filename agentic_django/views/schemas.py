@@ -153,7 +153,9 @@ def parse_body[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
 
 
 def _unsupported(content_type: str) -> Problem:
-    detail = _("The body is %r. Send application/json or a form.") % content_type
+    detail = (
+        _("The content type %r is not supported. Send application/json or a form.") % content_type
+    )
     return Problem(415, "unsupported_media_type", detail)
 
 
@@ -168,7 +170,7 @@ def check_length(request: HttpRequest) -> None:
 def _check_bytes(size: int) -> None:
     most = settings.MAX_INPUT_BYTES
     if size > most:
-        text = _("The request has %(size)s bytes; this site accepts %(most)s.")
+        text = _("The request has %(size)s bytes. The limit is %(most)s.")
         raise InputTooLarge(text % {"size": size, "most": most})
 
 
@@ -187,12 +189,12 @@ def _parsed(text: str, field: str = "(body)") -> Any:
     except BadInput:
         raise
     except RecursionError:
-        raise BadInput(errors={field: _("This is nested too deeply.")}) from None
+        raise BadInput(errors={field: _("The value is nested too deeply.")}) from None
     except ValueError as error:  # Not only JSONDecodeError: also numbers of too many digits.
-        text = _("This is not JSON: %(why)s.") % {"why": error}
+        text = _("Invalid JSON: %(why)s.") % {"why": error}
         raise BadInput(errors={field: text}) from None
     if not isinstance(data, dict):
-        raise BadInput(errors={field: _("Give a JSON object.")})
+        raise BadInput(errors={field: _("Send a JSON object.")})
     return data
 
 
@@ -201,8 +203,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _value in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        validation.check_json(twice, _("(a field's name)"))
-        raise BadInput(errors={twice: _("This is given more than once.")})
+        validation.check_json(twice, _("(field name)"))
+        raise BadInput(errors={twice: _("This field is given more than once.")})
     return found
 
 
@@ -213,14 +215,14 @@ def parse_form(request: HttpRequest) -> None:
     try:
         request.POST  # noqa: B018 - parsing is its effect
     except (LookupError, UnicodeError) as error:  # A charset that is no encoding of text.
-        raise BadInput(_("The form's charset is unknown.")) from error
+        raise BadInput(_("The charset of the form is unknown.")) from error
 
 
 def _form(request: HttpRequest, model: type[BaseModel]) -> dict[str, Any]:
     lists = {name: values for name, values in request.POST.lists() if any(values)}
     lists.pop("csrfmiddlewaretoken", None)
     if request.FILES:
-        raise BadInput(errors=dict.fromkeys(request.FILES, _("A file is not accepted here.")))
+        raise BadInput(errors=dict.fromkeys(request.FILES, _("Files are not accepted here.")))
     return {name: _read(model, name, value) for name, value in _single(lists).items()}
 
 
@@ -231,7 +233,7 @@ def _read(model: type[BaseModel], name: str, value: str) -> Any:
 
 
 def _single(lists: Mapping[str, Any]) -> dict[str, str]:
-    text = _("This is given more than once.")
+    text = _("This field is given more than once.")
     twice = {name: text for name, values in lists.items() if len(values) > 1}
     if twice:
         raise BadInput(errors=twice)

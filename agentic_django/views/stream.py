@@ -91,13 +91,13 @@ def everything(request: Request) -> HttpResponse:
     if not asked and key is None:
         return _scoped(request, StreamScope(request.viewer))
     if len(asked) > MOST_RUNS:
-        raise BadInput(errors={"run": _("At most %(most)s runs.") % {"most": MOST_RUNS}})
+        raise BadInput(errors={"run": _("Name at most %(most)s runs.") % {"most": MOST_RUNS}})
     found = list(_runs(request).filter(pk__in={run_id(pk) for pk in asked}))
     scope = None if key is None else StreamScope(request.viewer, sessions.find(request, key).pk)
     if not found and scope is None:
         raise Http404
     if schemas.parse_query(request, schemas.StreamQuery).format == "json":
-        text = _("Runs are named for pages; ask for one run's stream, or for all.")
+        text = _("Only pages can name runs. Request the stream of one run, or of all runs.")
         raise BadInput(errors={"run": text})
     return _pages(request, _place(request, schemas.StreamQuery()), found, scope)
 
@@ -120,7 +120,7 @@ def _scoped(request: Request, scope: StreamScope) -> HttpResponse:
         return _stream(request, PageFeed(scope=scope))
     cursor = _cursor(_place(request, asked))
     if cursor.sequence:
-        raise BadInput(errors={"after": _("This is no place in this stream.")})
+        raise BadInput(errors={"after": _("This is not a valid cursor for this stream.")})
     return _stream(
         request,
         EventFeed(scope=scope, levels=visible_levels(request, asked.visibility), cursor=cursor),
@@ -135,7 +135,9 @@ def _cursor(place: str) -> Cursor:
     try:
         return Cursor.parse(place) if place else Cursor()
     except (ValueError, OverflowError, OSError) as error:
-        raise BadInput(errors={"after": _("This is no place in this stream.")}) from error
+        raise BadInput(
+            errors={"after": _("This is not a valid cursor for this stream.")}
+        ) from error
 
 
 # Sending

@@ -356,7 +356,7 @@ def test_runs_that_cannot_be_stopped_are_counted_with_the_reason(
     runs = [make_run(user, status) for status in ("running", "completed", "completed")]
     stopped, left = sorted(messages_of(act(admin_client, "stop_runs", *runs)))
     assert stopped == "1 run was stopped."
-    assert left.startswith("2 runs were left: ")
+    assert left.startswith("2 runs were not changed: ")
     assert "Completed" in left
 
 
@@ -366,7 +366,7 @@ def test_selected_runs_are_tried_again(
 ) -> None:
     run = make_run(user, status)
     with django_capture_on_commit_callbacks(execute=True):
-        assert messages_of(act(admin_client, "retry_runs", run)) == ["1 run is tried again."]
+        assert messages_of(act(admin_client, "retry_runs", run)) == ["1 run was queued again."]
     assert AgentRun.objects.get(pk=run.pk).status == "completed"
 
 
@@ -481,9 +481,9 @@ def test_operators_see_what_waits_and_decide_if_they_may(
     assert "4711" in admin_client.get(url("toolapproval", "change", approval.pk)).text
     action = {"action": "approve", "_selected_action": [str(approval.pk)]}
     page = admin_client.post(url("toolapproval"), action, follow=True).text
-    assert "You may not decide this." in page
+    assert "You do not have permission to decide this." in page
     settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user.is_staff
     page = admin_client.post(url("toolapproval"), action, follow=True).text
-    assert "1 decision was taken." in page
+    assert "1 decision was saved." in page
     approval.refresh_from_db()
     assert (approval.decision, approval.decided_by.is_staff) == ("approved", True)

@@ -122,7 +122,14 @@ def test_page_shows_the_figures(staff: Client, user: User) -> None:
     completed(user, 2.5, agent="support", usage={"total_tokens": 2318})
     make_run(user, "failed", error_code="max_turns")
     html = staff.get(PAGE).text
-    for expected in ("2.5 s", "2,318", "max_turns", "Ended runs per hour", "<svg", "As a table"):
+    for expected in (
+        "2.5 s",
+        "2,318",
+        "max_turns",
+        "Finished runs per hour",
+        "<svg",
+        "Show as table",
+    ):
         assert expected in html
     assert " style=" not in html.partition('id="content-main"')[2].partition("</main>")[0]
 

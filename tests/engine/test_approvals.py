@@ -453,7 +453,7 @@ def test_words_that_do_not_fit_a_call_give_way_to_the_apps_own(
 ) -> None:
     scripted("default", [pay_call(500)], "Done.", tools=[asks(text, action=text)(paying())])
     shown = approvals.as_seen_by(the(begin()), None)
-    assert (shown.title, shown.action) == ("Default asks: may it do “Pay”?", "Pay")
+    assert (shown.title, shown.action) == ("Allow Default to use “Pay”?", "Pay")
 
 
 def test_only_function_tools_are_worded() -> None:

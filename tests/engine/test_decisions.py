@@ -79,8 +79,8 @@ def test_of_two_who_decide_at_once_one_is_told_who_was_faster_and_what_they_did(
         run = waiting()
         told = each_at_once(decide(run, True), decide(run, False))
         assert told in (
-            ["done", "ada has decided already: approved."],
-            ["bob has decided already: rejected.", "done"],
+            ["done", "ada has already decided: approved."],
+            ["bob has already decided: rejected.", "done"],
         )
         row = open_of(run)
         assert row.decided_by == people[row.decision == "approved"]
@@ -119,7 +119,7 @@ def test_a_decision_and_the_end_of_its_time_at_once_count_once(waiting: Any) -> 
         if decided == "done":
             assert row.decision == "approved"
         else:
-            late = "This was decided already: rejected, as nobody decided in time."
+            late = "This was decided already: expired."
             assert (row.decision, decided) == ("expired", late)
         assert told_of(run) == {"approval.decided": 1, "run.retrying": 1}
 

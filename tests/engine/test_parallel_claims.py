@@ -162,7 +162,7 @@ def test_of_many_who_decide_at_once_one_wins(user: User, no_queue: None) -> None
     pk = run.approvals.get().pk
     told = at_once(8, lambda: decide(pk))
     assert sorted(told)[-1] == "decided"
-    assert set(told) == {"decided", "This was decided already: approved."}
+    assert set(told) == {"decided", "Already decided: approved."}
     assert told.count("decided") == 1
     kinds = list(run.events.order_by("sequence").values_list("event_type", flat=True))
     assert kinds == ["approval.decided", "run.retrying"]

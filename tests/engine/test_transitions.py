@@ -179,7 +179,7 @@ def test_a_stale_page_can_still_cancel(user: User, state: str) -> None:
 def test_a_refused_move_reads_the_row_again(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.filter(pk=run.pk).update(status="completed")
-    with pytest.raises(Conflict, match="it is Completed now"):
+    with pytest.raises(Conflict, match="its status is Completed"):
         fenced_writes.change_status(run, "cancel")
     assert run.status == "completed"
 

@@ -230,7 +230,7 @@ def test_a_provider_that_stays_busy_fails_the_run_in_the_end(
     openai_server.answer_with(lambda body: Failure(429, "Slow.", "rate_limit", retry_after=0.01))
     run = submit(user, "Hello")
     assert (run.status, run.error_code) == ("failed", "provider_busy")
-    assert run.error == "The model is busy. Trying again in a while may help."
+    assert run.error == "The model is busy. Retry in a few minutes."
     assert len(openai_server.requests) == 2 * CLIENTS_TRIES
 
 
@@ -242,11 +242,11 @@ def test_a_refusal_fails_the_run_at_once_in_plain_words(
     run = submit(user, "Hello", session_key="talk")
     assert len(openai_server.requests) == 1
     assert (run.status, run.error_code, run.attempt) == ("failed", "provider_refused", 1)
-    assert run.error == "The model refused the request."
+    assert run.error == "The model provider rejected the request."
     assert "The secret of the provider" in run.error_detail
     for accept in ("application/json", "text/html"):
         shown = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": accept}).text
-        assert "The model refused the request." in shown
+        assert "The model provider rejected the request." in shown
         assert "secret" not in shown
     assert run.session is not None
     assert session_items.read_items(run.session) == [{"role": "user", "content": "Hello"}]
@@ -285,5 +285,5 @@ def test_a_hanging_model_is_left_when_the_runs_time_is_up(
     openai_server.enqueue(Hang(Reply("A long answer"), events=6))
     run = submit(user, "Hello")
     assert (run.status, run.error_code) == ("timed_out", "timed_out")
-    assert run.error == "This took longer than allowed and was stopped."
+    assert run.error == "The run timed out."
     assert openai_server.wait_for_disconnect(2)

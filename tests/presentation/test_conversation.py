@@ -212,7 +212,7 @@ def test_pictures_and_files_of_a_user_are_named() -> None:
         {"type": "input_file", "filename": "bill.pdf", "file_data": "AAAA"},
     ]
     (message,) = conversation.messages([asked(parts)])
-    assert message.text == "Look\n\n[Picture]\n\n[File] bill.pdf"
+    assert message.text == "Look\n\n[Image]\n\n[File] bill.pdf"
 
 
 @pytest.mark.parametrize(
@@ -373,4 +373,4 @@ def test_long_conversation_shows_its_last_turns(
 
 def test_pictures_are_named_in_the_readers_language() -> None:
     with override("en"):
-        assert conversation.readable([{"type": "input_image"}]) == "[Picture]"
+        assert conversation.readable([{"type": "input_image"}]) == "[Image]"

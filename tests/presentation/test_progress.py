@@ -172,7 +172,7 @@ def test_steps_are_listed_in_order_with_state_and_duration(run: AgentRun) -> Non
     assert [(s.label, s.state, s.words, s.seconds) for s in stages] == [
         ("Fetching the files", "done", "done", 2.14),
         ("Tidy up", "done", "done", 2.14),
-        ("Save", "busy", "under way", None),
+        ("Save", "busy", "running", None),
     ]
     html = shown(run)
     assert html.count('<span class="agentic-took">done · 2.1 s</span>') == 2
@@ -183,10 +183,10 @@ def test_a_step_that_is_tried_again_says_why_and_how_often(run: AgentRun) -> Non
     step(run, "started", attempt=1, max_attempts=3)
     step(run, "retrying", attempt=2, max_attempts=3, error="OSError: gone", retry_delay=1.0)
     assert stage(run) == wording.Stage(
-        "Fetch", "waiting", "trying again, 2 of 3", error="OSError: gone"
+        "Fetch", "waiting", "retrying, attempt 2 of 3", error="OSError: gone"
     )
     step(run, "started", attempt=2, max_attempts=3)
-    assert stage(run) == wording.Stage("Fetch", "busy", "under way, attempt 2 of 3")
+    assert stage(run) == wording.Stage("Fetch", "busy", "running, attempt 2 of 3")
     step(run, "completed", result=1, duration_seconds=1)
     assert stage(run).error == ""
 

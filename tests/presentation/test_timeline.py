@@ -71,7 +71,7 @@ def test_run_that_lost_a_worker_has_a_row_for_each_attempt_and_call(
         ("attempt", "Attempt 1", "lost"),
         ("model", "model", "done"),
         ("tool", "find_order", "done"),
-        ("wait", "Until the next attempt", "done"),
+        ("wait", "Waiting to retry", "done"),
         ("attempt", "Attempt 2", "done"),
         ("tool", "read_policy", "done"),
     ]
@@ -117,7 +117,7 @@ def test_time_in_line_is_a_wait(run: AgentRun, tell: Any) -> None:
     tell(3, "run.started", attempt=1)
     tell(4, "run.completed")
     first = timeline(run).rows[0]
-    assert (first.kind, first.label, first.seconds) == ("wait", "In line", 3.0)
+    assert (first.kind, first.label, first.seconds) == ("wait", "Queued", 3.0)
 
 
 def test_long_wait_is_cut_to_the_length_of_the_rest(run: AgentRun, tell: Any) -> None:
@@ -127,9 +127,9 @@ def test_long_wait_is_cut_to_the_length_of_the_rest(run: AgentRun, tell: Any) ->
     tell(3610, "run.completed")
     shown = timeline(run)
     widths = {row.label: round(row.width) for row in shown.rows}
-    assert widths["Waiting for a decision"] == pytest.approx(WIDTH / 2, abs=3)
+    assert widths["Waiting for approval"] == pytest.approx(WIDTH / 2, abs=3)
     assert widths["Attempt 1"] == widths["Attempt 2"] == pytest.approx(WIDTH / 4, abs=3)
-    assert [row.label for row in shown.rows if row.is_broken] == ["Waiting for a decision"]
+    assert [row.label for row in shown.rows if row.is_broken] == ["Waiting for approval"]
     assert shown.waited == 3600
     assert all(row.x >= 0 and row.x + row.width <= WIDTH + 1 for row in shown.rows)
 
@@ -157,7 +157,7 @@ def test_call_that_is_under_way_is_shown_up_to_now(user: User, tell: Any, run: A
 
 def test_run_that_never_began_waits_in_line(user: User) -> None:
     rows = timeline(make_run(user, "pending")).rows
-    assert [(row.label, row.state) for row in rows] == [("In line", "waiting")]
+    assert [(row.label, row.state) for row in rows] == [("Queued", "waiting")]
 
 
 def test_very_many_calls_are_cut_and_the_number_is_said(run: AgentRun, record: Any) -> None:

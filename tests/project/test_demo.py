@@ -255,7 +255,7 @@ def test_a_stopped_run_goes_on_from_where_it_was_when_tried_again(
     run.refresh_from_db()
     assert run.status == "cancelled"
     assert not turn.get_by_role("button", name="Stop").count()
-    turn.get_by_role("button", name="Try again").click()
+    turn.get_by_role("button", name="Retry").click()
     wait_for(turn, "completed")
     assert_told(turn, 1042)
     run.refresh_from_db()

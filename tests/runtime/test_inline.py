@@ -329,7 +329,7 @@ def test_a_run_that_is_being_performed_is_refused() -> None:
 
 def test_a_run_that_has_completed_is_refused() -> None:
     run_id = performed(working)
-    with pytest.raises(Conflict, match="it is Completed now"):
+    with pytest.raises(Conflict, match="its status is Completed"):
         performed(working, run_id=run_id)
 
 

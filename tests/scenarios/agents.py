@@ -97,7 +97,7 @@ async def too_slow() -> str:
 @at_most_once
 @function_tool
 async def pay(amount: int) -> str:
-    """Pay: not to be repeated."""
+    """Pay: not retried."""
     effects.note_tool_call()
     return f"paid {amount} as {current_step().call_id}"
 

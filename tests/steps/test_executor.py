@@ -153,7 +153,7 @@ def test_events_have_the_fields_that_are_promised(
             **place,
             "attempt": 2,
             "max_attempts": 3,
-            "error": "Something went wrong. Trying again may help.",
+            "error": "Something went wrong. Retry, or contact support.",
             "code": "internal",
             "retry_delay": 0.01,
         }
@@ -173,7 +173,7 @@ def test_events_have_the_fields_that_are_promised(
         "step_name": "c",
         "step_index": 2,
         "total_steps": 3,
-        "error": "Something went wrong. Trying again may help.",
+        "error": "Something went wrong. Retry, or contact support.",
         "code": "internal",
         "attempts": 1,
     }
@@ -396,7 +396,7 @@ def test_what_a_step_raises_is_not_told_to_users_unless_it_is_made_for_them(
     register(Pipeline([does(calls, "a", secret, theirs, secret, retries=2, retry_delay=0)]))
     run = carry("work")
     told = [payload["error"] for payload in payloads(run, "step.retrying")]
-    assert told == ["Something went wrong. Trying again may help.", "Row 7 has no price."]
+    assert told == ["Something went wrong. Retry, or contact support.", "Row 7 has no price."]
     public = run.events.filter(visibility="user")
     assert "hunter2" not in str(list(public.values_list("payload", flat=True)))
     assert "hunter2" in payloads(run, "error")[0]["error"]

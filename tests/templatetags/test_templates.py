@@ -160,8 +160,8 @@ def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
         become(run, "failed", error_code="max_turns", error="x", error_detail="Traceback secret")
     )
     assert 'role="alert"' in html
-    assert "The agent needed more steps than it is allowed." in html
-    assert "Trying again goes on from where it stopped." in html
+    assert "The agent reached its step limit." in html
+    assert "Retry continues from the last saved step." in html
     assert str(run.pk) in html
     assert "secret" not in html
 
@@ -169,13 +169,17 @@ def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
 @pytest.mark.parametrize(
     ("status", "fields", "words"),
     [
-        ("pending", {}, "In line"),
-        ("pending", {"failures": 1}, "Reconnecting, nothing is lost"),
+        ("pending", {}, "Queued"),
+        (
+            "pending",
+            {"failures": 1},
+            "Reconnecting… Another worker continues from the last saved step.",
+        ),
         ("running", {"activity": "Reading the policy…"}, "Reading the policy…"),
         ("running", {}, "Working…"),
-        ("waiting", {}, "Waiting for your decision"),
-        ("cancelled", {}, "This was stopped after 12 s"),
-        ("cancelled", {"started_at": None}, "This was stopped before it began"),
+        ("waiting", {}, "Waiting for approval"),
+        ("cancelled", {}, "Stopped after 12 s"),
+        ("cancelled", {"started_at": None}, "Stopped before it started"),
         ("timed_out", {}, "Stopped after 12 s"),
     ],
 )
@@ -189,12 +193,14 @@ def test_place_in_line_is_said(session: AgentSession, run: AgentRun) -> None:
     later = AgentRun.objects.create(session=session, agent_key="support", input_payload="And?")
     moment = timezone.now() + timedelta(seconds=1)  # The clock of SQLite counts milliseconds.
     AgentRun.objects.filter(pk=later.pk).update(created_at=moment)
-    assert "In line, 1 before you" in shown(later)
+    assert "Queued, 1 ahead of you" in shown(later)
 
 
 def test_run_that_lost_its_worker_says_that_nothing_is_lost(run: AgentRun) -> None:
     ended = timezone.now() - timedelta(seconds=1)
-    assert "Reconnecting, nothing is lost" in shown(become(run, "running", lease_ends_at=ended))
+    assert "Reconnecting… Another worker continues from the last saved step." in shown(
+        become(run, "running", lease_ends_at=ended)
+    )
 
 
 def test_running_run_says_for_how_long_after_ten_seconds(run: AgentRun) -> None:
@@ -214,16 +220,16 @@ def test_time_between_attempts_does_not_count(run: AgentRun) -> None:
     assert ">1 h 4 m</span>" in shown(become(run, "running", **times))
     assert "Done in 1 h 1 m" in shown(become(run, "completed", final_output="Yes", **times))
     never_again = {**times, "active_seconds": 0.0}
-    assert "This was stopped before it began" in shown(become(run, "cancelled", **never_again))
+    assert "Stopped before it started" in shown(become(run, "cancelled", **never_again))
 
 
 @pytest.mark.parametrize(
     ("by", "words"),
     [
-        ("owner", "You stopped this before it began"),
-        ("staff", "A member of staff stopped this before it began"),
-        ("a nightly job", "This was stopped before it began"),
-        ("", "This was stopped before it began"),
+        ("owner", "You stopped this before it started"),
+        ("staff", "Stopped by staff before it started"),
+        ("a nightly job", "Stopped before it started"),
+        ("", "Stopped before it started"),
     ],
 )
 def test_it_is_said_who_stopped_a_run(run: AgentRun, other_user: User, by: str, words: str) -> None:
@@ -245,7 +251,7 @@ def test_run_in_whose_place_its_owner_sent_another_was_stopped_by_him(
         on_busy="interrupt",
     )
     run.refresh_from_db()
-    assert "You stopped this before it began" in shown(loaded(run))
+    assert "You stopped this before it started" in shown(loaded(run))
 
 
 def test_tool_call_is_a_line_that_opens(run: AgentRun) -> None:
@@ -256,7 +262,7 @@ def test_tool_call_is_a_line_that_opens(run: AgentRun) -> None:
     assert f'<details class="agentic-call" id="run-{run.pk}-call-1">' in html
 
 
-@pytest.mark.parametrize(("status", "words"), [("running", "under way"), ("failed", "no result")])
+@pytest.mark.parametrize(("status", "words"), [("running", "running"), ("failed", "no result")])
 def test_tool_call_without_an_answer_says_so(run: AgentRun, status: str, words: str) -> None:
     call_tool(run, "find_order", {"number": 1042})
     assert words in shown(become(run, status))
@@ -339,7 +345,7 @@ def test_page_of_a_run_tells_what_happened(client: Client, run: AgentRun) -> Non
     call_tool(run, "find_order", {"number": 1042}, "delivered")
     become(run, "completed", final_output="Here.", usage={"requests": 2, "total_tokens": 2318})
     html = client.get(f"/agents/runs/{run.pk}/", headers={"accept": "text/html"}).text
-    for expected in ("2,318", "Tool answered", "find_order", "Completed", "/sessions/talk/"):
+    for expected in ("2,318", "Tool finished", "find_order", "Completed", "/sessions/talk/"):
         assert expected in html
 
 
@@ -422,7 +428,7 @@ def test_running_run_becomes_its_answer_and_what_is_open_stays_open(
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.locator(".agentic-log summary").click()
-    expect(page.get_by_text("Nothing yet")).to_be_visible()
+    expect(page.get_by_text("No result yet")).to_be_visible()
     call_tool(run, "find_order", {"number": 1042}, "delivered")
     write(run)
     expect(page.get_by_text("delivered")).to_be_visible()
@@ -441,7 +447,7 @@ def test_page_around_a_run_follows_it(visit: Callable[..., Page], run: AgentRun)
     become(run, "running", finished_at=None)
     page = visit(f"/agents/runs/{run.pk}/")
     expect(page.locator(".agentic-pill")).to_have_text("Running")
-    page.locator("summary").get_by_text("What happened").click()
+    page.locator("summary").get_by_text("Events").click()
     tell(run, EventType.RUN_COMPLETED, output="Here.")
     become(run, "completed", final_output="Here.")
     expect(page.locator(".agentic-pill")).to_have_text("Completed")
@@ -489,7 +495,7 @@ def test_stop_button_stops_the_run_in_place(visit: Callable[..., Page], run: Age
     page = visit("/agents/sessions/talk/")
     page.locator(".agentic-run").get_by_role("button", name="Stop").click()
     expect(page.locator(".agentic-run").get_by_text("You stopped this after")).to_be_visible()
-    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    expect(page.get_by_role("button", name="Retry")).to_be_visible()
 
 
 @pytest.mark.browser

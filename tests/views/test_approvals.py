@@ -43,7 +43,7 @@ def address(run: AgentRun) -> str:
 
 def test_the_runs_fragment_shows_what_is_asked(client: Client, run: AgentRun) -> None:
     html = client.get(reverse("agents:run-fragment", args=[run.pk]), headers=HTMX).text
-    assert "Default asks: may it do “Pay”?" in html
+    assert "Allow Default to use “Pay”?" in html
     assert f'action="{address(run)}"' in html
     assert 'name="field.amount" value="500"' in html
     assert 'value="reject"' in html
@@ -100,7 +100,7 @@ def test_the_button_says_what_it_does_and_edits_have_one_of_their_own(
     assert "field.amount" not in as_it_is
     edited = html.partition("<details")[2].partition("</details>")[0]
     assert 'name="field.amount" value="500"' in edited
-    assert "Approve with these changes</button>" in edited
+    assert "Approve with changes</button>" in edited
 
 
 def test_what_does_not_fit_is_refused_by_field(client: Client, run: AgentRun) -> None:
@@ -133,7 +133,7 @@ def test_the_second_decision_is_told_who_did_what(client: Client, run: AgentRun)
     for headers in (JSON, HTMX, PAGE):
         response = client.post(url, {"decision": "reject"}, headers=headers)
         assert response.status_code == 409
-        assert "ada has decided already: rejected" in response.text
+        assert "Rejected by you" in response.text
 
 
 def test_a_decision_on_a_stopped_run_says_so(client: Client, run: AgentRun) -> None:
@@ -160,7 +160,7 @@ def test_who_may_not_decide_is_refused(
     response = client.post(address(run), {"decision": "reject"}, headers=JSON)
     assert response.status_code == 403
     html = client.get(reverse("agents:run-fragment", args=[run.pk]), headers=HTMX).text
-    assert "Somebody else decides about this." in html
+    assert "Waiting for approval by someone else." in html
     listed = other_client.get(reverse("agents:approval-list"), headers=JSON).json()
     assert [row["tool"] for row in listed["approvals"]] == ["pay"]
     response = other_client.post(address(run), {"decision": "reject"}, headers=PAGE)
@@ -180,7 +180,7 @@ def test_one_is_a_page_that_tells_what_was_decided(client: Client, run: AgentRun
     assert "may it do" in client.get(url, headers=PAGE).text
     client.post(url, {"decision": "reject", "reason": "No."}, headers=PAGE)
     html = client.get(url, headers=PAGE).text
-    assert "ada has decided already: rejected" in html
+    assert "Rejected by you" in html
     assert "<button" not in html
 
 

@@ -52,7 +52,7 @@ def test_a_refund_is_approved(visit: Callable[..., Page], shop: AgentRun) -> Non
     expect(asked).to_be_visible()
     expect(asked.locator("dl")).to_contain_text("refund_order")
     expect(asked.locator("dl")).to_contain_text("48.00")
-    asked.get_by_text("Change", exact=True).click()
+    asked.get_by_text("Edit before approving", exact=True).click()
     expect(asked.get_by_label("Amount")).to_have_value("48.00")
     found = Axe().run(page).response["violations"]
     assert not found, found
@@ -63,7 +63,7 @@ def test_a_refund_is_approved(visit: Callable[..., Page], shop: AgentRun) -> Non
 
 def test_a_refund_is_rejected_with_a_reason(visit: Callable[..., Page], shop: AgentRun) -> None:
     page = visit(f"/agents/runs/{shop.pk}/")
-    page.get_by_label("Reason, if you reject").fill("Not without a picture.")
+    page.get_by_label("Reason for rejecting (optional)").fill("Not without a picture.")
     page.get_by_role("button", name="Reject").click()
     ended(page)
     expect(turn(page)).to_contain_text("Not without a picture.")
@@ -72,9 +72,9 @@ def test_a_refund_is_rejected_with_a_reason(visit: Callable[..., Page], shop: Ag
 
 def test_the_amount_is_edited(visit: Callable[..., Page], shop: AgentRun) -> None:
     page = visit(f"/agents/runs/{shop.pk}/")
-    page.get_by_text("Change", exact=True).click()
+    page.get_by_text("Edit before approving", exact=True).click()
     page.get_by_label("Amount").fill("20.00")
-    page.get_by_role("button", name="Approve with these changes").click()
+    page.get_by_role("button", name="Approve with changes").click()
     ended(page)
     assert Refund.objects.get().amount == Decimal("20.00")
     assert ToolApproval.objects.get().was_edited
@@ -85,7 +85,7 @@ def test_the_list_is_decided_by_keyboard_alone(visit: Callable[..., Page], shop:
     expect(page.get_by_role("button", name="Refund 48.00")).to_be_visible()
     tab_to(page, page.get_by_role("button", name="Refund 48.00"))
     page.keyboard.press("Enter")
-    expect(page.get_by_text("ada has decided already: approved.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("ada has already decided: approved.")).to_be_visible(timeout=15_000)
     assert Refund.objects.count() == 1
 
 
@@ -100,14 +100,14 @@ def tab_to(page: Page, wanted: Locator) -> None:
 
 def test_a_refund_is_edited_by_keyboard_alone(visit: Callable[..., Page], shop: AgentRun) -> None:
     page = visit(f"/agents/approvals/{ToolApproval.objects.get().pk}/")
-    tab_to(page, page.locator("summary", has_text="Change"))
+    tab_to(page, page.locator("summary", has_text="Edit before approving"))
     page.keyboard.press("Enter")
     expect(page.get_by_label("Amount")).to_be_visible()
     tab_to(page, page.get_by_label("Amount"))
     page.keyboard.press("Control+a")
     page.keyboard.type("12.50")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("ada has decided already: approved.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("ada has already decided: approved.")).to_be_visible(timeout=15_000)
     assert Refund.objects.get().amount == Decimal("12.50")
 
 
@@ -117,9 +117,9 @@ def test_a_second_window_is_told_who_was_faster(
     problems.allow("409")
     first, second = (visit("/agents/approvals/") for _ in range(2))
     first.get_by_role("button", name="Refund 48.00").click()
-    expect(first.get_by_text("ada has decided already: approved.")).to_be_visible(timeout=15_000)
+    expect(first.get_by_text("ada has already decided: approved.")).to_be_visible(timeout=15_000)
     second.get_by_role("button", name="Reject").click()
-    told = second.locator(".agentic-problem", has_text="ada has decided already: approved.")
+    told = second.locator(".agentic-problem", has_text="ada has already decided: approved.")
     expect(told).to_be_visible()
     assert Refund.objects.count() == 1
     second.goto(f"/agents/runs/{shop.pk}/")
@@ -130,7 +130,7 @@ def test_a_second_window_on_the_run_is_told_what_became_of_it(
     visit: Callable[..., Page], shop: AgentRun
 ) -> None:
     first, second = (visit(f"/agents/runs/{shop.pk}/") for _ in range(2))
-    first.get_by_label("Reason, if you reject").fill("Not without a picture.")
+    first.get_by_label("Reason for rejecting (optional)").fill("Not without a picture.")
     first.get_by_role("button", name="Reject").click()
     for page in (first, second):
         ended(page)
@@ -147,7 +147,7 @@ def test_without_javascript_who_is_late_is_told_on_a_page(
     page = visit("/agents/approvals/", javascript=False)
     decide_approval(ToolApproval.objects.select_related("run").get(), False, by=shop.owner)
     page.get_by_role("button", name="Refund 48.00").click()
-    expect(page.get_by_text("ada has decided already: rejected.")).to_be_visible()
+    expect(page.get_by_text("ada has already decided: rejected.")).to_be_visible()
 
 
 LOOKS: dict[str, dict[str, Any]] = {
@@ -168,7 +168,7 @@ def test_the_list_and_what_is_asked_fit_small_and_dark_screens(
             if look == "narrow":
                 page.set_viewport_size({"width": 320, "height": 640})
             screenshot(page, f"approvals-{name}-{look}-folded")
-            page.get_by_text("Change", exact=True).click()
+            page.get_by_text("Edit before approving", exact=True).click()
             expect(page.get_by_label("Amount")).to_be_visible()
             screenshot(page, f"approvals-{name}-{look}")
             if look == "no-js":
@@ -182,9 +182,9 @@ def test_the_list_and_what_is_asked_fit_small_and_dark_screens(
 @pytest.mark.parametrize("htmx", [2], indirect=True)
 def test_without_javascript_the_forms_work(visit: Callable[..., Page], shop: AgentRun) -> None:
     page = visit(f"/agents/runs/{shop.pk}/", javascript=False)
-    page.get_by_text("Change", exact=True).click()
+    page.get_by_text("Edit before approving", exact=True).click()
     page.get_by_label("Amount").fill("5.00")
-    page.get_by_role("button", name="Approve with these changes").click()
+    page.get_by_role("button", name="Approve with changes").click()
     page.wait_for_url(f"**/agents/runs/{shop.pk}/")
     ended(page)
     assert Refund.objects.get().amount == Decimal("5.00")

@@ -80,8 +80,8 @@ def assert_nothing_was_written() -> None:
         ('{"input": [{"role": "user", "content": "\\u0000"}]}', "input[0].content", "U+0000"),
         ('{"input": "a\\ud800b"}', "input", "lone surrogate"),
         ('{"input": "a", "context": {"\\udfff": 1}}', "context", "lone surrogate"),
-        ('{"input": "a", "\\u0000": 1}', "(a field's name)", "U+0000"),
-        ('{"input": "a", "\\ud800": 1, "\\ud800": 1}', "(a field's name)", "lone surrogate"),
+        ('{"input": "a", "\\u0000": 1}', "(field name)", "U+0000"),
+        ('{"input": "a", "\\ud800": 1, "\\ud800": 1}', "(field name)", "lone surrogate"),
         ('{"input": "a", "agent_key": "\\u0000"}', "agent_key", "U+0000"),
         ("[" * 100_000, "(body)", "nested too deeply"),
     ],
@@ -98,7 +98,7 @@ def test_json_that_is_nested_too_deeply(client: Client) -> None:
     assert response.status_code == 400
     [error] = response.json()["errors"]
     assert error["field"].startswith("context.b[0]")
-    assert error["detail"] == "This is nested more than 64 levels deep."
+    assert error["detail"] == "The value is nested more than 64 levels deep."
     assert_nothing_was_written()
 
 
@@ -293,7 +293,7 @@ def test_body_of_another_type(client: Client, content_type: str) -> None:
 @pytest.mark.parametrize("method", ["get", "put", "patch", "delete", "options"])
 def test_wrong_method_is_told_the_right_one(client: Client, method: str) -> None:
     response = getattr(client, method)(CREATE)
-    assert_refused(response, 405, f"{method.upper()} is not possible here. Allowed: POST.")
+    assert_refused(response, 405, f"{method.upper()} is not allowed here. Allowed: POST.")
     assert response.headers["Allow"] == "POST"
 
 

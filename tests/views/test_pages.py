@@ -74,7 +74,7 @@ def test_bad_question_is_refused(client: Client, query: str) -> None:
 
 
 def test_search_that_finds_nothing_says_so(client: Client, talk: AgentSession) -> None:
-    assert "Nothing was found for “zebra”." in ask(client, f"{LIST}?q=zebra").text
+    assert "Nothing found for “zebra”." in ask(client, f"{LIST}?q=zebra").text
 
 
 def test_empty_list_says_what_to_do_first(client: Client) -> None:

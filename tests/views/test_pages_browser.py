@@ -204,7 +204,7 @@ def test_conversation_is_begun_renamed_archived_and_deleted_without_javascript(
     page.get_by_role("link", name="Greeting").click()
     page.get_by_text("Manage").click()
     page.get_by_role("link", name="Delete").click()
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Conversations")
     assert not AgentSession.objects.filter(title="Greeting").exists()
 
@@ -386,11 +386,11 @@ def test_failed_run_is_tried_again_by_keyboard_alone(
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         framed = page.evaluate("!!document.activeElement.closest('.agentic-composer')")
         assert outline != "none" or framed, name
-        if name == "Try again":
+        if name == "Retry":
             break
-    assert "Skip to the content" in seen[0]
+    assert "Skip to content" in seen[0]
     page.keyboard.press("Enter")
-    expect(page.locator(".agentic-state-words")).to_have_text("In line")
+    expect(page.locator(".agentic-state-words")).to_have_text("Queued")
 
 
 def test_two_hundred_messages_are_painted_within_a_second(
