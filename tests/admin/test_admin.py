@@ -264,7 +264,7 @@ def test_a_pipelines_page_shows_its_steps_and_what_they_keep(
     recorded = {"kind": "step", "name": "parse", "result": kept, "duration_seconds": 2.14}
     make_checkpoint(run, "_step_executor_state/parse", **recorded)
     page = admin_client.get(url("agentrun", "change", run.pk)).text
-    for text in ("State of its steps", "parse", "2.1 s", "&quot;rows&quot;: 4000"):
+    for text in ("Step state", "parse", "2.1 s", "&quot;rows&quot;: 4000"):
         assert text in page
     assert page.count("&quot;delimiter&quot;: &quot;;&quot;") == 2
 
@@ -433,7 +433,7 @@ def test_an_unfinished_run_has_to_be_stopped_before_it_is_deleted(
     run = make_run(user, status, session=session)
     for page in (("agentrun", run.pk), ("agentsession", session.pk)):
         response = admin_client.post(url(page[0], "delete", page[1]), {"post": "yes"})
-        assert b"stop it first" in response.content
+        assert b"Stop it first" in response.content
     act(admin_client, "delete_selected", run, post="yes")
     assert AgentRun.objects.count() == 1
 

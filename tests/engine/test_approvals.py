@@ -504,7 +504,7 @@ def test_the_second_of_two_is_told_who_did_what(scripted: Any, begin: Any, user:
     first = asked(run)[0]
     stale = ToolApproval.objects.get(pk=first.pk)
     decide_approval(first, True, by=user)
-    with pytest.raises(Conflict, match="ada has decided already: approved"):
+    with pytest.raises(Conflict, match="ada has already decided: approved"):
         decide_approval(stale, False, by=user)
     assert ToolApproval.objects.get(pk=first.pk).decision == "approved"
 

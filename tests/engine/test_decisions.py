@@ -119,7 +119,7 @@ def test_a_decision_and_the_end_of_its_time_at_once_count_once(waiting: Any) -> 
         if decided == "done":
             assert row.decision == "approved"
         else:
-            late = "This was decided already: expired."
+            late = "Already decided: expired."
             assert (row.decision, decided) == ("expired", late)
         assert told_of(run) == {"approval.decided": 1, "run.retrying": 1}
 

@@ -233,11 +233,11 @@ def visit(settings: Any, user: User) -> Iterator[Callable[..., Any]]:
 GERMAN = {
     "pending": "In der Warteschlange",
     "running": "Nutzt find_order\N{NO-BREAK SPACE}…",
-    "waiting": "Wartet auf eine Entscheidung",
+    "waiting": "Wartet auf Genehmigung",
     "completed": "Fertig nach 2,5 s",
     "failed": "Nach 2,5 s fehlgeschlagen",
     "cancelled": "Nach 2,5 s gestoppt",
-    "timed_out": "Nach 2,5 s gestoppt, länger darf es nicht dauern",
+    "timed_out": "Zeit überschritten nach 2,5 s",
 }
 
 DATA = {"Echo", "Hello", "find_order", "number 1042"}
@@ -341,14 +341,14 @@ def test_admin_is_in_german(
         data = {"action": action, "_selected_action": [str(run.pk)]}
         path = reverse("admin:agentic_django_agentrun_changelist")
         page = visit("de", path, "post", data=data, follow=True).text
-    assert "1 Lauf wird erneut versucht." in page
+    assert "1 Lauf wurde neu eingereiht." in page
 
 
 @pytest.mark.parametrize(
     ("path", "method", "data", "words"),
     [
         ("runs/00000000-0000-0000-0000-000000000000/", "get", {}, "Nicht gefunden"),
-        ("runs/", "get", {}, "GET ist hier nicht möglich. Erlaubt: POST."),
+        ("runs/", "get", {}, "GET ist hier nicht erlaubt. Erlaubt: POST."),
         ("runs/", "post", {"input": " "}, "Nötig ist ein Text, der nicht leer ist"),
         ("runs/", "post", {"input": "Hi", "agent_key": "eco"}, "War &#x27;echo&#x27; gemeint?"),
         ("runs/", "post", {"input": "Hi", "inptu": "Hi"}, "Unbekanntes Feld. War"),
@@ -361,16 +361,16 @@ def test_refusal_is_in_german(
     assert words in page
 
 
-def test_refused_agent_and_busy_conversation_are_told_in_german(
+def test_refused_agent_and_busy_conversation_are_in_german(
     visit: Callable[..., Any], make: Callable[..., AgentRun], settings: Any
 ) -> None:
     make("waiting")
     data = {"input": "Hi", "agent_key": "echo", "session_key": "s", "on_busy": "reject"}
     busy = visit("de", "/agents/runs/", "post", data=data)
-    assert "Ein anderer Lauf dieser Unterhaltung ist noch nicht beendet." in busy.text
+    assert "Ein anderer Lauf in dieser Unterhaltung ist noch nicht beendet." in busy.text
     settings.AGENTIC_DJANGO_AGENT_ACCESS = f"{__name__}.nobody"
     refused = visit("de", "/agents/runs/", "post", data=data)
-    assert "Für diesen Agenten fehlt die Berechtigung." in refused.text
+    assert "Sie haben keine Berechtigung, diesen Agenten zu verwenden." in refused.text
 
 
 def nobody(request: Any, agent_key: str) -> bool:
@@ -391,7 +391,7 @@ def test_clock_of_the_page_has_its_three_units() -> None:
         assert wording.duration(7260) == "2 h 1 min"
 
 
-def test_who_asked_for_another_try_is_said_in_the_language_of_the_reader() -> None:
+def test_person_who_requested_a_retry_is_named_in_the_language_of_the_reader() -> None:
     with override("de"):
-        assert wording.event_summary({"reason": "by ada"}) == "Auf Wunsch von ada"
+        assert wording.event_summary({"reason": "by ada"}) == "Erneuter Versuch angefordert von ada"
         assert (wording.event("log"), wording.event("error")) == ("Hinweis", "Fehler")

@@ -394,7 +394,7 @@ def test_no_queue_and_no_person_starts_a_run_of_a_hosts_own(user: User, client: 
     with pytest.raises(ValueError, match="no"):
         performed(failing, user=user)
     run = AgentRun.objects.get()
-    with pytest.raises(Conflict, match="Only the program that performed"):
+    with pytest.raises(Conflict, match="Only the program that started"):
         retry_agent_run(run)
     assert client.post(f"/agents/runs/{run.pk}/retry/").status_code == 409
     run.refresh_from_db()

@@ -178,9 +178,9 @@ def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
         ("running", {"activity": "Reading the policy…"}, "Reading the policy…"),
         ("running", {}, "Working…"),
         ("waiting", {}, "Waiting for approval"),
-        ("cancelled", {}, "Stopped after 12 s"),
+        ("cancelled", {}, "Timed out after 12 s"),
         ("cancelled", {"started_at": None}, "Stopped before it started"),
-        ("timed_out", {}, "Stopped after 12 s"),
+        ("timed_out", {}, "Timed out after 12 s"),
     ],
 )
 def test_state_is_said_in_words(
@@ -461,13 +461,13 @@ def test_sent_message_is_answered_and_the_composer_emptied(
 ) -> None:
     AgentSession.objects.update(agent_key="echo")
     page = visit("/agents/sessions/talk/")
-    expect(page.get_by_text("Nothing has been said yet")).to_be_visible()
+    expect(page.get_by_text("No messages yet")).to_be_visible()
     page.get_by_label("Message").fill("Hello")
     page.keyboard.press("Control+Enter")
     expect(page.get_by_text("You said: Hello")).to_be_visible()
     expect(page.get_by_label("Message")).to_have_value("")
     expect(page.get_by_label("Message")).to_be_focused()
-    expect(page.get_by_text("Nothing has been said yet")).to_be_hidden()
+    expect(page.get_by_text("No messages yet")).to_be_hidden()
 
 
 @pytest.mark.browser

@@ -133,7 +133,7 @@ def test_the_second_decision_is_told_who_did_what(client: Client, run: AgentRun)
     for headers in (JSON, HTMX, PAGE):
         response = client.post(url, {"decision": "reject"}, headers=headers)
         assert response.status_code == 409
-        assert "Rejected by you" in response.text
+        assert "ada has already decided: rejected" in response.text
 
 
 def test_a_decision_on_a_stopped_run_says_so(client: Client, run: AgentRun) -> None:
@@ -172,12 +172,12 @@ def test_the_list_is_a_page_with_forms(client: Client, run: AgentRun) -> None:
     assert f'action="{address(run)}"' in html
     client.post(address(run), {"decision": "reject"}, headers=PAGE)
     html = client.get(reverse("agents:approval-list"), headers=PAGE).text
-    assert "Nothing waits for you." in html
+    assert "Nothing to approve." in html
 
 
-def test_one_is_a_page_that_tells_what_was_decided(client: Client, run: AgentRun) -> None:
+def test_page_of_an_approval_shows_the_decision(client: Client, run: AgentRun) -> None:
     url = address(run)
-    assert "may it do" in client.get(url, headers=PAGE).text
+    assert "Allow Default to use" in client.get(url, headers=PAGE).text
     client.post(url, {"decision": "reject", "reason": "No."}, headers=PAGE)
     html = client.get(url, headers=PAGE).text
     assert "Rejected by you" in html

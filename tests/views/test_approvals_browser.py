@@ -85,7 +85,7 @@ def test_the_list_is_decided_by_keyboard_alone(visit: Callable[..., Page], shop:
     expect(page.get_by_role("button", name="Refund 48.00")).to_be_visible()
     tab_to(page, page.get_by_role("button", name="Refund 48.00"))
     page.keyboard.press("Enter")
-    expect(page.get_by_text("ada has already decided: approved.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("Approved by you")).to_be_visible(timeout=15_000)
     assert Refund.objects.count() == 1
 
 
@@ -107,7 +107,7 @@ def test_a_refund_is_edited_by_keyboard_alone(visit: Callable[..., Page], shop: 
     page.keyboard.press("Control+a")
     page.keyboard.type("12.50")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("ada has already decided: approved.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("Approved by you")).to_be_visible(timeout=15_000)
     assert Refund.objects.get().amount == Decimal("12.50")
 
 
@@ -117,7 +117,7 @@ def test_a_second_window_is_told_who_was_faster(
     problems.allow("409")
     first, second = (visit("/agents/approvals/") for _ in range(2))
     first.get_by_role("button", name="Refund 48.00").click()
-    expect(first.get_by_text("ada has already decided: approved.")).to_be_visible(timeout=15_000)
+    expect(first.get_by_text("Approved by you")).to_be_visible(timeout=15_000)
     second.get_by_role("button", name="Reject").click()
     told = second.locator(".agentic-problem", has_text="ada has already decided: approved.")
     expect(told).to_be_visible()
@@ -147,7 +147,7 @@ def test_without_javascript_who_is_late_is_told_on_a_page(
     page = visit("/agents/approvals/", javascript=False)
     decide_approval(ToolApproval.objects.select_related("run").get(), False, by=shop.owner)
     page.get_by_role("button", name="Refund 48.00").click()
-    expect(page.get_by_text("ada has already decided: rejected.")).to_be_visible()
+    expect(page.get_by_text("Rejected by you")).to_be_visible()
 
 
 LOOKS: dict[str, dict[str, Any]] = {

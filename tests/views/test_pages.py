@@ -78,7 +78,7 @@ def test_search_that_finds_nothing_says_so(client: Client, talk: AgentSession) -
 
 
 def test_empty_list_says_what_to_do_first(client: Client) -> None:
-    assert "Write a message to begin." in ask(client, LIST).text
+    assert "No conversations yet." in ask(client, LIST).text
 
 
 def test_list_goes_on_over_pages(client: Client, user: User) -> None:

@@ -277,11 +277,11 @@ def test_turn_that_was_begun_elsewhere_appears_by_itself(
 ) -> None:
     session = make_session(user, session_key="talk", agent_key="echo")
     page = visit("/agents/sessions/talk/")
-    expect(page.get_by_text("Nothing has been said yet")).to_be_visible()
+    expect(page.get_by_text("No messages yet")).to_be_visible()
     page.get_by_label("Message").fill("Half a sen")
     make_run(user, "completed", session=session, input_payload="By a program", final_output="Well")
     expect(page.locator(".agentic-log").get_by_text("By a program")).to_be_visible()
-    expect(page.get_by_text("Nothing has been said yet")).to_be_hidden()
+    expect(page.get_by_text("No messages yet")).to_be_hidden()
     expect(page.get_by_label("Message")).to_have_value("Half a sen")
     other = page.context.new_page()
     other.goto("/agents/sessions/talk/")

@@ -414,7 +414,7 @@ def test_run_of_another_is_not_found(
     theirs = other_client.get(address(name, run), headers=headers)
     none = other_client.get(f"/agents/runs/{uuid4()}/", headers=headers)
     assert theirs.status_code == none.status_code == 404
-    assert "There is nothing here" in theirs.text
+    assert "This does not exist" in theirs.text
     assert ("<html" in theirs.text) is (headers is BROWSER)
 
 
