@@ -50,7 +50,7 @@ def check_queue_names(**_: Any) -> Iterator[CheckMessage]:
 def check_rq_timeouts(**_: Any) -> Iterator[CheckMessage]:
     """W004: RQ kills jobs before the time limit of a run."""
     valid = all(map(is_valid, ("QUEUES", "RUN_TIMEOUT_SECONDS")))
-    if not valid or not _has_backend() or not queues.is_rq():
+    if not valid or not _has_backend() or queues.delivery() is not queues.Delivery.RQ:
         return
     limit, options = settings.RUN_TIMEOUT_SECONDS, getattr(django_settings, "RQ_QUEUES", {})
     for queue in sorted(set(_queue_by_agent().values()) & options.keys()):

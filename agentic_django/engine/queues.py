@@ -10,8 +10,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings as django_settings
 from django.tasks import Task, TaskResult, task_backends
 from django.tasks.backends.base import BaseTaskBackend
 
@@ -20,14 +22,14 @@ from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 
 __all__ = [
+    "Delivery",
     "agents_on_queue",
     "backend",
+    "delivery",
     "enqueue",
     "enqueue_deferred",
     "executes_immediately",
-    "is_rq",
     "queue_for_agent",
-    "rows_are_queue",
     "run_task",
     "task_for_agent",
 ]
@@ -47,6 +49,23 @@ class RunTask(BaseTask):
 
     def __post_init__(self) -> None:
         """Do not validate yet; see the class."""
+
+
+class Delivery(StrEnum):
+    """How a task backend delivers tasks."""
+
+    IMMEDIATE = "immediate"  # Enqueueing a task executes it.
+    RQ = "rq"
+    ROWS = "rows"  # No task is stored. Workers find due runs in the table of runs.
+    OTHER = "other"  # The backend has workers of its own.
+
+
+KNOWN_BACKENDS = {
+    "django.tasks.backends.immediate.ImmediateBackend": Delivery.IMMEDIATE,
+    "django_tasks.backends.immediate.ImmediateBackend": Delivery.IMMEDIATE,
+    "django_tasks_rq.backend.RQBackend": Delivery.RQ,
+}
+"""The backends that cannot declare their delivery themselves, by the path of their class."""
 
 
 class DeferredRuns(threading.local):
@@ -91,20 +110,29 @@ def task_for_agent(agent_key: str | None) -> BaseTask:
     return task.using(backend=settings.TASK_BACKEND, queue_name=queue_for_agent(agent_key))
 
 
-def executes_immediately() -> bool:
-    """Whether enqueueing a task executes it before the call returns."""
-    return any(kind.__name__ == "ImmediateBackend" for kind in type(backend()).mro())
+def delivery() -> Delivery:
+    """Return how the task backend delivers tasks.
+
+    A backend declares it in the attribute ``agentic_django_delivery``. The backends of Django
+    and of known packages, and their subclasses, do not need the attribute.
+    """
+    classes = type(backend()).mro()
+    known = (KNOWN_BACKENDS.get(f"{kind.__module__}.{kind.__name__}") for kind in classes)
+    declared = getattr(backend(), "agentic_django_delivery", None)
+    return Delivery(declared or next(filter(None, known), Delivery.OTHER))
 
 
-def rows_are_queue() -> bool:
-    """Whether the backend stores no tasks: workers find due runs in the runs' own table."""
-    return getattr(backend(), "rows_are_queue", False)
+def executes_immediately(agent_key: str | None = None) -> bool:
+    """Whether enqueueing an agent's run executes it before the call returns.
 
-
-def is_rq() -> bool:
-    """Whether the backend enqueues tasks to RQ."""
-    kinds = type(backend()).mro()
-    return any(kind.__module__.startswith("django_tasks_rq") for kind in kinds)
+    Without an agent, whether this is so for all agents. A queue of RQ with ``ASYNC`` set to
+    False executes its jobs immediately.
+    """
+    if delivery() is not Delivery.RQ:
+        return delivery() is Delivery.IMMEDIATE
+    agents = {*settings.QUEUES, "*"} if agent_key is None else {agent_key}
+    options = getattr(django_settings, "RQ_QUEUES", {})
+    return not any(options.get(queue_for_agent(key), {}).get("ASYNC", True) for key in agents)
 
 
 def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
@@ -113,7 +141,7 @@ def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
     With a backend that executes immediately, a run that another run enqueues would nest in it.
     Such a run is deferred: the outermost run enqueues it at its own end.
     """
-    if event_loop.is_executing_run() and executes_immediately():
+    if event_loop.is_executing_run() and executes_immediately(agent_key):
         process.get(DeferredRuns).runs.append((run_id, agent_key))
         return None
     return task_for_agent(agent_key).enqueue(run_id)

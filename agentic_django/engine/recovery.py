@@ -128,7 +128,7 @@ def _apart(run: AgentRun) -> Iterator[None]:
 
 def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
     """Yield due runs that were not handed to the queue, or that it no longer knows."""
-    if queues.rows_are_queue():
+    if queues.delivery() is queues.Delivery.ROWS:
         return iter(())
     patience = Now() - timedelta(seconds=sweep_interval())
     old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)

@@ -30,8 +30,8 @@ class RowBackend(BaseTaskBackend):
     """Notifies workers that a run is due; without notifications, they find it when they poll."""
 
     supports_async_task = True
-    rows_are_queue = True
-    """See ``engine.queues.rows_are_queue``."""
+    agentic_django_delivery = "rows"
+    """See ``engine.queues.delivery``."""
 
     def validate_task(self, task: Any) -> None:
         """Raise InvalidTask for any task except the one that executes a run."""

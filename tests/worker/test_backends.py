@@ -273,12 +273,6 @@ def test_the_module_has_no_other_names_made_up_on_demand() -> None:
         _ = tasks.nothing
 
 
-@pytest.mark.parametrize("backend", TASK_BACKENDS)
-def test_it_is_known_which_backends_execute_at_once(use_tasks: Any, backend: str) -> None:
-    use_tasks(backend)
-    assert queues_.executes_immediately() is (backend in ("immediate", "django_tasks"))
-
-
 @pytest.mark.django_db
 def test_no_thread_looks_for_lost_runs_where_tasks_execute_at_once() -> None:
     recovery.start_sweeper()

@@ -110,9 +110,9 @@ def _seconds(text: str) -> float:
 
 def _default_source() -> str:
     """Return the source that the task backend needs."""
-    if queues.is_rq():
+    if queues.delivery() is queues.Delivery.RQ:
         return "rq"
-    if queues.rows_are_queue():
+    if queues.delivery() is queues.Delivery.ROWS:
         return "database"
     raise CommandError(
         f"TASKS[{settings.TASK_BACKEND!r}] is {type(queues.backend()).__name__}, which has its own "
