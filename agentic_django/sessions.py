@@ -17,6 +17,7 @@ from django.db.models import Subquery
 from agentic_django.concurrency import event_loop
 from agentic_django.conf import load, settings
 from agentic_django.engine import fenced_writes
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.session_items import append_items, read_items
 from agentic_django.engine.sessions import get_or_create_session
 from agentic_django.models import AgentRun, AgentSession, database
@@ -36,8 +37,9 @@ class RunHistory:
 
     session_settings: SessionSettings | None = None
 
-    def __init__(self, run: AgentRun) -> None:
-        self.run = run
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.run = run = attempt.run
         self.session_id = run.session.session_key if run.session else str(run.pk)
         self.added: list[Any] = []
         self._before: list[Any] | None = None
@@ -73,7 +75,7 @@ class RunHistory:
     def _is_fresh(self) -> bool:
         """Whether nothing can be there to read; the claim has read the counter."""
         run = self.run
-        return run.session is None or (run.attempt == 1 and not run.session.item_count)
+        return run.session is None or (self.attempt.number == 1 and not run.session.item_count)
 
     def _read(self, limit: int | None = None) -> list[Any]:
         session = self.run.session
@@ -81,7 +83,7 @@ class RunHistory:
         only: dict[str, Any] = (
             {"sequence__gt": session.compacted_through} if session.compacted_through else {}
         )
-        if self.run.attempt > 1:
+        if self.attempt.number > 1:
             began = AgentRun.objects.using(database()).filter(pk=self.run.pk).values("started_at")
             only["created_at__lte"] = Subquery(began)
         items = read_items(session, limit, **only)
@@ -106,8 +108,8 @@ class RunHistory:
         session = self.run.session
         assert session is not None, "Only a conversation has a history."
         last = session.item_count
-        with fenced_writes.fenced(self.run):
-            fenced_writes.update_held(self.run)
+        with fenced_writes.fenced(self.attempt):
+            fenced_writes.update_run(self.attempt)
             mine = AgentSession.objects.using(database()).filter(pk=session.pk)
             mine.update(compacted_items=items, compacted_through=last)
         session.compacted_items, session.compacted_through = items, last

@@ -20,8 +20,8 @@ from benchmarks import command, site
 
 _PARTS = {
     "submit": ("services.py", "submit_agent_run"),
-    "claim": ("claims.py", "claim"),
-    "journal": ("journal.py", "write"),
+    "claim": ("claims.py", "claim_run"),
+    "journal": ("journal.py", "write_entries"),
     "complete": ("lifecycle.py", "complete"),
     "read history": ("session_items.py", "read_items"),
     "statements: in the database": ("utils.py", "_execute"),

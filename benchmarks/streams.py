@@ -177,9 +177,10 @@ async def _read_lags(reader: Any, writer: Any, lags: list[float]) -> None:
 
 def _write(runs: list[Any], every: float, stop: threading.Event) -> None:
     """Write the time as text of each run, again and again, as a worker does."""
+    from agentic_django.engine.attempt import Attempt
     from agentic_django.engine.drafts import PartialMessage
 
-    drafts = [PartialMessage(run, "main:model:1") for run in runs]
+    drafts = [PartialMessage(Attempt(run), "main:model:1") for run in runs]
     due = time.monotonic()
     while not stop.is_set():
         for draft in drafts:

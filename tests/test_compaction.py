@@ -11,6 +11,7 @@ from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 
 from agentic_django.engine import session_items
+from agentic_django.engine.attempt import Attempt
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.sessions import RunHistory
 from tests.support.attempts import AWAY, finish
@@ -27,7 +28,7 @@ def answer(text: str) -> dict[str, str]:
 
 
 def history(run: AgentRun) -> Callable[..., list[Any]]:
-    return async_to_sync(RunHistory(run).get_items)
+    return async_to_sync(RunHistory(Attempt(run)).get_items)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_what_a_limit_left_out_is_read_when_it_is_asked_for(
     user: User, talk: AgentSession, django_assert_num_queries: Any
 ) -> None:
     run = make_run(user, "running", session=talk)
-    seen = RunHistory(run)
+    seen = RunHistory(Attempt(run))
 
     async def look() -> list[int]:
         asked = [await seen.get_items(limit=2), await seen.get_items(limit=1)]

@@ -15,6 +15,7 @@ from django.db import IntegrityError, transaction
 from agentic_django import signals
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import session_items
+from agentic_django.engine.attempt import Attempt
 from agentic_django.exceptions import BadInput, NotSerializable
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem
 from agentic_django.permissions import Viewer
@@ -131,7 +132,7 @@ def test_a_sessions_own_title_is_its_name(user: User) -> None:
 def test_both_sessions_speak_the_sdks_protocol(user: User) -> None:
     session = make_session(user)
     assert isinstance(ItemStore(session), Session)
-    assert isinstance(RunHistory(make_run(user, session=session)), Session)
+    assert isinstance(RunHistory(Attempt(make_run(user, session=session))), Session)
 
 
 def test_the_sdks_own_runner_remembers_over_calls(user: User) -> None:
@@ -280,7 +281,7 @@ def history(user: User) -> RunHistory:
     """A run's history, with two items from before it."""
     session = make_session(user, session_key="orders")
     make_items(session, 2)
-    return RunHistory(make_run(user, "running", session=session))
+    return RunHistory(Attempt(make_run(user, "running", session=session)))
 
 
 def get(history: RunHistory, limit: int | None = None) -> list[Any]:
@@ -339,7 +340,7 @@ def test_a_run_is_refused_items_that_could_not_be_stored_at_its_end(history: Run
 
 
 def test_a_run_outside_of_any_conversation_has_no_history(user: User) -> None:
-    history = RunHistory(make_run(user, "running"))
+    history = RunHistory(Attempt(make_run(user, "running")))
     assert get(history) == []
     assert history.session_id == str(history.run.pk)
 

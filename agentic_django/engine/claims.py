@@ -1,9 +1,12 @@
-"""Taking runs: each by one attempt, and one of a conversation at a time."""
+"""Claims due runs for this process: each run by one attempt, and one run per session at a time.
+
+A claim raises the run's ``attempt`` in one guarded UPDATE. Of several claims at the same moment
+one succeeds.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,121 +17,120 @@ from django.db.models.functions import Coalesce, Now
 from agentic_django import signals
 from agentic_django.conf import settings
 from agentic_django.engine import concurrency_limits, events, queues
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event, EventType
-from agentic_django.engine.transitions import mirror, process_name, run_rows, send_signal_on_commit
+from agentic_django.engine.transitions import process_name, run_rows, send_signal_on_commit
 from agentic_django.models import AgentRun, database
 from agentic_django.models.querysets import RunQuerySet
 
 __all__ = ["claim_due", "claim_inline", "claim_run"]
 
-Status = AgentRun.Status
 
-
-def claim_run(run_id: str) -> AgentRun | None:
-    """Take a run for this process: the named one if it is due, else the most urgent that is."""
-    return next((run for run in _candidates(run_id) if _take(run)), None)
+def claim_run(run_id: str) -> Attempt | None:
+    """Claim the run with this id if it is due, else the most urgent due run of its queue."""
+    return next(_claim_each(_candidates(run_id)), None)
 
 
 def _candidates(run_id: str) -> Iterator[AgentRun]:
-    named = _whole().filter(pk=run_id).first()
+    named = _runs_with_relations().filter(pk=run_id).first()
     if named is None:
         return
-    if named.status == Status.PENDING and not named.is_inline:
+    if named.status == AgentRun.Status.PENDING and not named.is_inline:
         yield named
-        _await_place(named)
-    beside = _due_on(queues.queue_for_agent(named.agent_key))
-    yield from beside.exclude(pk=run_id).by_urgency()[:3]
+        if concurrency_limits.limits():  # The delivery is used up: enqueue when a slot is free.
+            run_rows().pending().filter(pk=run_id).update(enqueued_at=None)
+    others = _due_on(queues.queue_for_agent(named.agent_key))
+    yield from others.exclude(pk=run_id).by_urgency()[:3]
 
 
-def _whole() -> RunQuerySet:
+def claim_due(queue: str, most: int) -> list[Attempt]:
+    """Claim at most ``most`` due runs of a queue, the most urgent first."""
+    if not concurrency_limits.limits():
+        try:
+            return _claim_batch(_due_on(queue), most)
+        except IntegrityError:  # Another run of a session was claimed at the same moment.
+            pass
+    return list(_claim_each(list(_due_on(queue).by_urgency()[:most])))
+
+
+def claim_inline(run: AgentRun, *, joined_transaction: bool) -> Attempt | None:
+    """Claim a run that its host executes in this process; return None if its session is busy."""
+    due = run_rows().startable().filter(is_inline=True)
+    return _claim(run, due, joined_transaction=joined_transaction)
+
+
+def _runs_with_relations() -> RunQuerySet:
     return run_rows().select_related("session", "owner").defer("session__compacted_items")
-
-
-def _await_place(run: AgentRun) -> None:
-    """Note that a run's delivery came to nothing: it is sent again when a place is free."""
-    if concurrency_limits.limits():
-        run_rows().pending().filter(pk=run.pk).update(enqueued_at=None)
 
 
 def _due_on(queue: str) -> RunQuerySet:
     """Return the runs of a queue that can start now."""
     keys, rest = queues.agents_on_queue(queue)
-    mine = models.Q(agent_key__in=keys)
+    on_queue = models.Q(agent_key__in=keys)
     if rest:
-        mine |= ~models.Q(agent_key__in=set(settings.QUEUES) - keys)
-    return concurrency_limits.with_free_slot(_whole().due().filter(mine))
+        on_queue |= ~models.Q(agent_key__in=set(settings.QUEUES) - keys)
+    return concurrency_limits.with_free_slot(_runs_with_relations().due().filter(on_queue))
 
 
-def claim_due(queue: str, most: int) -> list[AgentRun]:
-    """Take at most so many runs of a queue that are due, the most urgent first."""
-    if concurrency_limits.limits():
-        return [run for run in list(_due_on(queue).by_urgency()[:most]) if _take(run)]
-    try:
-        return _take_all(_due_on(queue), most)
-    except IntegrityError:  # Another run of a conversation was claimed at the same moment.
-        return [run for run in list(_due_on(queue).by_urgency()[:most]) if _take(run)]
+def _claim_each(runs: Iterator[AgentRun] | Sequence[AgentRun]) -> Iterator[Attempt]:
+    """Claim runs one by one as the caller iterates; skip those that cannot be claimed."""
+    for run in runs:
+        attempt = _claim(run, run_rows().due(), joined_transaction=_is_in_transaction())
+        if attempt is not None:
+            yield attempt
 
 
-def _take_all(due: RunQuerySet, most: int) -> list[AgentRun]:
-    """Take runs in one transaction; those that another is just taking are left to it."""
-    skip = connections[database()].features.has_select_for_update_skip_locked
-    with transaction.atomic(using=database()):
-        chosen = list(due.by_urgency().select_for_update(skip_locked=skip, of=("self",))[:most])
-        if not chosen:
-            return []
-        mine = run_rows().pending().filter(pk__in=[run.pk for run in chosen])
-        taken = mine.update(
-            attempt=F("attempt") + 1, event_count=F("event_count") + 1, **_holding(), **_clock()
-        )
-        if taken != len(chosen):  # A database without row locks, and another was faster.
-            raise IntegrityError
-        for run in chosen:
-            _hold(run, {"attempt": run.attempt + 1, "event_count": run.event_count + 1})
-        events.append_for_runs([(run, [_started(run)]) for run in chosen])
-    for run in chosen:
-        send_signal_on_commit(signals.agent_run_started, run)
-    return chosen
+def _is_in_transaction() -> bool:
+    return bool(transaction.get_connection(database()).in_atomic_block)
 
 
-def claim_inline(run: AgentRun) -> bool:
-    """Take a run that its host performs in this process; False if its conversation is busy."""
-    return _take(run, run_rows().startable().filter(is_inline=True))
-
-
-def _take(run: AgentRun, due: RunQuerySet | None = None) -> bool:
-    run.joined_transaction = transaction.get_connection(database()).in_atomic_block
+def _claim(run: AgentRun, due: RunQuerySet, *, joined_transaction: bool) -> Attempt | None:
+    """Claim one run if it is among those that are due and a concurrency slot is free."""
+    columns = {"attempt": run.attempt + 1, "event_count": run.event_count + 1, **_claimed_columns()}
     try:
         with transaction.atomic(using=database()):
-            if not _claimed(run, run_rows().due() if due is None else due):
-                return False
-            events.append_events(run, [_started(run)])
-    except IntegrityError:  # Another run of the conversation was claimed at the same moment.
-        return False
+            claimable = due.filter(pk=run.pk, attempt=run.attempt)
+            if not claimable.update(**columns, **_claim_times()):
+                return None
+            if not concurrency_limits.acquire(run):
+                transaction.set_rollback(True, using=database())
+                return None
+            _assign(run, columns)
+            events.append_events(run, [_started_event(run)])
+    except IntegrityError:  # Another run of the session was claimed at the same moment.
+        return None
     send_signal_on_commit(signals.agent_run_started, run)
-    return True
+    return Attempt(run, joined_transaction=joined_transaction)
 
 
-def _started(run: AgentRun) -> Event:
-    return events.new_event(EventType.RUN_STARTED, attempt=run.attempt)
+def _claim_batch(due: RunQuerySet, most: int) -> list[Attempt]:
+    """Claim runs in one transaction; skip those that another transaction has locked."""
+    joined_transaction = _is_in_transaction()
+    skip_locked = connections[database()].features.has_select_for_update_skip_locked
+    with transaction.atomic(using=database()):
+        locked = due.by_urgency().select_for_update(skip_locked=skip_locked, of=("self",))
+        runs = list(locked[:most])
+        if not runs:
+            return []
+        raised = {"attempt": F("attempt") + 1, "event_count": F("event_count") + 1}
+        claimable = run_rows().pending().filter(pk__in=[run.pk for run in runs])
+        count = claimable.update(**raised, **_claimed_columns(), **_claim_times())
+        if count != len(runs):  # Without row locks another process can be faster.
+            raise IntegrityError
+        for run in runs:
+            numbers = {"attempt": run.attempt + 1, "event_count": run.event_count + 1}
+            _assign(run, {**numbers, **_claimed_columns()})
+        events.append_for_runs([(run, [_started_event(run)]) for run in runs])
+    for run in runs:
+        send_signal_on_commit(signals.agent_run_started, run)
+    return [Attempt(run, joined_transaction=joined_transaction) for run in runs]
 
 
-def _claimed(run: AgentRun, due: RunQuerySet) -> bool:
-    changes = {"attempt": run.attempt + 1, "event_count": run.event_count + 1}
-    mine = due.filter(pk=run.pk, attempt=run.attempt)
-    if not mine.update(**changes, **_holding(), **_clock()):
-        return False
-    _hold(run, changes)
-    if concurrency_limits.acquire(run):
-        return True
-    transaction.set_rollback(True, using=database())
-    return False
+def _claimed_columns() -> dict[str, Any]:
+    return {"status": AgentRun.Status.RUNNING, "holder": process_name(), "activity": ""}
 
 
-def _holding() -> dict[str, Any]:
-    return {"status": Status.RUNNING, "holder": process_name(), "activity": ""}
-
-
-def _clock() -> dict[str, Any]:
+def _claim_times() -> dict[str, Any]:
     return {
         "started_at": Coalesce(F("started_at"), Now()),
         "lease_ends_at": Now() + timedelta(seconds=settings.LEASE_SECONDS),
@@ -136,6 +138,10 @@ def _clock() -> dict[str, Any]:
     }
 
 
-def _hold(run: AgentRun, changes: dict[str, Any]) -> None:
-    mirror(run, {**changes, **_holding()})
-    run.began = time.monotonic()
+def _assign(run: AgentRun, columns: dict[str, Any]) -> None:
+    for name, value in columns.items():
+        setattr(run, name, value)
+
+
+def _started_event(run: AgentRun) -> Event:
+    return events.new_event(EventType.RUN_STARTED, attempt=run.attempt)

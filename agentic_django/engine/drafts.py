@@ -20,6 +20,7 @@ from agentic_django.concurrency import pubsub
 from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import transitions
+from agentic_django.engine.attempt import Attempt
 from agentic_django.models import AgentDraft, AgentRun, database
 from agentic_django.models.querysets import skip_locked_rows
 from agentic_django.signals import logger
@@ -41,10 +42,10 @@ _IDLE_SECONDS = 2.0
 class PartialMessage:
     """The text of one model call of an attempt, while it comes."""
 
-    def __init__(self, run: AgentRun, key: str) -> None:
-        self.run = run
+    def __init__(self, attempt: Attempt, key: str) -> None:
+        self.attempt = attempt
+        self.run = attempt.run
         self.key = key
-        self.attempt = run.attempt
         self.is_wanted = True
         """Whether people are to see it."""
         self.is_written = False
@@ -60,7 +61,7 @@ class PartialMessage:
 
     def add(self, delta: str, item: int = 0) -> None:
         """Add what was said next; ``item`` tells the messages of one answer apart."""
-        if self.run.joined_transaction or not self.is_wanted or not delta:
+        if self.attempt.joined_transaction or not self.is_wanted or not delta:
             return  # Nobody outside of a transaction could read what is written in it.
         if self._parts and item != self._item:
             self._parts.append("\n\n")
@@ -140,7 +141,7 @@ class DraftWriter(BackgroundThread):
     def _write(self, due: frozenset[PartialMessage]) -> dict[Any, bool]:
         """Write drafts; return of which runs, and whether those are watched."""
         for draft in due:
-            draft.is_written = draft.run.has_drafts = True
+            draft.is_written = draft.attempt.has_drafts = True
         try:
             return _written(due)
         except Exception as error:  # noqa: BLE001 - the database is away; the text is kept and tried again
@@ -166,9 +167,11 @@ def _written(due: Iterable[PartialMessage]) -> dict[Any, bool]:
     with transaction.atomic(using=database()):
         held = _held({draft.run.pk for draft in due})
         rows = [
-            AgentDraft(run_id=draft.run.pk, attempt=draft.attempt, key=draft.key, text=draft.text)
+            AgentDraft(
+                run_id=draft.run.pk, attempt=draft.attempt.number, key=draft.key, text=draft.text
+            )
             for draft in due
-            if held.get(draft.run.pk, (0, False))[0] == draft.attempt
+            if held.get(draft.run.pk, (0, False))[0] == draft.attempt.number
         ]
         targets = connections[database()].features.supports_update_conflicts_with_target
         AgentDraft.objects.using(database()).bulk_create(

@@ -52,11 +52,6 @@ class EventType(models.TextChoices):
     LOG = "log"
     ERROR = "error"
 
-    @property
-    def is_about_run(self) -> bool:
-        """Whether it tells of the run's own life; written even if events are switched off."""
-        return self.startswith("run.")
-
 
 @dataclass(frozen=True, slots=True)
 class EventKind:

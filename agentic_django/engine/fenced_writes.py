@@ -1,8 +1,11 @@
-"""What an attempt writes to the run that it holds; fenced by the attempt, and nothing else."""
+"""Writes to the row of a run, each guarded by the attempt or the status that it expects.
+
+The guarded write is the first statement of its transaction: it locks the row, or it fails because
+the attempt has lost the run. In-memory columns are assigned after the statement succeeded.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,19 +20,25 @@ from django.utils.translation import gettext_lazy as _
 from agentic_django.concurrency.batching import WouldBlock
 from agentic_django.conf import settings
 from agentic_django.engine import concurrency_limits, events
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
-from agentic_django.engine.transitions import TRANSITIONS, mirror, process_name, run_rows
+from agentic_django.engine.transitions import TRANSITIONS, process_name, run_rows
 from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, database
 
 __all__ = [
     "RunChange",
-    "end_held",
+    "append_while_waiting",
+    "change_status",
+    "end_attempt",
     "ending_change",
     "fenced",
+    "lock_waiting",
+    "mark_watched",
     "record_usage",
+    "refuse_unless_waiting",
     "renew_leases",
-    "update_held",
+    "update_run",
     "write_changes",
 ]
 
@@ -37,175 +46,172 @@ Status = AgentRun.Status
 
 
 @contextmanager
-def fenced(*held: AgentRun, waits: bool = True) -> Iterator[None]:
-    """One transaction of attempts' writes; if it fails, their rows in memory are as before.
+def fenced(*attempts: Attempt, waits: bool = True) -> Iterator[None]:
+    """Open one transaction for writes of these attempts.
 
-    An attempt may write from two threads (``threads.aside``), one at a time. Raises WouldWait if
-    it is not to wait for that, and another is at it.
+    If it fails, the runs in memory get the columns back that were assigned meanwhile. With
+    ``waits=False``, raise WouldBlock if another thread of an attempt is writing.
     """
     with ExitStack() as stack:
-        for run in sorted(held, key=lambda each: (str(each.pk), each.attempt)):
-            if not run.writing.acquire(blocking=waits):
+        for attempt in sorted(attempts, key=lambda each: (str(each.run.pk), each.number)):
+            if not attempt.lock.acquire(blocking=waits):
                 raise WouldBlock
-            stack.callback(run.writing.release)
-        before = [(run, dict(vars(run))) for run in held]
-        try:
-            with transaction.atomic(using=database()):
-                yield
-        except BaseException:
-            for run, columns in before:
-                vars(run).update(columns)
-            raise
+            stack.callback(attempt.lock.release)
+            stack.enter_context(attempt.restored_on_error())
+        stack.enter_context(transaction.atomic(using=database()))
+        yield
 
 
-def update_held(run: AgentRun, drafts: Sequence[Event] = (), **changes: Any) -> None:
-    """Write to a run that this attempt holds, with the events that tell of it.
+def update_run(attempt: Attempt, new_events: Sequence[Event] = (), **columns: Any) -> None:
+    """Write columns and events of an attempt's run.
 
-    Raises StaleAttempt if the attempt no longer holds the run. Belongs first in a transaction.
+    Call it first in a transaction. Raises StaleAttempt if the attempt has lost the run.
     """
-    write_changes([RunChange(run, drafts, changes)])
+    write_changes([RunChange(attempt, new_events, columns)])
 
 
-def end_held(run: AgentRun, verb: str, drafts: Sequence[Event] = (), **changes: Any) -> None:
-    """Move a run that this attempt holds to where a verb leads, with its events.
+def end_attempt(
+    attempt: Attempt, verb: str, new_events: Sequence[Event] = (), **columns: Any
+) -> None:
+    """Move an attempt's run to the target of a transition, with columns and events.
 
-    Raises StaleAttempt if the attempt no longer holds the run. Belongs first in a transaction.
+    Call it first in a transaction. Raises StaleAttempt if the attempt has lost the run.
     """
-    write_changes([ending_change(run, verb, drafts, **changes)])
+    write_changes([ending_change(attempt, verb, new_events, **columns)])
 
 
 @dataclass(slots=True)
 class RunChange:
-    """What an attempt writes to the run that it holds, and the events that tell of it."""
+    """Columns and events that an attempt writes to its run."""
 
-    run: AgentRun
-    drafts: Sequence[Event] = ()
+    attempt: Attempt
+    new_events: Sequence[Event] = ()
     columns: dict[str, Any] = field(default_factory=dict)
     verb: str = "advance"
 
     @property
+    def run(self) -> AgentRun:
+        """Return the run that is written."""
+        return self.attempt.run
+
+    @property
     def shape(self) -> tuple[Any, ...]:
-        """What it has in common with changes that one statement writes together with it."""
-        return (self.run.attempt, *sorted(self.columns))
+        """Return a key that is equal for changes that one UPDATE can write together."""
+        return (self.attempt.number, *sorted(self.columns))
 
 
 def ending_change(
-    run: AgentRun, verb: str, drafts: Sequence[Event] = (), **columns: Any
+    attempt: Attempt, verb: str, new_events: Sequence[Event] = (), **columns: Any
 ) -> RunChange:
-    """Return the change that moves a run to where a verb leads."""
+    """Return the change that moves an attempt's run to the target of a transition."""
     target = TRANSITIONS[verb].target
     ended: dict[str, Any] = {
         "status": target,
         "lease_ends_at": None,
-        "active_seconds": run.active_seconds + time.monotonic() - run.began,
+        "active_seconds": attempt.active_seconds,
         "activity": "",
     }
     if target in FINISHED:
         ended["finished_at"] = Now()
-    return RunChange(run, drafts, ended | columns, verb)
+    return RunChange(attempt, new_events, ended | columns, verb)
 
 
 def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
-    """Write changes, one for each run, with their events; all or none.
+    """Write changes of different runs with their events: all or none.
 
-    Raises StaleAttempt if an attempt no longer holds its run or, if it is not to wait for that,
-    another transaction is just writing it; of several runs, it names any. Belongs first in a
-    transaction.
+    Call it first in a transaction. Raises StaleAttempt if an attempt has lost its run; with
+    ``waits=False`` also if another transaction has locked a row. Of several runs the error names
+    any.
     """
-    with fenced(*(each.run for each in changes), waits=waits):
+    with fenced(*(each.attempt for each in changes), waits=waits):
+        by_shape: dict[Any, list[RunChange]] = {}
         for each in changes:
-            each.drafts = events.enabled(each.drafts)
-            each.columns["event_count"] = each.run.event_count + len(each.drafts)
-        for alike in _alike(changes):
+            each.new_events = events.enabled(each.new_events)
+            each.columns["event_count"] = each.run.event_count + len(each.new_events)
+            by_shape.setdefault(each.shape, []).append(each)
+        for alike in by_shape.values():
             if _update(alike, waits) != len(alike):
                 raise StaleAttempt(alike[0].run, alike[0].verb)
         for each in changes:
-            mirror(each.run, each.columns)
-        if any(each.drafts for each in changes):
-            events.append_for_runs([(each.run, each.drafts) for each in changes])
+            each.attempt.assign(each.columns)
+        if any(each.new_events for each in changes):
+            events.append_for_runs([(each.run, each.new_events) for each in changes])
         concurrency_limits.release([each.run for each in changes if "status" in each.columns])
 
 
-def _alike(changes: Sequence[RunChange]) -> list[list[RunChange]]:
-    found: dict[Any, list[RunChange]] = {}
-    for each in changes:
-        found.setdefault(each.shape, []).append(each)
-    return list(found.values())
-
-
 def _update(alike: list[RunChange], waits: bool) -> int:
-    """Write changes of one shape, as far as their attempts hold the runs; returns of how many."""
+    """Write changes of one shape in one UPDATE; return how many runs it matched."""
     ids = [each.run.pk for each in alike]
-    held = run_rows().filter(pk__in=ids, status=Status.RUNNING, attempt=alike[0].run.attempt)
-    held = held if waits else held.skip_locked()
-    columns = {name: _value(name, alike) for name in alike[0].columns}
-    return held.update(**columns, updated_at=Now())
+    rows = run_rows().filter(pk__in=ids, status=Status.RUNNING, attempt=alike[0].attempt.number)
+    rows = rows if waits else rows.skip_locked()
+    columns = {name: _value_for(name, alike) for name in alike[0].columns}
+    return rows.update(**columns, updated_at=Now())
 
 
-def _value(name: str, alike: list[RunChange]) -> Any:
-    """Return a column's value if all have the same one, else the expression that chooses."""
+def _value_for(name: str, alike: list[RunChange]) -> Any:
+    """Return the value of a column if all runs get the same one, else a CASE over the runs."""
     first, *others = [each.columns[name] for each in alike]
     if all(_is_same(first, other) for other in others):
         return first
     column: Any = AgentRun._meta.get_field(name)
-    chosen = models.Case(
-        *(models.When(pk=each.run.pk, then=_given(each.columns[name], column)) for each in alike),
-        output_field=column,
+
+    def as_expression(value: Any) -> Any:
+        is_expression = hasattr(value, "resolve_expression")
+        return value if is_expression else models.Value(value, output_field=column)
+
+    branches = (
+        models.When(pk=each.run.pk, then=as_expression(each.columns[name])) for each in alike
     )
+    chosen = models.Case(*branches, output_field=column)
     if connections[database()].features.requires_casted_case_in_updates:
         return Cast(chosen, output_field=column)
     return chosen
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values are written alike; of JSON, whose 1 and True are equal, never."""
+    """Whether two values are stored alike. Never for JSON, where 1 equals True in Python."""
     plain = one is None or isinstance(one, str) or hasattr(one, "resolve_expression")
     return (plain or type(one) is int) and type(one) is type(other) and bool(one == other)
 
 
-def _given(value: Any, column: Any) -> Any:
-    is_made = hasattr(value, "resolve_expression")
-    return value if is_made else models.Value(value, output_field=column)
-
-
 def renew_leases(run_ids: Sequence[Any], seconds: float) -> None:
-    """Renew the leases that this process holds, after it has worked for so many seconds."""
-    mine = run_rows().running().filter(pk__in=run_ids, holder=process_name())
-    mine.update(
+    """Renew the leases of this process's runs, and add seconds to their active time."""
+    rows = run_rows().running().filter(pk__in=run_ids, holder=process_name())
+    rows.update(
         lease_ends_at=Now() + timedelta(seconds=settings.LEASE_SECONDS),
         active_seconds=F("active_seconds") + seconds,
     )
 
 
 def record_usage(run: AgentRun, usage: dict[str, Any]) -> None:
-    """Write what a run has used, in the transaction that ends it."""
+    """Write the usage of a run, in the transaction that ends it."""
     run_rows().filter(pk=run.pk).update(usage=usage)
     run.usage = usage
 
 
 def lock_waiting(run: AgentRun) -> bool:
-    """Keep others from writing a waiting run until the transaction ends; reads the row again.
+    """Lock a waiting run until the transaction ends, and reload it.
 
-    False if the run does not wait any more.
+    Return False if the run is not waiting any more.
     """
     waiting = run_rows().filter(pk=run.pk, status=Status.WAITING)
-    is_held = bool(waiting.update(updated_at=Now()))
+    is_waiting = bool(waiting.update(updated_at=Now()))
     run.refresh_from_db()
-    return is_held
+    return is_waiting
 
 
 def refuse_unless_waiting(run: AgentRun) -> None:
-    """Raise Conflict, which says where the run stands, for a decision that comes too late."""
+    """Raise Conflict, which names the run's status, for a decision that comes too late."""
     if run.status != Status.WAITING:
         raise Conflict(_REFUSED["decide"] % {"status": run.get_status_display()})
 
 
-def append_while_waiting(run: AgentRun, drafts: Sequence[Event]) -> None:
-    """Write events of a waiting run that stays so, behind ``hold_waiting``: nobody performs it."""
-    drafts = events.enabled(drafts)
-    run_rows().filter(pk=run.pk).update(event_count=F("event_count") + len(drafts))
+def append_while_waiting(run: AgentRun, new_events: Sequence[Event]) -> None:
+    """Write events of a run that stays waiting; call ``lock_waiting`` first."""
+    new_events = events.enabled(new_events)
+    run_rows().filter(pk=run.pk).update(event_count=F("event_count") + len(new_events))
     run.refresh_from_db()
-    events.append_events(run, drafts)
+    events.append_events(run, new_events)
 
 
 _REFUSED: dict[str, Any] = {
@@ -213,47 +219,47 @@ _REFUSED: dict[str, Any] = {
     "cancel": _("Cannot stop this run: its status is %(status)s."),
     "retry": _("Cannot retry this run: its status is %(status)s."),
 }
-"""What a person reads whose verb came too late."""
+"""The message for a person, by the verb that the run's status refuses."""
 
 
 def change_status(
     run: AgentRun,
     verb: str,
-    drafts: Sequence[Event] = (),
+    new_events: Sequence[Event] = (),
     guard: models.Q | None = None,
-    **changes: Any,
+    **columns: Any,
 ) -> None:
-    """Move a run from outside its attempt, whoever holds it; reads the row again.
+    """Make a transition of a run from outside its attempt, and reload the run.
 
-    Raises Conflict if the run is no longer in a state from which the verb leads. With a guard
-    it also does if that does not hold, or if another transaction is just writing the run.
+    Raises Conflict if the run's status is not a source of the transition. With a guard, also if
+    the guard does not match or another transaction has locked the row.
     """
-    step, drafts = TRANSITIONS[verb], events.enabled(drafts)
-    changes |= {"status": step.target, "event_count": F("event_count") + len(drafts)}
+    step, new_events = TRANSITIONS[verb], events.enabled(new_events)
+    columns |= {"status": step.target, "event_count": F("event_count") + len(new_events)}
     movable = run_rows().filter(guard or models.Q(), pk=run.pk, status__in=step.sources)
     if guard is not None:
         movable = movable.skip_locked()
     with transaction.atomic(using=database()):
-        if not movable.update(**changes, updated_at=Now()):
+        if not movable.update(**columns, updated_at=Now()):
             run.refresh_from_db()
             text = _REFUSED.get(verb, f"Cannot {verb} this run: its status is %(status)s.")
             raise Conflict(text % {"status": run.get_status_display()})
         run.refresh_from_db()
-        events.append_events(run, drafts)
+        events.append_events(run, new_events)
         concurrency_limits.release([run])
 
 
 WATCH_SECONDS = 30.0
-"""For how long a run counts as watched once somebody said so."""
+"""How long a run counts as watched after ``mark_watched``."""
 
 
 def mark_watched(ids: Collection[Any]) -> None:
-    """Note that somebody watches these runs: what their models say is then written often.
+    """Mark active runs as watched, so that their partial messages are written often.
 
-    A row that is just being written is left for the next time.
+    Rows that another transaction has locked are skipped until the next call.
     """
     soon = Now() + timedelta(seconds=WATCH_SECONDS / 2)
-    unnoted = models.Q(watched_until__isnull=True) | models.Q(watched_until__lt=soon)
-    active = run_rows().filter(unnoted, pk__in=ids, status__in=ACTIVE)
+    unmarked = models.Q(watched_until__isnull=True) | models.Q(watched_until__lt=soon)
+    active = run_rows().filter(unmarked, pk__in=ids, status__in=ACTIVE)
     with transaction.atomic(using=database()):
         active.skip_locked().update(watched_until=Now() + timedelta(seconds=WATCH_SECONDS))

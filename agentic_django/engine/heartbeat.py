@@ -1,7 +1,7 @@
-"""Keeps the leases of the runs that this process holds, and notices those it has lost.
+"""Renews the leases of this process's attempts, and cancels attempts that have lost their run.
 
-One thread for all runs of the process: a tool that blocks cannot stop it. It looks once a
-second, so a run that is cancelled elsewhere ends here within two.
+One thread serves all attempts of the process, so a tool that blocks cannot stop it. It looks once
+a second: the task of a run that is cancelled elsewhere ends within two seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import thread as pools
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import cast
 
 from django.db import Error, connections
@@ -22,36 +21,35 @@ from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.engine import fenced_writes, lifecycle, transitions
+from agentic_django.engine.attempt import Attempt
 from agentic_django.exceptions import StaleAttempt
-from agentic_django.models import AgentRun
 from agentic_django.signals import logger
 
-__all__ = ["BEAT_SECONDS", "HeldAttempt", "held_count", "keep_lease", "release_all"]
+__all__ = ["BEAT_SECONDS", "Lease", "keep_lease", "lease_count", "release_all"]
 
 BEAT_SECONDS = 1.0
 
 
-@dataclass(eq=False, slots=True)
-class HeldAttempt:
-    """An attempt of this process, and the task that performs it."""
+class Lease:
+    """The lease of an attempt of this process, and the task that executes it."""
 
-    run: AgentRun
-    task: asyncio.Task[object]
-    is_lost: bool = False
-    is_over: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, attempt: Attempt, task: asyncio.Task[object]) -> None:
+        self.attempt = attempt
+        self.task = task
+        self._lock = threading.Lock()
+        self._has_ended = False
 
     def lose(self) -> None:
-        """Stop performing: the run belongs to somebody else, or to nobody."""
-        with self.lock:
-            if not self.is_over:
-                self.is_lost = self.run.is_lost = True
+        """Cancel the task, because the attempt has lost its run."""
+        with self._lock:
+            if not self._has_ended:
+                self.attempt.has_lost_run = True
                 event_loop.cancel_task(self.task)
 
     def end(self) -> None:
-        """From now on the task is at other things, and is let alone."""
-        with self.lock:
-            self.is_over = True
+        """Leave the task alone from now on: it has other work."""
+        with self._lock:
+            self._has_ended = True
 
 
 class Heartbeat(BackgroundThread):
@@ -61,97 +59,95 @@ class Heartbeat(BackgroundThread):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: set[HeldAttempt] = set()
+        self._leases: set[Lease] = set()
 
-    def add(self, held: HeldAttempt) -> None:
-        """Keep an attempt."""
+    def add(self, lease: Lease) -> None:
+        """Renew a lease from now on."""
         with self._condition:
-            self._held.add(held)
+            self._leases.add(lease)
             self.start()
 
-    def remove(self, held: HeldAttempt) -> None:
-        """Stop keeping an attempt."""
+    def remove(self, lease: Lease) -> None:
+        """Renew a lease no longer."""
         with self._condition:
-            self._held.discard(held)
+            self._leases.discard(lease)
 
-    def held(self) -> set[HeldAttempt]:
-        """Return what is held now."""
+    def leases(self) -> set[Lease]:
+        """Return the leases that are renewed now."""
         with self._condition:
-            return set(self._held)
+            return set(self._leases)
 
     def _run(self) -> None:
         renewed = time.monotonic()
-        while self._pause(_interval()) and (held := self.held()):
+        while self._pause(_interval()) and (leases := self.leases()):
             try:
+                elapsed = time.monotonic() - renewed
                 if _is_ending():
-                    _hand_back(held)
-                elif _since(renewed) >= settings.LEASE_SECONDS / 3:
-                    _renew(held, _since(renewed))
+                    _release(leases)
+                elif elapsed >= settings.LEASE_SECONDS / 3:
+                    _renew(leases, elapsed)
                     renewed = time.monotonic()
-                _drop_lost(held)
+                _cancel_lost(leases)
             except Exception as error:  # noqa: BLE001 - leases outlast a short absence of the database
                 logger.warning("Heartbeat failed: %r", error)
             with suppress(Error):
                 connections.close_all()
 
 
-def _is_ending() -> bool:
-    """Whether the interpreter is going down: it waits for the threads of pools, ours too.
+def _interval() -> float:
+    return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
 
-    Then its main thread has ended, or the standard library has told its pools to; the latter
+
+def _is_ending() -> bool:
+    """Whether the interpreter ends; it waits for threads of pools, which may execute runs.
+
+    Then the main thread has ended, or the standard library has told its pools to end. The latter
     has no public name.
     """
     return not threading.main_thread().is_alive() or getattr(pools, "_shutdown", False)
 
 
-def _interval() -> float:
-    return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
+def _renew(leases: set[Lease], seconds: float) -> None:
+    fenced_writes.renew_leases([lease.attempt.run.pk for lease in leases], seconds)
 
 
-def _since(moment: float) -> float:
-    return time.monotonic() - moment
+def _cancel_lost(leases: set[Lease]) -> None:
+    rows = transitions.run_rows().running()
+    rows = rows.filter(pk__in=[lease.attempt.run.pk for lease in leases])
+    running = set(rows.values_list("pk", "attempt"))
+    for lease in leases:
+        if (lease.attempt.run.pk, lease.attempt.number) not in running:
+            lease.lose()
 
 
-def _renew(held: set[HeldAttempt], seconds: float) -> None:
-    fenced_writes.renew_leases([one.run.pk for one in held], seconds)
-
-
-def _drop_lost(held: set[HeldAttempt]) -> None:
-    running = transitions.run_rows().running().filter(pk__in=[h.run.pk for h in held])
-    present = set(running.values_list("pk", "attempt"))
-    for one in held:
-        if (one.run.pk, one.run.attempt) not in present:
-            one.lose()
-
-
-def _hand_back(held: set[HeldAttempt]) -> None:
-    """The process is ending: let another go on at once rather than after the lease."""
-    for one in held:
+def _release(leases: set[Lease]) -> None:
+    """Queue runs again, so that another process continues them before the leases end."""
+    for lease in leases:
         try:
-            lifecycle.release(one.run)
+            lifecycle.release(lease.attempt)
         except StaleAttempt:
-            logger.info("Run %s had ended when this process did", one.run.pk)
-        one.lose()
+            logger.info("Run %s had ended when this process did", lease.attempt.run.pk)
+        lease.lose()
 
 
-def held_count() -> int:
-    """Return how many runs this process holds."""
-    return len(process.get(Heartbeat).held())
+def lease_count() -> int:
+    """Return how many attempts this process executes."""
+    return len(process.get(Heartbeat).leases())
 
 
 def release_all() -> None:
-    """Put all runs that this process holds back in line, for it is ending."""
-    _hand_back(process.get(Heartbeat).held())
+    """Queue all runs of this process again, because it ends."""
+    _release(process.get(Heartbeat).leases())
 
 
 @contextmanager
-def keep_lease(run: AgentRun) -> Iterator[HeldAttempt]:
-    """Keep a run's lease while its attempt is performed by the current task."""
-    held = HeldAttempt(run, cast("asyncio.Task[object]", asyncio.current_task()))
-    if not run.joined_transaction:  # Else nobody outside of that transaction can see the claim.
-        process.get(Heartbeat).add(held)
+def keep_lease(attempt: Attempt) -> Iterator[Lease]:
+    """Renew the lease of an attempt while the current task executes it."""
+    lease = Lease(attempt, cast("asyncio.Task[object]", asyncio.current_task()))
+    if not attempt.joined_transaction:  # Else no other connection can see the claim.
+        process.get(Heartbeat).add(lease)
     try:
-        yield held
+        yield lease
     finally:
-        held.end()
-        process.get(Heartbeat).remove(held)
+        lease.end()
+        process.get(Heartbeat).remove(lease)

@@ -1,27 +1,28 @@
-"""Record the result of a model call, tool call, step or child once; replay it.
+"""Records the result of each model call, tool call, step and child run, and finds it again.
 
-A result is written in one transaction with the events that tell of it, fenced by the attempt
-that made it: what is here was paid for and is not done again, what is not here may be.
+A result is written once, in one transaction with its events, guarded by the attempt. A recorded
+call is never made again; a call that was not recorded may be made again by the next attempt.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from django.db import Error, connections
 from django.db.models.functions import Now
 
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import drafts as unfinished
-from agentic_django.engine import fenced_writes
+from agentic_django.engine import drafts, fenced_writes
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
 from agentic_django.exceptions import AgentChanged, RunSuspended, StaleAttempt
-from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
+from agentic_django.models import StepCheckpoint, ToolApproval, database
 from agentic_django.serialization import printable
 
 __all__ = [
@@ -29,18 +30,20 @@ __all__ = [
     "Entry",
     "Journal",
     "load_journal",
-    "record",
     "record_intent",
+    "short_key",
+    "total_usage",
     "write_entries",
 ]
 
+STATE_KEY = "state"
 _LONGEST_KEY = 200
 _LONGEST_ACTION = 80
 
 
 @dataclass(slots=True)
 class CallResult:
-    """What is to be recorded of a call."""
+    """The result of a call, to be recorded."""
 
     key: str
     kind: str
@@ -51,295 +54,335 @@ class CallResult:
     fingerprint: str = ""
     error: str = ""
     has_draft: bool = False
-    """Whether a draft of it was written, which goes with the recording."""
+    """Whether a partial message of it was written, to be deleted with the recording."""
 
 
 class Journal:
-    """The recorded results of a run's generation, as one attempt reads and adds to them."""
+    """The recorded results of a run's generation, as one attempt reads and adds to them.
+
+    A subclass may override ``before_call``, ``after_record`` and ``load`` to observe an attempt
+    or to inject faults; ``journal_class`` chooses the class.
+    """
 
     def __init__(
         self,
-        run: AgentRun,
+        attempt: Attempt,
         recorded: Sequence[StepCheckpoint] = (),
-        asked: Sequence[ToolApproval] = (),
+        approvals: Sequence[ToolApproval] = (),
     ) -> None:
-        self.run = run
-        self.reused = 0
-        self.asking: dict[str, ToolApproval] = {}
-        """What this attempt asks a person, by key; not stored yet."""
-        self.held: dict[int, tuple[Any, str]] = {}
-        """Calls of nested agents that wait for a person, by identity, and their keys."""
-        self._asked = {row.key: row for row in asked}
-        self._seen: set[str] = set()
-        self._rows = {row.key: row for row in recorded if row.generation == run.generation}
-        self._earlier = [row for row in recorded if row.generation != run.generation]
+        self.attempt = attempt
+        self.run = attempt.run
+        self.requests: dict[str, ToolApproval] = {}
+        """Approvals and questions that this attempt will store when it parks, by key."""
+        self.nested_keys: dict[int, tuple[Any, str]] = {}
+        """Calls of nested agents that wait for a person, by identity, with their keys."""
+        self._approvals = {row.key: row for row in approvals}
+        self._used_decisions: set[str] = set()
+        self._rows = {row.key: row for row in recorded if row.generation == self.run.generation}
+        self._earlier = [row for row in recorded if row.generation != self.run.generation]
         self._deferred: list[Event] = []
         self._end: BaseException | None = None
 
+    @classmethod
+    def load(cls, attempt: Attempt) -> Self:
+        """Return the journal of an attempt. The first attempt reads nothing, without a query."""
+        return cls(attempt) if attempt.number == 1 else cls.read(attempt)
+
+    @classmethod
+    def read(cls, attempt: Attempt) -> Self:
+        """Return the journal of an attempt with all rows that are stored now."""
+        run = attempt.run
+        rows = StepCheckpoint.objects.using(database()).filter(run=run)
+        approvals = ToolApproval.objects.using(database())
+        return cls(
+            attempt,
+            list(rows.order_by("id")),
+            list(approvals.filter(run=run, generation=run.generation)),
+        )
+
+    def before_call(self, key: str) -> None:
+        """Do nothing. A hook, called when nothing is recorded under a key: the call comes next."""
+
+    def after_record(self, row: StepCheckpoint) -> None:
+        """Do nothing. A hook, called when a result or an intent was written."""
+
+    # Find
+
     def find(self, key: str) -> StepCheckpoint | None:
-        """Return what is recorded under a key, or None."""
+        """Return the row under a key, or None: the caller then makes the call."""
         row = self._rows.get(short_key(key))
-        self.reused += row is not None
+        if row is None:
+            self.before_call(key)
         return row
+
+    def find_by_prefix(self, prefix: str) -> list[StepCheckpoint]:
+        """Return the rows whose keys have this prefix, in the order of recording."""
+        return [row for key, row in self._rows.items() if key.startswith(prefix)]
+
+    def saved_state(self) -> Any:
+        """Return the state that ``save_state`` wrote last, or None."""
+        row = self._rows.get(STATE_KEY)
+        return row.result if row else None
+
+    def usage(self) -> dict[str, Any]:
+        """Return the sum of the recorded model calls' usage, earlier generations included."""
+        return total_usage([*self._earlier, *self._rows.values()])
+
+    # Record
+
+    async def record(
+        self,
+        result: CallResult,
+        new_events: Sequence[Event] = (),
+        replaces: StepCheckpoint | None = None,
+    ) -> StepCheckpoint:
+        """Write a result with its events, over its intent or an earlier result if given.
+
+        Raises StaleAttempt if the attempt has lost the run.
+        """
+        entry = Entry.of(self.attempt, result, [*self.take_deferred(), *new_events], replaces)
+        joined = self.attempt.joined_transaction
+        return await self._add(event_loop.write_batched(write_entries, entry, joined=joined))
+
+    async def record_intent(self, key: str, kind: str, name: str) -> StepCheckpoint:
+        """Write that a call which must not be repeated is about to be made."""
+        return await self._write(record_intent, self.attempt, key, kind, name)
+
+    async def record_repeat(self, intent: StepCheckpoint) -> StepCheckpoint:
+        """Write that a call is made again because a person decided so."""
+        return await self._write(record_repeat, self.attempt, intent)
+
+    async def save_state(self, state: Any) -> None:
+        """Write a state for later attempts; it replaces the one before."""
+        row = self._rows.get(STATE_KEY)
+        is_new = row is None or row.result != state
+        await self._write(save_state, self.attempt, state, is_new)
+
+    def defer(self, event: Event) -> None:
+        """Add an event to the attempt's next write."""
+        self._deferred.append(event)
+
+    def take_deferred(self) -> list[Event]:
+        """Return the events that wait for a write, and leave none."""
+        deferred, self._deferred = self._deferred, []
+        return deferred
+
+    async def _write(self, write: Callable[..., StepCheckpoint], *args: Any) -> StepCheckpoint:
+        # Beside a synchronous tool that occupies the run's thread; but a write that belongs to
+        # the caller's transaction needs that thread's connection.
+        run = event_loop.run_sync if self.attempt.joined_transaction else event_loop.run_aside
+        return await self._add(run(write, *args))
+
+    async def _add(self, written: Awaitable[StepCheckpoint]) -> StepCheckpoint:
+        try:
+            row = await written
+        except (StaleAttempt, Error) as error:
+            raise self.must_end(error) from None
+        self._rows[row.key] = row
+        self.after_record(row)
+        return row
+
+    # Approvals and questions
 
     def decided(self, key: str) -> ToolApproval | None:
-        """Return what a person decided about what is asked under a key, or None."""
-        row = self._asked.get(short_key(key))
+        """Return the approval or question under a key if a person has decided it."""
+        row = self._approvals.get(short_key(key))
         if row is None or row.is_open:
             return None
-        self._seen.add(row.key)
+        self._used_decisions.add(row.key)
         return row
 
-    def ask(self, key: str, **columns: Any) -> RunSuspended:
-        """Note that a person is to be asked, and return what ends the attempt for that."""
+    def request(self, key: str, **columns: Any) -> RunSuspended:
+        """Add an approval or question to this attempt, and return the error that parks the run."""
         key = short_key(key)
         run = self.run
         for name in ("call_id", "tool", "agent", "question"):  # As a text column can hold it.
             columns[name] = printable(columns.get(name, ""))
         columns["action"] = printable(columns.get("action", ""))[:_LONGEST_ACTION]
-        asked = ToolApproval(run=run, generation=run.generation, key=key, **columns)
-        self.asking.setdefault(key, self._asked.get(key, asked))
-        return self.give_up(RunSuspended())
+        row = ToolApproval(run=run, generation=run.generation, key=key, **columns)
+        self.requests.setdefault(key, self._approvals.get(key, row))
+        return self.must_end(RunSuspended())
 
     def check_used(self) -> None:
-        """Raise AgentChanged if a call that was decided about has not been met again."""
-        for key, row in self._asked.items():
-            is_met = key in self._seen or key in self._rows
-            if row.kind == ToolApproval.Kind.TOOL and not row.is_open and not is_met:
+        """Raise AgentChanged if a tool call that a person decided was not made again."""
+        for key, row in self._approvals.items():
+            is_used = key in self._used_decisions or key in self._rows
+            if row.kind == ToolApproval.Kind.TOOL and not row.is_open and not is_used:
                 raise AgentChanged(
                     f"The call of {row.tool!r} by the agent {row.agent!r} was {row.decision}, and "
                     "is not made any more: keep agents and tools under their names while runs "
                     "wait, or start the run again."
                 )
 
-    def defer(self, event: Event) -> None:
-        """Keep an event for the next write, which it will be part of."""
-        self._deferred.append(event)
+    # The end of the attempt
 
-    async def record(
-        self, result: CallResult, drafts: Sequence[Event], intent: StepCheckpoint | None = None
-    ) -> StepCheckpoint:
-        """Write a result with its events; raises StaleAttempt if the attempt lost the run."""
-        told, self._deferred = [*self._deferred, *drafts], []
-        entry = Entry.of(self.run, result, told, intent)
-        joined = self.run.joined_transaction
-        return await self._noted(event_loop.write_batched(write_entries, entry, joined=joined))
+    def must_end[E: BaseException](self, error: E) -> E:
+        """Remember that this error ends the attempt, even if host code swallows it; return it.
 
-    async def begin(self, key: str, kind: str, name: str) -> StepCheckpoint:
-        """Write that a call which must not be made twice is about to be made."""
-        return await self._keep(record_intent, self.run, key, kind, name)
-
-    async def begin_again(self, intent: StepCheckpoint) -> StepCheckpoint:
-        """Write that a call is made once more, because a person wants that."""
-        return await self._keep(record_repeat, self.run, intent)
-
-    async def keep_state(self, state: Any) -> None:
-        """Write what a runtime wants to find again; it replaces what was kept before."""
-        kept = self._rows.get(STATE_KEY)
-        is_new = kept is None or kept.result != state
-        await self._keep(save_state, self.run, state, is_new)
-
-    def under(self, prefix: str) -> list[StepCheckpoint]:
-        """Return what is recorded under keys with this beginning, in the order of recording."""
-        return [row for key, row in self._rows.items() if key.startswith(prefix)]
-
-    async def _keep(self, write: Callable[..., StepCheckpoint], *args: Any) -> StepCheckpoint:
-        # A synchronous tool that still works must not keep the result of another from being
-        # recorded; but what its caller's transaction is to cover must be written in that.
-        cross = event_loop.run_sync if self.run.joined_transaction else event_loop.run_aside
-        return await self._noted(cross(write, *args))
-
-    async def _noted(self, written: Awaitable[StepCheckpoint]) -> StepCheckpoint:
-        try:
-            row = await written
-        except (StaleAttempt, Error) as error:
-            raise self.give_up(error) from None
-        self._rows[row.key] = row
-        return row
-
-    def give_up[E: BaseException](self, error: E) -> E:
-        """Remember what must end the attempt, whatever is made of it on the way up."""
+        The first error counts.
+        """
         self._end = self._end or error
         return error
 
-    def check(self) -> None:
-        """Raise what must end the attempt, if anything does."""
+    @contextmanager
+    def enforced_end(self) -> Iterator[None]:
+        """Raise the error that must end the attempt, if there is one, after this block.
+
+        Wrap every block in which host code or the SDK may swallow that error or replace it.
+        """
+        try:
+            yield
+        finally:
+            self.raise_end()
+
+    def raise_end(self) -> None:
+        """Raise the error that must end the attempt, if there is one."""
         if self._end is not None:
             raise self._end
 
-    def take_deferred(self) -> list[Event]:
-        """Return the events that no write took along."""
-        told, self._deferred = self._deferred, []
-        return told
 
-    def usage(self) -> dict[str, Any]:
-        """Return the sum of what the recorded model calls used, in earlier generations too."""
-        return total_usage([*self._earlier, *self._rows.values()])
+journal_class: type[Journal] = Journal
+"""The class of journals that attempts load. Tests replace it by a subclass with hooks."""
+
+
+def load_journal(attempt: Attempt) -> Journal:
+    """Return the journal of an attempt."""
+    return journal_class.load(attempt)
 
 
 def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, Any]:
-    """Return the sum of what recorded model calls used; its cost only if all have a price."""
+    """Return the sum of recorded model calls' usage; its cost only if all calls have a price."""
     total: Counter[str] = Counter()
-    used = [row.usage for row in rows if row.usage]
-    for usage in used:
+    counts = [row.usage for row in rows if row.usage]
+    for usage in counts:
         total.update(usage)
-    if not all("cost_usd" in usage for usage in used):
+    if not all("cost_usd" in usage for usage in counts):
         total.pop("cost_usd", None)
     return dict(total)
 
 
 def short_key(key: str) -> str:
-    """Return a key that fits its column; long ones end in a hash."""
+    """Return a key that fits its column; a long key ends in a hash."""
     if len(key) <= _LONGEST_KEY:
         return key
     return f"{key[:130]}#{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def load_journal(run: AgentRun) -> Journal:
-    """Return a run's journal; a run's first attempt has none, and costs no query."""
-    if run.attempt == 1:
-        return Journal(run, [])
-    rows = StepCheckpoint.objects.using(database()).filter(run=run)
-    asked = ToolApproval.objects.using(database()).filter(run=run, generation=run.generation)
-    return Journal(run, list(rows.order_by("id")), list(asked))
-
-
-def record(
-    run: AgentRun,
-    result: CallResult,
-    drafts: Sequence[Event] = (),
-    intent: StepCheckpoint | None = None,
-) -> StepCheckpoint:
-    """Write a result, in the place of its intent if it had one, with the events that tell of it.
-
-    ``intent`` may also be a result, which is replaced. Raises StaleAttempt if the attempt no longer
-    holds the run.
-    """
-    return write_entries([Entry.of(run, result, drafts, intent)])[0]
-
-
 @dataclass(slots=True)
 class Entry:
-    """A result as it is written: its row, and what goes with it."""
+    """A result as it is written: its row, its events, and the row that it replaces."""
 
+    attempt: Attempt
     row: StepCheckpoint
-    intent: StepCheckpoint | None
-    drafts: Sequence[Event]
+    replaces: StepCheckpoint | None
+    new_events: Sequence[Event]
     has_draft: bool
 
     @classmethod
     def of(
         cls,
-        run: AgentRun,
+        attempt: Attempt,
         result: CallResult,
-        drafts: Sequence[Event],
-        intent: StepCheckpoint | None,
+        new_events: Sequence[Event] = (),
+        replaces: StepCheckpoint | None = None,
     ) -> Entry:
-        """Return what is written of a result of a run; it replaces what an intent is about."""
-        row = _row(run, result)
-        has_draft = result.has_draft or (run.attempt > 1 and row.kind == row.Kind.MODEL)
-        return cls(row, intent, drafts, has_draft)
+        """Return the entry for a result of an attempt."""
+        row = _row(attempt, result)
+        has_draft = result.has_draft or (attempt.number > 1 and row.kind == row.Kind.MODEL)
+        return cls(attempt, row, replaces, new_events, has_draft)
 
     @property
-    def progress(self) -> dict[str, Any]:
-        """What it changes of its run."""
-        return _progress(self.intent is None or self.intent.is_intent)
+    def run_columns(self) -> dict[str, Any]:
+        """Return the columns of the run that the entry changes."""
+        return _progress_columns(self.replaces is None or self.replaces.is_intent)
 
 
 def write_entries(entries: Sequence[Entry], *, waits: bool = True) -> list[StepCheckpoint]:
-    """Write results, with the events that tell of them, in one transaction; all or none.
+    """Write results with their events in one transaction: all or none.
 
-    Raises StaleAttempt if an attempt no longer holds its run; see ``runs.change``.
+    Raises StaleAttempt if an attempt has lost its run; see ``fenced_writes.write_changes``.
     """
-    changes = _changes(entries)
-    with fenced_writes.fenced(*(each.run for each in changes), waits=waits):
-        fenced_writes.write_changes(changes, waits=waits)
+    changes: dict[Attempt, fenced_writes.RunChange] = {}
+    for entry in entries:  # Calls that an attempt made in parallel may end together.
+        change = changes.setdefault(entry.attempt, fenced_writes.RunChange(entry.attempt))
+        change.new_events = [*change.new_events, *entry.new_events]
+        change.columns |= entry.run_columns
+    with fenced_writes.fenced(*changes, waits=waits):
+        fenced_writes.write_changes(list(changes.values()), waits=waits)
         _save(entries)
         for entry in entries:
             if entry.has_draft:
-                unfinished.delete_draft(entry.row.run, entry.row.key)
+                drafts.delete_draft(entry.row.run, entry.row.key)
     return [entry.row for entry in entries]
 
 
-def _changes(entries: Sequence[Entry]) -> list[fenced_writes.RunChange]:
-    """Return one change for each attempt; calls made side by side may have ended together."""
-    changes: dict[Any, fenced_writes.RunChange] = {}
-    for entry in entries:
-        attempt = (entry.row.run_id, entry.row.attempt)
-        change = changes.setdefault(attempt, fenced_writes.RunChange(entry.row.run))
-        change.drafts = [*change.drafts, *entry.drafts]
-        change.columns |= entry.progress
-    return list(changes.values())
-
-
 def _save(entries: Sequence[Entry]) -> None:
-    """Insert new rows, and write those of intents over them; once more if that was rolled back."""
+    """Insert new rows and overwrite replaced ones, also when an earlier try was rolled back."""
     for entry in entries:
-        entry.row.pk, entry.row._state.adding = entry.intent.pk if entry.intent else None, True
-    new = [entry.row for entry in entries if entry.intent is None]
-    can_tell_keys = connections[database()].features.can_return_rows_from_bulk_insert
-    if can_tell_keys:
+        entry.row.pk, entry.row._state.adding = entry.replaces.pk if entry.replaces else None, True
+    new = [entry.row for entry in entries if entry.replaces is None]
+    returns_keys = connections[database()].features.can_return_rows_from_bulk_insert
+    if returns_keys:
         StepCheckpoint.objects.using(database()).bulk_create(new)
     for entry in entries:
-        if entry.intent is not None:
+        if entry.replaces is not None:
             entry.row.save(using=database(), force_update=True)
-        elif not can_tell_keys:
+        elif not returns_keys:
             entry.row.save(using=database(), force_insert=True)
 
 
-def record_intent(run: AgentRun, key: str, kind: str, name: str) -> StepCheckpoint:
-    """Write that a call is about to be made which must not be made twice."""
+def record_intent(attempt: Attempt, key: str, kind: str, name: str) -> StepCheckpoint:
+    """Write that a call which must not be repeated is about to be made."""
+    run = attempt.run
     row = StepCheckpoint(
         run=run,
         generation=run.generation,
         key=short_key(key),
         kind=kind,
         name=name,
-        attempt=run.attempt,
+        attempt=attempt.number,
     )
-    with fenced_writes.fenced(run):
-        fenced_writes.update_held(run)
+    with fenced_writes.fenced(attempt):
+        fenced_writes.update_run(attempt)
         row.save(using=database(), force_insert=True)
     return row
 
 
-def record_repeat(run: AgentRun, intent: StepCheckpoint) -> StepCheckpoint:
-    """Write that this attempt makes a call again whose intent an earlier one had recorded."""
-    with fenced_writes.fenced(run):
-        fenced_writes.update_held(run)
-        intent.attempt = run.attempt
+def record_repeat(attempt: Attempt, intent: StepCheckpoint) -> StepCheckpoint:
+    """Write that this attempt repeats a call whose intent an earlier attempt recorded."""
+    with fenced_writes.fenced(attempt):
+        fenced_writes.update_run(attempt)
+        intent.attempt = attempt.number
         intent.save(using=database(), update_fields=["attempt"])
     return intent
 
 
-STATE_KEY = "state"
-
-
-def save_state(run: AgentRun, state: Any, is_new: bool) -> StepCheckpoint:
-    """Write a runtime's state over the one that was kept before, if there is one."""
+def save_state(attempt: Attempt, state: Any, is_new: bool) -> StepCheckpoint:
+    """Write a state over the run's earlier one; a new one counts as progress."""
+    run = attempt.run
     result = CallResult(STATE_KEY, StepCheckpoint.Kind.STATE, "state", state, 0.0)
-    row, rows = _row(run, result), StepCheckpoint.objects.using(database())
-    with fenced_writes.fenced(run):
-        fenced_writes.update_held(run, **_progress(is_new))
-        kept = rows.filter(run=run, generation=run.generation, key=STATE_KEY)
-        if not kept.update(result=state, attempt=run.attempt, finished_at=Now()):
+    row, rows = _row(attempt, result), StepCheckpoint.objects.using(database())
+    with fenced_writes.fenced(attempt):
+        fenced_writes.update_run(attempt, **_progress_columns(is_new))
+        saved = rows.filter(run=run, generation=run.generation, key=STATE_KEY)
+        if not saved.update(result=state, attempt=attempt.number, finished_at=Now()):
             row.save(using=database(), force_insert=True)
     return row
 
 
-def _progress(is_new: bool) -> dict[str, Any]:
-    """Return what an attempt changes that gets further; to write the same again does not count."""
+def _progress_columns(is_new: bool) -> dict[str, Any]:
+    """Reset the count of failures if something new was recorded: the attempt was not in vain."""
     return {"failures": 0} if is_new else {}
 
 
-def _row(run: AgentRun, result: CallResult) -> StepCheckpoint:
+def _row(attempt: Attempt, result: CallResult) -> StepCheckpoint:
     return StepCheckpoint(
-        run=run,
-        generation=run.generation,
+        run=attempt.run,
+        generation=attempt.run.generation,
         key=short_key(result.key),
         kind=result.kind,
         name=result.name[:255],
-        attempt=run.attempt,
+        attempt=attempt.number,
         fingerprint=result.fingerprint,
         result=result.value,
         error=result.error,

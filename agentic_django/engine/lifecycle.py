@@ -1,4 +1,8 @@
-"""How a run ends or goes back in line: one transaction over its row, events and conversation."""
+"""Ends attempts and moves runs: each verb is one transaction over row, events and session items.
+
+The verbs of an attempt are guarded by its number and raise StaleAttempt if it has lost the run. The
+verbs of people and of the sweep are guarded by the run's status and raise Conflict.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ from agentic_django.engine import (
     transitions,
     unfinished_turns,
 )
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event, EventType
 from agentic_django.exceptions import Conflict, message_for_code
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
@@ -36,7 +41,7 @@ __all__ = [
     "Completion",
     "Failure",
     "cancel",
-    "cancel_held",
+    "cancel_attempt",
     "complete",
     "decide",
     "expire",
@@ -48,17 +53,102 @@ __all__ = [
     "suspend",
 ]
 
+# Verbs of an attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The result of an attempt that completes its run."""
+
+    attempt: Attempt
+    output: Any
+    items: Sequence[Any]
+    """The items that the run adds to its session."""
+    usage: dict[str, Any]
+    new_events: Sequence[Event] = ()
+    """Deferred events, written before the completion's own."""
+
+    @property
+    def run(self) -> AgentRun:
+        """Return the run that is completed."""
+        return self.attempt.run
+
+    def change(self) -> fenced_writes.RunChange:
+        """Return the change of the run's row."""
+        completed = events.new_event(EventType.RUN_COMPLETED, output=self.output)
+        output = _JSON_NULL if self.output is None else self.output
+        return fenced_writes.ending_change(
+            self.attempt,
+            "complete",
+            [*self.new_events, completed],
+            **_NO_ERROR,
+            final_output=output,
+            usage=self.usage,
+        )
+
+
+_NO_ERROR = {"error_code": "", "error": "", "error_detail": ""}
+_JSON_NULL = models.Value("null", output_field=models.TextField())
+
+
+def complete(completions: Sequence[Completion], *, waits: bool = True) -> list[None]:
+    """Complete runs with their outputs, and add their items to the sessions: all or none.
+
+    Raises StaleAttempt if an attempt has lost its run; see ``fenced_writes.write_changes``.
+    """
+    with fenced_writes.fenced(*(each.attempt for each in completions), waits=waits):
+        fenced_writes.write_changes([each.change() for each in completions], waits=waits)
+        for each in completions:
+            each.attempt.assign({"final_output": each.output})
+            if each.attempt.has_drafts or each.attempt.number > 1:  # Of calls that failed.
+                drafts.delete_drafts(each.run)
+        items = [(each.run, each.items) for each in completions]
+        session_items.append_run_items(items, waits=waits)
+        for each in completions:
+            transitions.send_signal_on_commit(signals.agent_run_completed, each.run)
+        dispatch.enqueue_next([each.run for each in completions if _may_be_followed(each)])
+    return [None] * len(completions)
+
+
+def _may_be_followed(completion: Completion) -> bool:
+    """Whether another run may wait for this one; writing items has just read ``run_count``."""
+    run = completion.run
+    if run.session is None or concurrency_limits.limits():
+        return bool(concurrency_limits.limits())
+    return not completion.items or run.session.run_count > run.position
+
+
+def suspend(
+    attempt: Attempt,
+    requests: Sequence[ToolApproval],
+    usage: dict[str, int],
+    new_events: Sequence[Event] = (),
+) -> None:
+    """Park a run until people have decided the attempt's approvals and questions."""
+    run = attempt.run
+    requested = [_approval_event(EventType.APPROVAL_REQUESTED, row) for row in requests]
+    waiting = events.new_event(EventType.RUN_WAITING, reason="approval")
+    columns = {"failures": 0, "usage": usage, "holder": ""}
+    with fenced_writes.fenced(attempt):
+        all_events = [*new_events, *requested, waiting]
+        fenced_writes.end_attempt(attempt, "suspend", all_events, **columns)
+        approvals.create_requests(requests)
+        for row in requests:
+            transitions.send_signal_on_commit(signals.agent_approval_requested, run, approval=row)
+        if settings.CONCURRENCY_LIMIT is not None:
+            dispatch.enqueue_next([run])
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt ended badly, for users (a code and its sentence) and for operators."""
+    """Why a run failed: a code with its sentence for users, the exception for operators."""
 
     code: str
     error: BaseException | None = None
 
     @property
     def columns(self) -> dict[str, str]:
-        """What the run's row says of it."""
+        """Return the columns of the run that describe the failure."""
         detail = "".join(traceback.format_exception(self.error)) if self.error else ""
         text = str(message_for_code(self.code))
         stored = detail.encode("utf-8", "backslashreplace").decode().replace("\0", "")
@@ -66,174 +156,106 @@ class Failure:
 
     @property
     def verb(self) -> str:
-        """The transition that ends a run so."""
+        """Return the transition that ends the run."""
         return "time_out" if self.code == "timed_out" else "fail"
 
-    def told(self) -> Event:
-        """The event that tells of it."""
-        event = transitions.TRANSITIONS[self.verb].event
-        return events.new_event(event, error=str(message_for_code(self.code)), code=self.code)
+    def event(self) -> Event:
+        """Return the event of the failure."""
+        kind = transitions.TRANSITIONS[self.verb].event
+        return events.new_event(kind, error=str(message_for_code(self.code)), code=self.code)
 
 
-_NO_ERROR = {"error_code": "", "error": "", "error_detail": ""}
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a run has come to."""
-
-    run: AgentRun
-    output: Any
-    items: Sequence[Any]
-    """What it adds to its conversation."""
-    usage: dict[str, Any]
-    told: Sequence[Event] = ()
-    """Events that are yet to be written."""
-
-    def change(self) -> fenced_writes.RunChange:
-        """Return what is written to the run's row."""
-        ended = events.new_event(EventType.RUN_COMPLETED, output=self.output)
-        kept = _JSON_NULL if self.output is None else self.output
-        columns = {**_NO_ERROR, "final_output": kept, "usage": self.usage}
-        return fenced_writes.ending_change(self.run, "complete", [*self.told, ended], **columns)
-
-
-def complete(outcomes: Sequence[Completion], *, waits: bool = True) -> list[None]:
-    """End runs with their outputs; their items join the conversations. All end, or none.
-
-    Raises StaleAttempt if an attempt no longer holds its run; see ``runs.change``.
-    """
-    with fenced_writes.fenced(*(each.run for each in outcomes), waits=waits):
-        fenced_writes.write_changes([each.change() for each in outcomes], waits=waits)
-        for run in (each.run for each in outcomes):
-            if run.has_drafts or run.attempt > 1:  # Of calls that failed, and were not made again.
-                drafts.delete_drafts(run)
-        session_items.append_run_items([(each.run, each.items) for each in outcomes], waits=waits)
-        for each in outcomes:
-            each.run.final_output = each.output
-            transitions.send_signal_on_commit(signals.agent_run_completed, each.run)
-        dispatch.enqueue_next([each.run for each in outcomes if _is_followed(each)])
-    return [None] * len(outcomes)
-
-
-_JSON_NULL = models.Value("null", output_field=models.TextField())
-
-
-def _is_followed(outcome: Completion) -> bool:
-    """Whether another run may wait for this one; writing items has just read the counter."""
-    run = outcome.run
-    if run.session is None or concurrency_limits.limits():
-        return bool(concurrency_limits.limits())
-    return not outcome.items or run.session.run_count > run.position
-
-
-def fail(run: AgentRun, failure: Failure, told: Sequence[Event] = ()) -> None:
-    """End a run that this attempt holds, with a reason."""
-    with fenced_writes.fenced(run):
-        fenced_writes.end_held(run, failure.verb, [*told, failure.told()], **failure.columns)
-        _leave(run)
+def fail(attempt: Attempt, failure: Failure, new_events: Sequence[Event] = ()) -> None:
+    """Fail an attempt's run, or time it out."""
+    run = attempt.run
+    with fenced_writes.fenced(attempt):
+        all_events = [*new_events, failure.event()]
+        fenced_writes.end_attempt(attempt, failure.verb, all_events, **failure.columns)
+        _keep_unfinished(run)
         transitions.send_signal_on_commit(signals.agent_run_failed, run, error=failure.error)
 
 
-def _leave(run: AgentRun) -> None:
-    """Write what an incomplete run leaves behind, and let the next one start."""
-    recorded = StepCheckpoint.objects.using(database()).filter(run=run)
-    fenced_writes.record_usage(run, journal.total_usage(recorded))
-    if run.attempt:  # What never began leaves nothing: what stands before it is yet to end.
-        session_items.append_run_items([(run, unfinished_turns.unfinished_items(run))])
-        drafts.delete_drafts(run)
-    dispatch.enqueue_next([run])
-
-
 def retry_later(
-    run: AgentRun, failure: Failure, after: float = 0.0, told: Sequence[Event] = ()
+    attempt: Attempt, failure: Failure, after: float = 0.0, new_events: Sequence[Event] = ()
 ) -> None:
-    """Put a run back in line for what may pass, or fail it if that was the last attempt."""
-    if run.failures + 1 >= retries.max_attempts(run):
-        fail(run, failure, told)
+    """Queue a run again after a failure that may pass, or fail it if this was the last attempt.
+
+    ``after`` is the shortest delay in seconds.
+    """
+    run = attempt.run
+    if retries.is_last_attempt(run):
+        fail(attempt, failure, new_events)
         return
     delay = dispatch.allowed_delay(max(after, retries.backoff(run.failures)))
-    event = _retrying(run, failure.code, delay)
-    with fenced_writes.fenced(run):
-        fenced_writes.end_held(
-            run, "requeue", [*told, event], **_in_line(delay), failures=run.failures + 1
-        )
+    all_events = [*new_events, _retrying_event(run, failure.code, delay)]
+    columns = {**_queued_columns(delay), "failures": run.failures + 1}
+    with fenced_writes.fenced(attempt):
+        fenced_writes.end_attempt(attempt, "requeue", all_events, **columns)
         if not delay:
             dispatch.enqueue_on_commit(run)
 
 
-def release(run: AgentRun) -> None:
-    """Put a run that this process holds back in line, because the process is ending.
+def release(attempt: Attempt) -> None:
+    """Queue a run again because this process ends.
 
-    One that its host performs inline fails instead: only the host can resume it.
+    An inline run fails instead: only its host can resume it.
     """
+    run = attempt.run
     if run.is_inline:
-        fail(run, Failure("lost"))
+        fail(attempt, Failure("lost"))
         return
-    event = _retrying(run, "handed_back", 0)
-    with fenced_writes.fenced(run):
-        fenced_writes.end_held(run, "requeue", [event], **_in_line(0))
+    event = _retrying_event(run, "handed_back")
+    with fenced_writes.fenced(attempt):
+        fenced_writes.end_attempt(attempt, "requeue", [event], **_queued_columns())
         dispatch.enqueue_on_commit(run)
 
 
-def recover(run: AgentRun, mode: str, guard: models.Q) -> str:
-    """Requeue or fail a run whose holder is gone; returns which it was.
+def cancel_attempt(attempt: Attempt) -> None:
+    """Cancel a run because its own code wants that."""
+    event = events.new_event(EventType.RUN_CANCELLED, by="", by_owner=False)
+    with fenced_writes.fenced(attempt):
+        fenced_writes.end_attempt(attempt, "cancel", [event])
+        _keep_unfinished(attempt.run)
+        transitions.send_signal_on_commit(signals.agent_run_cancelled, attempt.run)
 
-    Raises Conflict if the guard no longer holds: the holder is back, or another was faster.
+
+# Verbs of the sweep
+
+
+def recover(
+    run: AgentRun, guard: models.Q, *, may_requeue: bool = True, lost_with_others: bool = False
+) -> str:
+    """Queue or fail a run whose worker died; return the verb, "requeue" or "fail".
+
+    ``lost_with_others`` says that the worker died with several runs. Raises Conflict if the guard
+    does not match any more: the worker is back, or another process was faster.
     """
-    if retries.gives_up(run, mode):
-        _fail_lost(run, guard)
+    if not may_requeue or retries.fails_when_orphaned(run, lost_with_others=lost_with_others):
+        _fail_orphaned(run, guard)
         return "fail"
-    event, line = _retrying(run, "lost", 0), _in_line(0)
+    columns = {**_queued_columns(), "failures": F("failures") + 1, "lease_ends_at": None}
     with transaction.atomic(using=database()):
-        fenced_writes.change_status(
-            run, "requeue", [event], guard, **line, failures=F("failures") + 1, lease_ends_at=None
-        )
+        event = _retrying_event(run, "lost")
+        fenced_writes.change_status(run, "requeue", [event], guard, **columns)
         dispatch.enqueue_on_commit(run)
     return "requeue"
 
 
-def _fail_lost(run: AgentRun, guard: models.Q) -> None:
+def _fail_orphaned(run: AgentRun, guard: models.Q) -> None:
     failure = Failure("lost")
+    columns = {**_ended_columns(), **failure.columns}
     with transaction.atomic(using=database()):
-        fenced_writes.change_status(
-            run, "fail", [failure.told()], guard, **_ended(), **failure.columns
-        )
-        _leave(run)
+        fenced_writes.change_status(run, "fail", [failure.event()], guard, **columns)
+        _keep_unfinished(run)
         transitions.send_signal_on_commit(signals.agent_run_failed, run, error=None)
 
 
-def suspend(
-    run: AgentRun,
-    asked: Sequence[ToolApproval],
-    usage: dict[str, int],
-    told: Sequence[Event] = (),
-) -> None:
-    """Park a run that this attempt holds until persons have decided what it asks.
-
-    What the run needs to go on is in its journal, and in the rows that are written here.
-    """
-    requested = [_told(EventType.APPROVAL_REQUESTED, row) for row in asked]
-    waiting = events.new_event(EventType.RUN_WAITING, reason="approval")
-    parked = {"failures": 0, "usage": usage, "holder": ""}
-    with fenced_writes.fenced(run):
-        fenced_writes.end_held(run, "suspend", [*told, *requested, waiting], **parked)
-        approvals.create_requests(asked)
-        for row in asked:
-            transitions.send_signal_on_commit(signals.agent_approval_requested, run, approval=row)
-        if settings.CONCURRENCY_LIMIT is not None:
-            dispatch.enqueue_next([run])
+def expire(approval: ToolApproval) -> None:
+    """Reject an approval that nobody decided in time; its run continues."""
+    decide(approval, ToolApproval.Decision.EXPIRED)
 
 
-def _told(kind: EventType, approval: ToolApproval, **more: Any) -> Event:
-    return events.new_event(
-        kind,
-        approval_id=str(approval.pk),
-        call_id=approval.call_id,
-        tool=approval.tool,
-        arguments=approval.effective_arguments,
-        **more,
-    )
+# Verbs of people
 
 
 def decide(
@@ -245,75 +267,55 @@ def decide(
     reason: str = "",
     answer: Any = None,
 ) -> None:
-    """Take one decision, and put the run back in line if it was the last that it waited for.
+    """Record a decision, and queue the run if it was the last one that it waited for.
 
-    Raises Conflict if the run does not wait, or if somebody has decided already.
+    Raises Conflict if the run is not waiting, or if the approval is decided already.
     """
     run = approval.run
     with transaction.atomic(using=database()):
-        if not fenced_writes.lock_waiting(
-            run
-        ):  # Others who decide about this run wait for us here.
+        if not fenced_writes.lock_waiting(run):  # Other decisions about this run wait here.
             approvals.refuse_decided(approval)
             fenced_writes.refuse_unless_waiting(run)
         approvals.record_decision(approval, decision, by=by, reason=reason, answer=answer)
-        decided = _decided(approval, name)
+        details = {"decision": approval.decision, "by": name, "reason": approval.reason}
+        decided = _approval_event(EventType.APPROVAL_DECIDED, approval, **details)
         if approvals.has_open(run):
             fenced_writes.append_while_waiting(run, [decided])
             return
-        again = _retrying(run, "decided", 0)
-        fenced_writes.change_status(run, "resume", [decided, again], **_in_line(0))
+        new_events = [decided, _retrying_event(run, "decided")]
+        fenced_writes.change_status(run, "resume", new_events, **_queued_columns())
         if not run.is_inline:
             dispatch.enqueue_on_commit(run)
 
 
-def _decided(approval: ToolApproval, name: str) -> Event:
-    return _told(
-        EventType.APPROVAL_DECIDED,
-        approval,
-        decision=approval.decision,
-        by=name,
-        reason=approval.reason,
-    )
-
-
-def expire(approval: ToolApproval) -> None:
-    """Reject what nobody decided in time; the run goes on with that."""
-    decide(approval, ToolApproval.Decision.EXPIRED)
-
-
-def cancel_held(run: AgentRun) -> None:
-    """End a run that this attempt holds as cancelled, because its own work wants that."""
-    with fenced_writes.fenced(run):
-        fenced_writes.end_held(
-            run, "cancel", [events.new_event(EventType.RUN_CANCELLED, by="", by_owner=False)]
-        )
-        _leave(run)
-        transitions.send_signal_on_commit(signals.agent_run_cancelled, run)
-
-
 def cancel(run: AgentRun, by: str = "", *, by_owner: bool = False) -> None:
-    """End a run because a person wants that; raises Conflict if it has ended already."""
+    """Cancel a run for a person. Raises Conflict if it has ended."""
     event = events.new_event(EventType.RUN_CANCELLED, by=by, by_owner=by_owner)
     with transaction.atomic(using=database()):
-        fenced_writes.change_status(run, "cancel", [event], **_ended())
-        _leave(run)
+        fenced_writes.change_status(run, "cancel", [event], **_ended_columns())
+        _keep_unfinished(run)
         transitions.send_signal_on_commit(signals.agent_run_cancelled, run)
 
 
 def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
-    """Put a run that ended badly back in line because a person wants that.
+    """Queue a run that failed, timed out or was cancelled again, for a person.
 
-    It goes on from its journal; a ``fresh`` one begins a new generation, which has a journal
-    of its own. Raises Conflict if the run has not ended badly, or if its conversation has gone
-    on: history has one order.
+    It continues from its journal; with ``fresh`` it starts a new generation with an empty one.
+    Raises Conflict if the run has another status, or if its session has a later run.
     """
-    event = _retrying(run, f"by {by}" if by else "asked", 0, **({"anew": True} if fresh else {}))
-    line = {**_in_line(0), **_NO_ERROR, "failures": 0, "active_seconds": 0, "finished_at": None}
+    details = {"anew": True} if fresh else {}
+    event = _retrying_event(run, f"by {by}" if by else "asked", **details)
+    columns = {
+        **_queued_columns(),
+        **_NO_ERROR,
+        "failures": 0,
+        "active_seconds": 0,
+        "finished_at": None,
+        "generation": F("generation") + (1 if fresh else 0),
+    }
     with transaction.atomic(using=database()):
         _refuse_unless_last(run)
-        generation = F("generation") + (1 if fresh else 0)
-        fenced_writes.change_status(run, "retry", [event], **line, generation=generation)
+        fenced_writes.change_status(run, "retry", [event], **columns)
         session_items.delete_run_items(run)
         approvals.reopen(run)
         if not run.is_inline:
@@ -328,17 +330,47 @@ def _refuse_unless_last(run: AgentRun) -> None:
         raise Conflict(_("Only the last run of a conversation can be retried."))
 
 
-def _ended() -> dict[str, Any]:
-    return {"finished_at": Now(), "lease_ends_at": None, "activity": ""}
+# Shared by the verbs
 
 
-def _in_line(delay: float) -> dict[str, Any]:
+def _keep_unfinished(run: AgentRun) -> None:
+    """Write the usage and the session items of a run that did not complete.
+
+    Then enqueue the next run of the session.
+    """
+    recorded = StepCheckpoint.objects.using(database()).filter(run=run)
+    fenced_writes.record_usage(run, journal.total_usage(recorded))
+    if run.attempt:  # A run that never started adds nothing: earlier runs have yet to end.
+        session_items.append_run_items([(run, unfinished_turns.unfinished_items(run))])
+        drafts.delete_drafts(run)
+    dispatch.enqueue_next([run])
+
+
+def _queued_columns(delay: float = 0.0) -> dict[str, Any]:
     due = Now() + timedelta(seconds=delay) if delay else Now()
     return {"available_at": due, "enqueued_at": None, "task_id": "", "holder": "", "activity": ""}
 
 
-def _retrying(run: AgentRun, reason: str, delay: float, **more: Any) -> Event:
-    seconds = round(delay, 3)
+def _ended_columns() -> dict[str, Any]:
+    return {"finished_at": Now(), "lease_ends_at": None, "activity": ""}
+
+
+def _retrying_event(run: AgentRun, reason: str, delay: float = 0.0, **details: Any) -> Event:
     return events.new_event(
-        EventType.RUN_RETRYING, attempt=run.attempt, reason=reason, delay_seconds=seconds, **more
+        EventType.RUN_RETRYING,
+        attempt=run.attempt,
+        reason=reason,
+        delay_seconds=round(delay, 3),
+        **details,
+    )
+
+
+def _approval_event(kind: EventType, approval: ToolApproval, **details: Any) -> Event:
+    return events.new_event(
+        kind,
+        approval_id=str(approval.pk),
+        call_id=approval.call_id,
+        tool=approval.tool,
+        arguments=approval.effective_arguments,
+        **details,
     )

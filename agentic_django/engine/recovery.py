@@ -87,12 +87,22 @@ def _expire_overdue(swept: SweepResult) -> None:
             swept.expired += 1
 
 
-def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[AgentRun]:
-    """Yield running runs whose holder is gone, or all running ones."""
-    held = transitions.run_rows().running() if force else transitions.run_rows().orphaned()
-    others = held.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
-    found = held.annotate(fell_with_others=Exists(others)).order_by("lease_ends_at")
-    return _of(found.select_related("session", "owner"), whole=whole)
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A running run whose worker died."""
+
+    run: AgentRun
+    lost_with_others: bool
+    """Whether the worker died with several runs."""
+
+
+def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[Orphan]:
+    """Yield running runs whose lease has ended, or all running ones with ``force``."""
+    rows = transitions.run_rows().running() if force else transitions.run_rows().orphaned()
+    others = rows.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
+    rows = rows.annotate(lost_with_others=Exists(others)).order_by("lease_ends_at")
+    for run in _of(rows.select_related("session", "owner"), whole=whole):
+        yield Orphan(run, vars(run)["lost_with_others"])
 
 
 def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
@@ -104,13 +114,19 @@ def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
         yield from found.filter(pk__in=keys)
 
 
-def _reclaim_lost(mode: str, swept: SweepResult, found: Iterable[AgentRun], *, force: bool) -> None:
-    for run in found:
+def _reclaim_lost(mode: str, swept: SweepResult, found: Iterable[Orphan], *, force: bool) -> None:
+    for orphan in found:
+        run = orphan.run
         guard = Q(attempt=run.attempt)
         if not force:
             guard &= lease_expired()
         with _apart(run), suppress(Conflict):
-            done = lifecycle.recover(run, mode, guard)
+            done = lifecycle.recover(
+                run,
+                guard,
+                may_requeue=mode != "fail",
+                lost_with_others=orphan.lost_with_others,
+            )
             swept.requeued += done == "requeue"
             swept.failed += done == "fail"
 

@@ -1,4 +1,7 @@
-"""Decides how often a run is attempted, and how long it waits between attempts."""
+"""Decides how often a run is attempted, and how long it waits between attempts.
+
+``run.failures`` counts the attempts in a row that recorded nothing new.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,42 @@ import random
 from agentic_django.conf import settings
 from agentic_django.models import AgentRun
 
-__all__ = ["backoff", "gives_up", "max_attempts"]
+__all__ = ["backoff", "fails_when_orphaned", "is_last_attempt", "max_attempts"]
 
+_DEFAULT_ATTEMPTS = 4
 _LONGEST_DELAY = 60.0
-
-
-_MERCY = 3
-"""So many times as often a run may be lost with others of its process as it may be alone."""
-
-
-def gives_up(run: AgentRun, mode: str) -> bool:
-    """Whether a run whose holder is gone fails: its host's own, or one lost too often, always.
-
-    One that was lost with others of its process is hardly the one that ended it.
-    """
-    fell_with_others = getattr(run, "fell_with_others", False)  # See ``recovery.lost``.
-    most = max_attempts(run) * (_MERCY if fell_with_others else 1)
-    return mode == "fail" or run.is_inline or run.failures + 1 >= most
+_SHARED_LOSS_FACTOR = 3
 
 
 def max_attempts(run: AgentRun) -> int:
-    """Return how many attempts in a row may come to nothing, for this run."""
-    setting = settings.MAX_ATTEMPTS
-    by_agent = {"*": setting} if isinstance(setting, int) else setting
+    """Return how many attempts in a row may fail: by the run's metadata, then by the setting."""
     own = run.metadata.get("max_attempts") if isinstance(run.metadata, dict) else None
     if isinstance(own, int) and own > 0:
         return own
-    return by_agent.get(run.agent_key) or by_agent.get("*", 4)
+    setting = settings.MAX_ATTEMPTS
+    by_agent = {"*": setting} if isinstance(setting, int) else setting
+    return by_agent.get(run.agent_key) or by_agent.get("*", _DEFAULT_ATTEMPTS)
+
+
+def is_last_attempt(run: AgentRun) -> bool:
+    """Whether the run fails if this attempt does."""
+    return run.failures + 1 >= max_attempts(run)
+
+
+def fails_when_orphaned(run: AgentRun, *, lost_with_others: bool) -> bool:
+    """Whether a run whose worker died fails instead of being queued again.
+
+    An inline run fails, since only its host can resume it. Another run fails at its last
+    attempt. A run that was lost together with others of its process may be lost three times as
+    often: it hardly killed the process each time.
+    """
+    factor = _SHARED_LOSS_FACTOR if lost_with_others else 1
+    return run.is_inline or run.failures + 1 >= max_attempts(run) * factor
 
 
 def backoff(failures: int) -> float:
-    """Return the seconds to wait after so many failures: 1, 2, 4 … 60, each give or take half.
+    """Return the seconds to wait after this many failures: 1, 2, 4 … 60, each give or take half.
 
-    The spread keeps runs that failed together from coming back together.
+    The random part keeps runs that failed together from being retried together.
     """
-    return min(2.0**failures, _LONGEST_DELAY) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    return min(2.0**failures, _LONGEST_DELAY) * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret

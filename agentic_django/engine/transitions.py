@@ -18,7 +18,6 @@ from agentic_django.models.querysets import RunQuerySet
 __all__ = [
     "TRANSITIONS",
     "Transition",
-    "mirror",
     "process_name",
     "run_rows",
     "send_signal_on_commit",
@@ -62,13 +61,6 @@ def process_name() -> str:
 def run_rows() -> RunQuerySet:
     """Return the runs, in the database that holds them."""
     return AgentRun.objects.using(database())
-
-
-def mirror(run: AgentRun, changes: dict[str, Any]) -> None:
-    """Note in memory what was written, but for what the database makes up."""
-    for name, value in changes.items():
-        if not hasattr(value, "resolve_expression"):
-            setattr(run, name, value)
 
 
 def send_signal_on_commit(signal: Any, run: AgentRun, **kwargs: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from functools import cached_property
 from typing import Any
 
 from django.db import models, transaction
@@ -88,18 +86,6 @@ class AgentRun(RunDisplay, OwnedModel):
 
     objects = RunQuerySet.as_manager()
 
-    began = 0.0
-    """When this process claimed it, by the process's monotonic clock; not stored."""
-
-    is_lost = False
-    """Whether this process has noticed that its attempt no longer holds it; not stored."""
-
-    has_drafts = False
-    """Whether this process has written drafts of it; not stored."""
-
-    joined_transaction = False
-    """Whether the claim is part of its caller's transaction; not stored."""
-
     class Meta:
         verbose_name = _("run")
         verbose_name_plural = _("runs")
@@ -136,9 +122,6 @@ class AgentRun(RunDisplay, OwnedModel):
     def __str__(self) -> str:
         return f"{self.agent_key} {str(self.pk)[:8]}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: value for k, value in super().__getstate__().items() if k != "writing"}
-
     def save(self, **kwargs: Any) -> None:
         """Save the row, and give a new run the next position in its conversation.
 
@@ -153,11 +136,6 @@ class AgentRun(RunDisplay, OwnedModel):
         with transaction.atomic(using=database()):
             self.position = self.session.reserve_position()
             return super().save(**kwargs)
-
-    @cached_property
-    def writing(self) -> threading.RLock:
-        """Held while an attempt writes; not stored."""
-        return threading.RLock()
 
     def set_derived_fields(self) -> None:
         """Set owner and tenant from the session. Called before the first save."""

@@ -111,7 +111,7 @@ class JournaledModelCall:
             arguments["system_instructions"], arguments["input"], arguments["tools"]
         )
         self.key = scope.claim_model_key(self.fingerprint)
-        self.draft = drafts.PartialMessage(scope.journal.run, short_key(self.key))
+        self.draft = drafts.PartialMessage(scope.journal.attempt, short_key(self.key))
         # An answer that follows a schema is for programs, not for people.
         schema = arguments.get("output_schema")
         is_text = schema is None or schema.is_plain_text()

@@ -50,16 +50,18 @@ async def run_agent(
     tool_context = await event_loop.run_host_code(_tool_context, run)
     scope = current_scope() or CallScope(journal)
     options = {"session": history, "context": tool_context, **sdk_options(run)}
-    with enter_scope(scope):
-        result = agents.Runner.run_streamed(agent, given, **options)
-        child = scope.latest_child(agent.name)
-    await _consume(result, journal)
-    while result.interruptions:
-        state = await _apply_decisions(result, child)
+    with journal.enforced_end():
         with enter_scope(scope):
-            scope.resumed = child
-            result = agents.Runner.run_streamed(agent, state, **options)
+            result = agents.Runner.run_streamed(agent, given, **options)
+            child = scope.latest_child(agent.name)
         await _consume(result, journal)
+        while result.interruptions:
+            with journal.enforced_end():  # All questions are collected before the run is suspended.
+                state = await _apply_decisions(result, child)
+            with enter_scope(scope):
+                scope.resumed = child
+                result = agents.Runner.run_streamed(agent, state, **options)
+            await _consume(result, journal)
     return result.final_output
 
 
@@ -73,36 +75,30 @@ async def _consume(result: RunResultStreaming, journal: Journal) -> None:
         async for _ in result.stream_events():
             pass
     except ModelBehaviorError as error:
-        journal.check()
         with suppress(AgentChanged):
             journal.check_used()
             raise
         raise AgentChanged(f"{AgentChanged.__doc__} {error}") from error
-    finally:
-        # With interruptions, their questions are collected before the run is suspended.
-        if not result.interruptions:
-            journal.check()
 
 
 async def _apply_decisions(result: RunResultStreaming, scope: CallScope) -> RunState[Any]:
     """Return the SDK's state with a person's decision about each interrupted call.
 
     Each attempt makes the state anew from the journal. It is never stored, since it holds the
-    host's context. Raises RunSuspended if a person has yet to decide.
+    host's context. If a person has yet to decide, the journal must end the attempt.
     """
     journal, state = scope.journal, result.to_state()
     for item in result.interruptions:
-        _, key = journal.held.get(id(item), (item, scope.tool_key(item.call_id or "")))
+        _, key = journal.nested_keys.get(id(item), (item, scope.tool_key(item.call_id or "")))
         decided = journal.decided(key)
         if decided is None and journal.find(key) is None:
-            journal.ask(key, **_approval_columns(item))
+            journal.request(key, **_approval_columns(item))
         elif decided is None or decided.decision == ToolApproval.Decision.APPROVED:
             state.approve(item)
         else:
             state.reject(item, rejection_message=decided.rejection_message)
             if decided.kind == ToolApproval.Kind.TOOL and journal.find(key) is None:
                 await _record_rejection(journal, key, decided)
-    journal.check()
     return state
 
 

@@ -141,7 +141,7 @@ class JournaledToolCall:
             self.arguments = self.ctx.tool_arguments = dumps(decided.answer)
         intent = recorded
         if intent is None and getattr(self.tool.on_invoke_tool, AT_MOST_ONCE, False):
-            intent = await self.scope.journal.begin(self.key, Kind.TOOL, self.tool.name)
+            intent = await self.scope.journal.record_intent(self.key, Kind.TOOL, self.tool.name)
         try:
             value = await call(self.arguments)
         except asyncio.CancelledError:
@@ -166,7 +166,7 @@ class JournaledToolCall:
         journal, key = self.scope.journal, f"{self.key}:again:{intent.attempt}"
         decided = journal.decided(key)
         if decided is None:
-            raise journal.ask(
+            raise journal.request(
                 key,
                 kind=ToolApproval.Kind.INTENT,
                 call_id=self.ctx.tool_call_id,
@@ -175,10 +175,10 @@ class JournaledToolCall:
                 arguments=conversion.parsed_arguments(self.arguments),
             )
         if decided.decision == Decision.REPEAT:
-            return await journal.begin_again(intent)
+            return await journal.record_repeat(intent)
         if decided.decision == Decision.DONE:
             return await self._record(decided.answer, intent)
-        raise journal.give_up(UnresolvedIntent(tool=self.tool.name))
+        raise journal.must_end(UnresolvedIntent(tool=self.tool.name))
 
     async def _run_agent_tool(self, call: Call) -> Any:
         """Run an agent that is a tool. Its own calls are replayed, so it is always run."""
@@ -199,7 +199,7 @@ class JournaledToolCall:
         nested = self.scope.latest_child(sdk_internals.agent_behind_tool(self.tool).name)
         for item in result.interruptions:
             key = nested.tool_key(item.call_id or "")
-            self.scope.journal.held.setdefault(id(item), (item, key))
+            self.scope.journal.nested_keys.setdefault(id(item), (item, key))
         return bool(result.interruptions)
 
     async def _record_timeout(self, intent: StepCheckpoint | None) -> None:

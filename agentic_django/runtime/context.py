@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import events, fenced_writes
 from agentic_django.engine.events import Event, EventType
-from agentic_django.engine.journal import STATE_KEY, CallResult, Journal
+from agentic_django.engine.journal import CallResult, Journal, load_journal
 from agentic_django.exceptions import BadSetting, Declined
 from agentic_django.models import AgentRun, AgentSession, StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import providers, runner
@@ -78,14 +78,15 @@ class RunResult:
 class RunContext:
     """One attempt of a run, as a runtime sees it."""
 
-    def __init__(self, run: AgentRun, journal: Journal) -> None:
-        self.run = run
+    def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.history = RunHistory(run)
-        self.state: dict[str, Any] = copy.deepcopy(self._kept() or {})
+        self.attempt = journal.attempt
+        self.run: AgentRun = self.attempt.run
+        self.history = RunHistory(self.attempt)
+        self.state: dict[str, Any] = copy.deepcopy(journal.saved_state() or {})
         """A dict of your own; ``checkpoint()`` keeps it."""
         self.result: Any = None
-        """What a run that is opened inline comes to: its output, or a RunResult."""
+        """The output of the run. Code in a ``RunContext.open`` block sets it, or a RunResult."""
 
     @classmethod
     @asynccontextmanager
@@ -110,11 +111,11 @@ class RunContext:
         """
         given = input_messages if isinstance(input_messages, str) else list(input_messages)
         first = {"params": params, "metadata": metadata, "input_messages": given}
-        run = await event_loop.run_sync(
+        attempt = await event_loop.run_sync(
             inline.claim_or_create, run_id, user, conversation_id, first
         )
-        context = cls(run, await inline.load_journal(run))
-        async with inline.hold(context):
+        context = cls(await event_loop.run_sync(load_journal, attempt))
+        async with inline.execute(context):
             async with context.recording():
                 yield context
             result = context.result
@@ -188,7 +189,7 @@ class RunContext:
 
     def cancelled(self) -> bool:
         """Whether this attempt has lost its run: it was cancelled, or taken over."""
-        return self.run.is_lost
+        return self.attempt.has_lost_run
 
     # Telling
 
@@ -214,21 +215,18 @@ class RunContext:
     async def write(self, drafts: Sequence[Event], **changes: Any) -> None:
         """Write events and columns of the run in one transaction, if this attempt holds it."""
         if events.enabled(drafts) or changes:
-            await event_loop.run_sync(fenced_writes.update_held, self.run, drafts, **changes)
+            await event_loop.run_sync(fenced_writes.update_run, self.attempt, drafts, **changes)
 
     # Keeping
 
     async def checkpoint(self, state: dict[str, Any] | None = None) -> None:
         """Keep a state, by default ``state``, for an attempt after this one."""
-        await self.journal.keep_state(to_jsonable(self.state if state is None else state, "state"))
+        await self.journal.save_state(to_jsonable(self.state if state is None else state, "state"))
 
     async def get_checkpoint(self) -> dict[str, Any] | None:
         """Return the state that was kept last, by this attempt or one before it; or None."""
-        return copy.deepcopy(self._kept())
-
-    def _kept(self) -> dict[str, Any] | None:
-        row = self.journal.find(STATE_KEY)
-        return row.result if row else None
+        saved: dict[str, Any] | None = copy.deepcopy(self.journal.saved_state())
+        return saved
 
     async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return what was recorded under a name, or call a function and record what it returns.
@@ -256,7 +254,7 @@ class RunContext:
             result = CallResult(
                 key, StepCheckpoint.Kind.STEP, name, value, time.monotonic() - began
             )
-            await self.journal.record(result, [])
+            await self.journal.record(result)
         return copy.deepcopy(value)
 
     @asynccontextmanager
@@ -300,7 +298,7 @@ class RunContext:
             decided = self.journal.decided(f"{place}#{number}")
             if decided is None:
                 columns = {"options": list(options), "schema": _form(options, schema)}
-                raise self.journal.ask(
+                raise self.journal.request(
                     f"{place}#{number}",
                     kind=ToolApproval.Kind.QUESTION,
                     agent=self.run.agent_key,

@@ -1,11 +1,11 @@
-"""Runs that a host performs in its own code: claimed here, never by a queue."""
+"""Creates, claims and ends inline runs, which a host executes in its own code without a queue."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from uuid import UUID
 
 from django.db import transaction
@@ -14,9 +14,7 @@ from django.db.models import Q
 from agentic_django import validation
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import claims, heartbeat, lifecycle, sessions, transitions
-from agentic_django.engine import journal as journals
-from agentic_django.engine.journal import Journal
-from agentic_django.engine.lifecycle import Completion, Failure
+from agentic_django.engine.attempt import Attempt
 from agentic_django.exceptions import (
     BadInput,
     Conflict,
@@ -27,34 +25,38 @@ from agentic_django.exceptions import (
 )
 from agentic_django.models import AgentRun, database
 from agentic_django.models.querysets import RunQuerySet, lease_expired
-from agentic_django.openai_agents.errors import decide_retry
+from agentic_django.openai_agents.errors import RetryDecision, decide_retry
+from agentic_django.runtime import attempt_end
+from agentic_django.runtime.attempt_end import AttemptContext
 from agentic_django.serialization import to_jsonable
-from agentic_django.sessions import RunHistory
 
-__all__ = ["AGENT_KEY", "claim_or_create", "hold", "load_journal"]
+__all__ = ["AGENT_KEY", "claim_or_create", "execute"]
 
 AGENT_KEY = ".inline"
-"""The agent key of runs that no agent drives; no host's own begins with a dot."""
+"""The agent key of inline runs. The keys of registered agents cannot start with a dot."""
 
 
 def claim_or_create(
     run_id: str | UUID | None, user: Any, conversation_id: str | None, first: Mapping[str, Any]
-) -> AgentRun:
-    """Make a run and claim it, or claim the one that is to be resumed; or change nothing."""
-    joined = transaction.get_connection(database()).in_atomic_block
+) -> Attempt:
+    """Create a run with these columns and claim it, or claim the run of this id to resume it.
+
+    Raises Conflict, and changes nothing, if the run cannot start now.
+    """
+    joined_transaction = transaction.get_connection(database()).in_atomic_block
     with transaction.atomic(using=database()):
         run = _find(run_id)
         run = _make(run_id, user, conversation_id, first) if run is None else run
         if run.status != AgentRun.Status.PENDING:
             _reopen(run)
             run = _whole().get(pk=run.pk)
-        if not claims.claim_inline(run):
+        attempt = claims.claim_inline(run, joined_transaction=joined_transaction)
+        if attempt is None:
             raise Conflict(
-                f"Run {run.pk} cannot be performed now: another of its conversation has not "
-                "ended, or as many run as may at once."
+                f"Run {run.pk} cannot be executed now: another run of its session has not "
+                "ended, or the concurrency limit is reached. Try again later."
             )
-    run.joined_transaction = joined
-    return run
+    return attempt
 
 
 def _find(run_id: str | UUID | None) -> AgentRun | None:
@@ -65,7 +67,7 @@ def _find(run_id: str | UUID | None) -> AgentRun | None:
     except ValueError:
         raise BadInput(errors={"run_id": f"{str(run_id)!r} is not a UUID."}) from None
     if run is not None and not run.is_inline:
-        raise Conflict(f"Run {run.pk} is for a worker, and cannot be performed inline.")
+        raise Conflict(f"Run {run.pk} is for a worker, and cannot be executed inline.")
     return run
 
 
@@ -95,91 +97,60 @@ def _make(
 
 
 def _reopen(run: AgentRun) -> None:
-    """Bring a run that ended badly, or whose process died, back in line."""
+    """Queue a run again that failed, or whose process died."""
     if run.status == AgentRun.Status.RUNNING:
-        lifecycle.recover(run, "fail", Q(attempt=run.attempt) & lease_expired())
+        lifecycle.recover(run, Q(attempt=run.attempt) & lease_expired(), may_requeue=False)
     lifecycle.retry(run)
 
 
-async def load_journal(run: AgentRun) -> Journal:
-    """Return the journal of a run that was claimed."""
-    return await event_loop.run_sync(journals.load_journal, run)
-
-
-class Opened(Protocol):
-    """What is held here: a run's context."""
-
-    run: AgentRun
-    journal: Journal
-    history: RunHistory
-    result: Any
-
-
 @asynccontextmanager
-async def hold(context: Opened) -> AsyncIterator[None]:
-    """Keep a run while its host performs it, and end it as the block ends."""
+async def execute(context: AttemptContext) -> AsyncIterator[None]:
+    """Execute an inline run in this block, and end the run with the block.
+
+    Raises RunWaiting if the run waits for a person, and StepCancelledError if it was cancelled or
+    claimed elsewhere meanwhile.
+    """
+    attempt = context.attempt
+    error: BaseException | None = None
     task = cast("asyncio.Task[object]", asyncio.current_task())
     cancellations = task.cancelling()
     try:
-        with heartbeat.keep_lease(context.run) as held:
-            try:
-                yield
-            finally:
-                context.journal.check()
-            output = to_jsonable(context.result, "result")
-    except StaleAttempt:
-        await _take_in(held, cancellations)
+        with heartbeat.keep_lease(attempt), attempt_end.work_block(context, "result"):
+            yield
+    except (Exception, asyncio.CancelledError, SystemExit, RunSuspended, StaleAttempt) as raised:  # noqa: BLE001 - it ends the attempt
+        error = raised
+    if attempt.has_lost_run:
+        await _absorb_cancellation(task, cancellations)
+    if isinstance(error, StaleAttempt):
         raise StepCancelledError from None
-    except RunSuspended:
-        await _end(_park, context)
+    if error is not None and attempt.has_lost_run and task.cancelling() == cancellations:
+        raise StepCancelledError from error
+    try:
+        end = attempt_end.end_attempt(
+            context, error, run_verb=event_loop.run_sync, decide=_decide_failure
+        )
+        error = await asyncio.shield(end)  # Even if the host's task is cancelled meanwhile.
+    except StaleAttempt:
+        raise StepCancelledError from None
+    if isinstance(error, RunSuspended):
         raise RunWaiting from None
-    except (Exception, asyncio.CancelledError, SystemExit) as error:
-        await _take_in(held, cancellations)
-        if held.is_lost and task.cancelling() == cancellations:
-            raise StepCancelledError from error
-        await _end(_end_badly, context, error)
-        raise
-    await _take_in(held, cancellations)
-    await _end(_complete, context, output)
+    if error is not None:
+        raise error
 
 
-async def _take_in(held: heartbeat.HeldAttempt, before: int) -> None:
-    """Take back the cancellation by which the task was told that it lost its run.
+def _decide_failure(error: BaseException) -> RetryDecision:
+    """Return the code of a failure. The run is never queued again: only its host resumes it."""
+    if isinstance(error, SystemExit):  # The host's process ends.
+        return RetryDecision("lost")
+    return RetryDecision(decide_retry(error).code)
 
-    It may be on its way yet; what the host does next must not meet it.
+
+async def _absorb_cancellation(task: asyncio.Task[object], cancellations: int) -> None:
+    """Absorb the cancellation by which the heartbeat ended an attempt that has lost its run.
+
+    It may not have arrived yet. The host's next ``await`` must not meet it.
     """
-    if not held.is_lost:
-        return
-    if held.task.cancelling() == before:
+    if task.cancelling() == cancellations:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(heartbeat.BEAT_SECONDS)
-    held.task.uncancel()
-
-
-async def _end(verb: Callable[..., None], *args: Any) -> None:
-    """Write how a run ends, even if the host's task is cancelled meanwhile."""
-    try:
-        await asyncio.shield(event_loop.run_sync(verb, *args))
-    except StaleAttempt:
-        raise StepCancelledError from None
-
-
-def _park(context: Opened) -> None:
-    journal = context.journal
-    asked, told = list(journal.asking.values()), journal.take_deferred()
-    lifecycle.suspend(context.run, asked, journal.usage(), told)
-
-
-def _complete(context: Opened, output: Any) -> None:
-    journal = context.journal
-    added, told = context.history.added, journal.take_deferred()
-    lifecycle.complete([Completion(context.run, output, added, journal.usage(), told)])
-
-
-def _end_badly(context: Opened, error: BaseException) -> None:
-    if isinstance(error, StepCancelledError | asyncio.CancelledError):
-        lifecycle.cancel_held(context.run)
-    else:
-        code = decide_retry(error).code if isinstance(error, Exception) else "lost"
-        failure = Failure(code, error)
-        lifecycle.fail(context.run, failure, context.journal.take_deferred())
+    task.uncancel()

@@ -116,7 +116,7 @@ class StepExecutor:
         return f"{self.checkpoint_key}/{step}"
 
     def _recorded(self) -> dict[str, StepCheckpoint]:
-        return {row.name: row for row in self.ctx.journal.under(f"{self.checkpoint_key}/")}
+        return {row.name: row for row in self.ctx.journal.find_by_prefix(f"{self.checkpoint_key}/")}
 
     def _refuse_changes(
         self, groups: Sequence[Sequence[Step]], recorded: dict[str, StepCheckpoint]
@@ -187,6 +187,8 @@ class StepExecutor:
         return {"changed": changed, "gone": [k for k in before if k not in after]}
 
     async def _start(self, step: Step, attempt: int) -> None:
+        if step.checkpoint and attempt == 1:
+            self.ctx.journal.before_call(self._key(step.name))
         told = self._told(
             EventType.STEP_STARTED,
             step,
@@ -236,7 +238,7 @@ class StepExecutor:
 
     async def _failed(self, step: Step, attempt: int, error: Exception) -> None:
         """Tell of a failure, and wait for the next attempt; raise if that was the last one."""
-        self.ctx.journal.check()
+        self.ctx.journal.raise_end()  # An error of the journal is not the step's: no retry.
         said = errors.user_message(error)
         if attempt > step.retries or isinstance(error, NotSerializable):
             await self.ctx.write(

@@ -13,7 +13,7 @@ from django.db import Error
 from agentic_django.concurrency import event_loop
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import claims, concurrency_limits
-from agentic_django.models import AgentRun
+from agentic_django.engine.attempt import Attempt
 from agentic_django.signals import logger
 from agentic_django.worker import executor
 from agentic_django.worker.backend import RunMayBeDue
@@ -47,10 +47,11 @@ class ClaimLoop:
             wanted = self.duty.slots.take(_BATCH)
             was_idle = self.duty.slots.busy == wanted
             claimed = self._claim(wanted) if wanted else []
-            for run in claimed:
-                self._start(run)
+            for attempt in claimed:
+                self._start(attempt)
             self.duty.slots.give_back(wanted - len(claimed))
-            self.notifications.claimed([run.task_id for run in claimed if run.task_id])
+            task_ids = [each.run.task_id for each in claimed if each.run.task_id]
+            self.notifications.claimed(task_ids)
             if self.duty.is_burst and wanted and not claimed and was_idle:
                 return  # No attempt was running that could have enqueued another run.
             if len(claimed) < wanted:
@@ -60,7 +61,7 @@ class ClaimLoop:
         """Stop the notifications; call it after all attempts have ended."""
         self.notifications.stop()
 
-    def _claim(self, most: int) -> list[AgentRun]:
+    def _claim(self, most: int) -> list[Attempt]:
         try:
             return event_loop.run_recording(claims.claim_due, self.duty.queue, most)
         except Error as error:
@@ -68,8 +69,8 @@ class ClaimLoop:
             self.duty.ending.wait(_PATIENCE)
             return []
 
-    def _start(self, run: AgentRun) -> None:
-        future = event_loop.start_on_loop(partial(executor.run_attempt, run))
+    def _start(self, attempt: Attempt) -> None:
+        future = event_loop.start_on_loop(partial(executor.run_attempt, attempt))
         future.add_done_callback(self._on_end)
 
     def _on_end(self, future: Future[None]) -> None:

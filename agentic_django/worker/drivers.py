@@ -43,11 +43,8 @@ class FunctionDriver:
 
     async def perform(self, context: RunContext) -> RunResult:
         """Call the function, and add its messages to the conversation after the input."""
-        try:
-            async with context.recording():
-                returned = await self.run(context)
-        finally:
-            context.journal.check()
+        async with context.recording():
+            returned = await self.run(context)
         result = returned if isinstance(returned, RunResult) else RunResult(returned)
         await context.leave(result)
         return result
@@ -66,7 +63,6 @@ class PipelineDriver:
             results = await executor.run(
                 self.pipeline.steps, initial_state=context.params, version=self.pipeline.version
             )
-        context.journal.check()
         await context.history.add_items(context.input_messages)
         return RunResult(results)
 

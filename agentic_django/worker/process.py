@@ -105,7 +105,7 @@ class WorkerProcess:
         self.say(f"Process {os.getpid()} is ending; runs that go on: {self.duty.slots.busy}.")
         while not self.duty.slots.wait_until_free(0.2):
             if self.duty.leaving.is_set():
-                self.say(f"Process {os.getpid()} hands back runs: {heartbeat.held_count()}.")
+                self.say(f"Process {os.getpid()} hands back runs: {heartbeat.lease_count()}.")
                 event_loop.run_recording(heartbeat.release_all)
                 self.duty.slots.wait_until_free(_HAND_BACK_SECONDS)
                 return

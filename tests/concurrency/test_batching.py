@@ -18,6 +18,7 @@ from agentic_django import signals
 from agentic_django.concurrency import event_loop
 from agentic_django.concurrency.batching import Batcher, WouldBlock
 from agentic_django.engine import claims, drafts, events, journal, lifecycle
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.journal import CallResult, Entry
 from agentic_django.engine.lifecycle import Completion
 from agentic_django.exceptions import StaleAttempt
@@ -133,10 +134,10 @@ def test_what_nobody_waits_for_any_more_is_not_written(desk: Desk) -> None:
 
 
 @pytest.fixture
-def hold(user: User) -> Callable[..., list[AgentRun]]:
-    """Make runs that this process holds, each of a conversation of its own."""
+def hold(user: User) -> Callable[..., list[Attempt]]:
+    """Make attempts of this process, each of a session of its own."""
 
-    def make(count: int) -> list[AgentRun]:
+    def make(count: int) -> list[Attempt]:
         for _ in range(count):
             make_run(user, "pending", session=make_session(user))
         return claims.claim_due("default", count)
@@ -144,9 +145,9 @@ def hold(user: User) -> Callable[..., list[AgentRun]]:
     return make
 
 
-def entry(run: AgentRun, key: str, *texts: str) -> Entry:
+def entry(attempt: Attempt, key: str, *texts: str) -> Entry:
     result = CallResult(key, "model", "echo", {"said": texts}, 0.5, {"requests": 1})
-    return Entry.of(run, result, [events.new_event("message", text=text) for text in texts], None)
+    return Entry.of(attempt, result, [events.new_event("message", text=text) for text in texts])
 
 
 @pytest.mark.django_db
@@ -154,11 +155,11 @@ def entry(run: AgentRun, key: str, *texts: str) -> Entry:
 def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> None:
     one, two = hold(2)
     rows = journal.write_entries([entry(one, "a", "Hm."), entry(two, "b", "Oh.", "I see.")])
-    assert [row.run_id for row in rows] == [one.pk, two.pk]
+    assert [row.run_id for row in rows] == [one.run.pk, two.run.pk]
     assert all(StepCheckpoint.objects.get(pk=row.pk).run_id == row.run_id for row in rows)
-    assert numbered(one) == ["run.started", "message"]
-    assert numbered(two) == ["run.started", "message", "message"]
-    for run in (one, two):
+    assert numbered(one.run) == ["run.started", "message"]
+    assert numbered(two.run) == ["run.started", "message", "message"]
+    for run in (one.run, two.run):
         assert AgentRun.objects.get(pk=run.pk).event_count == run.event_count
 
 
@@ -167,8 +168,8 @@ def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> 
 def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -> None:
     run, other = hold(2)
     journal.write_entries([entry(run, "a", "One."), entry(other, "a"), entry(run, "b", "Two.")])
-    assert [row.key for row in run.checkpoints.order_by("id")] == ["a", "b"]
-    texts = run.events.filter(event_type="message").order_by("sequence").values_list("payload")
+    assert [row.key for row in run.run.checkpoints.order_by("id")] == ["a", "b"]
+    texts = run.run.events.filter(event_type="message").order_by("sequence").values_list("payload")
     assert [payload["text"] for (payload,) in texts] == ["One.", "Two."]
 
 
@@ -176,14 +177,14 @@ def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -
 @pytest.mark.usefixtures("no_queue")
 def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any) -> None:
     kept, lost = hold(2)
-    AgentRun.objects.filter(pk=lost.pk).update(attempt=2)
+    AgentRun.objects.filter(pk=lost.run.pk).update(attempt=2)
     with pytest.raises(StaleAttempt):
         journal.write_entries([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
     assert not StepCheckpoint.objects.exists()
     assert AgentEvent.objects.count() == 2
-    assert (kept.event_count, lost.event_count) == (1, 1)
+    assert (kept.run.event_count, lost.run.event_count) == (1, 1)
     journal.write_entries([entry(kept, "a", "Hm.")])
-    assert numbered(kept) == ["run.started", "message"]
+    assert numbered(kept.run) == ["run.started", "message"]
 
 
 @pytest.mark.django_db
@@ -203,8 +204,8 @@ def test_what_was_rolled_back_is_written_by_the_next_try(
     assert StepCheckpoint.objects.get().is_intent
     journal.write_entries([paid])
     journal.write_entries([told])
-    assert StepCheckpoint.objects.get(run=run).result == "Paid."
-    assert StepCheckpoint.objects.get(run=other).key == "a"
+    assert StepCheckpoint.objects.get(run=run.run).result == "Paid."
+    assert StepCheckpoint.objects.get(run=other.run).key == "a"
 
 
 @pytest.mark.django_db
@@ -214,8 +215,8 @@ def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
     hold: Any, order: int
 ) -> None:
     (stale,) = hold(1)
-    AgentRun.objects.filter(pk=stale.pk).update(attempt=2)
-    present = AgentRun.objects.get(pk=stale.pk)
+    AgentRun.objects.filter(pk=stale.run.pk).update(attempt=2)
+    present = Attempt(AgentRun.objects.get(pk=stale.run.pk))
     with pytest.raises(StaleAttempt):
         journal.write_entries(
             [entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order]
@@ -228,10 +229,10 @@ def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
 def test_a_batch_does_not_wait_for_another_thread_that_writes_one_of_its_runs(hold: Any) -> None:
     one, two = hold(2)
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(two.writing.acquire).result(20)
+        pool.submit(two.lock.acquire).result(20)
         with pytest.raises(WouldBlock):
             journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)
-        pool.submit(two.writing.release).result(20)
+        pool.submit(two.lock.release).result(20)
     assert not StepCheckpoint.objects.exists()
     assert len(journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)) == 2
 
@@ -249,7 +250,7 @@ def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: boo
         ],
         waits=waits,
     )
-    for n, (run, output) in enumerate(zip(held, outputs, strict=True)):
+    for n, (run, output) in enumerate(zip([each.run for each in held], outputs, strict=True)):
         row = AgentRun.objects.get(pk=run.pk)
         assert (row.status, repr(row.final_output)) == ("completed", repr(output))
         assert row.usage == {"requests": n}
@@ -263,8 +264,8 @@ def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: boo
 @pytest.mark.usefixtures("no_queue")
 def test_attempts_of_different_numbers_end_together(hold: Any) -> None:
     first, again = hold(2)
-    AgentRun.objects.filter(pk=again.pk).update(attempt=3)
-    again.attempt = 3
+    AgentRun.objects.filter(pk=again.run.pk).update(attempt=3)
+    again.number = 3
     lifecycle.complete([Completion(run, "Done.", [], {}) for run in (first, again)])
     assert set(AgentRun.objects.values_list("status", flat=True)) == {"completed"}
 
@@ -288,7 +289,7 @@ def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
             lifecycle.complete([Completion(run, "Done.", [], {}) for run in held])
     finally:
         signals.agent_run_completed.disconnect(receive)
-    assert told == held
+    assert told == [each.run for each in held]
     assert "called exit()" in caplog.text
 
 
@@ -322,7 +323,9 @@ def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
     held = claims.claim_due("default", 5)
     said = [{"role": "user", "content": "Hello"}]
     with transaction.atomic():
-        AgentSession.objects.filter(runs__in=held[:3]).update(updated_at=Now())
+        AgentSession.objects.filter(runs__in=[each.run for each in held[:3]]).update(
+            updated_at=Now()
+        )
         ends = [
             event_loop.start_on_loop(_await_end(Completion(run, "Done.", said, {}))) for run in held
         ]
@@ -343,14 +346,14 @@ def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
         make_run(owner, "pending", session=make_session(owner))
     one, two, *others = claims.claim_due("default", 5)
     with transaction.atomic():
-        AgentRun.objects.filter(pk__in=[one.pk, two.pk]).update(updated_at=Now())
+        AgentRun.objects.filter(pk__in=[one.run.pk, two.run.pk]).update(updated_at=Now())
         stuck = [entry(one, "a"), entry(one, "b"), entry(two, "a")]
         waiting = [event_loop.start_on_loop(_await_write(each)) for each in stuck]
         for n in range(5):
             written = [event_loop.start_on_loop(_await_write(entry(run, f"{n}"))) for run in others]
-            assert [future.result(20).run for future in written] == others
+            assert [future.result(20).run for future in written] == [each.run for each in others]
         assert not any(future.done() for future in waiting)
-    assert [future.result(20).run for future in waiting] == [one, one, two]
+    assert [future.result(20).run for future in waiting] == [one.run, one.run, two.run]
 
 
 def test_where_runs_do_not_share_threads_each_is_written_on_its_own() -> None:

@@ -15,6 +15,7 @@ from agentic_django.concurrency import channels, pubsub
 from agentic_django.concurrency.process_state import process
 from agentic_django.concurrency.pubsub import Topic, publish
 from agentic_django.engine import events, fenced_writes
+from agentic_django.engine.attempt import Attempt
 from agentic_django.exceptions import BadSetting
 from agentic_django.models import AgentRun
 from tests.support.processes import Project, wait_until
@@ -123,10 +124,10 @@ def test_an_event_is_published_after_its_commit_and_not_after_a_rollback(
     receiver.wait_until_healthy()
     run, undone = (make_run(None, "running") for _ in range(2))
     with suppress(ZeroDivisionError), transaction.atomic():
-        fenced_writes.update_held(undone, [events.new_event("message", text="No")])
+        fenced_writes.update_run(Attempt(undone), [events.new_event("message", text="No")])
         raise ZeroDivisionError
     with transaction.atomic():
-        fenced_writes.update_held(run, [events.new_event("message", text="Yes")])
+        fenced_writes.update_run(Attempt(run), [events.new_event("message", text="Yes")])
         assert not process.get(pubsub.Publisher)._messages
     wait_until(lambda: str(run.pk) in receiver.values)
     assert str(undone.pk) not in receiver.values
@@ -177,7 +178,7 @@ def test_a_subscriber_reconnects_to_a_server_that_was_restarted(
 def test_a_run_whose_change_cannot_be_published_is_written(settings: Any) -> None:
     settings.AGENTIC_DJANGO_REDIS_URL = "redis://127.0.0.1:1"
     run = make_run(None, "running")
-    fenced_writes.update_held(run, [events.new_event("message", text="Yes")])
+    fenced_writes.update_run(Attempt(run), [events.new_event("message", text="Yes")])
     publish(Topic.RUN_CHANGED, run.pk)
     assert AgentRun.objects.get().event_count == 1
 

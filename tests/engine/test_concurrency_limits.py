@@ -18,6 +18,7 @@ from agentic_django.engine import (
     queues,
     transitions,
 )
+from agentic_django.engine.attempt import Attempt
 from agentic_django.models import AgentRun, RunSlot
 from tests.support.rows import make_run
 
@@ -32,8 +33,12 @@ def limit(settings: Any) -> Callable[..., None]:
     return limit
 
 
-def claim(run: AgentRun) -> AgentRun | None:
+def claim(run: AgentRun) -> Attempt | None:
     return claims.claim_run(str(run.pk))
+
+
+def claimed(attempts: list[Attempt]) -> list[AgentRun]:
+    return [attempt.run for attempt in attempts]
 
 
 def test_an_agent_has_its_own_cap_within_that_of_all(user: User, limit: Any) -> None:
@@ -41,7 +46,7 @@ def test_an_agent_has_its_own_cap_within_that_of_all(user: User, limit: Any) -> 
     echoes = [make_run(user, "pending", agent_key="echo") for _ in range(3)]
     others = [make_run(user, "pending", agent_key="slow") for _ in range(3)]
     taken = claims.claim_due("default", 10)
-    assert sorted(run.agent_key for run in taken) == ["echo", "slow", "slow"]
+    assert sorted(each.run.agent_key for each in taken) == ["echo", "slow", "slow"]
     assert RunSlot.objects.filter(key="*").count() == 3
     assert RunSlot.objects.filter(key="echo").count() == 1
     assert concurrency_limits.full_keys() == {"*", "echo"}
@@ -59,7 +64,9 @@ def test_a_full_agent_holds_up_no_other_whatever_its_urgency(user: User, limit: 
     assert claim(make_run(user, "pending", agent_key="echo"))
     urgent = [make_run(user, "pending", agent_key="echo", priority=9) for _ in range(5)]
     other = make_run(user, "pending", agent_key="slow")
-    assert claim(urgent[0]) == other
+    claimed_instead = claim(urgent[0])
+    assert claimed_instead is not None
+    assert claimed_instead.run == other
 
 
 def test_a_run_that_had_no_place_is_sent_when_one_is_free(
@@ -76,9 +83,10 @@ def test_a_run_that_had_no_place_is_sent_when_one_is_free(
     AgentRun.objects.filter(pk=queued.pk).update(enqueued_at=queued.created_at)
     other = claim(refused)
     assert held is not None
-    assert other == queued
-    fenced_writes.end_held(held, "complete")
-    dispatch.enqueue_next([held])
+    assert other is not None
+    assert other.run == queued
+    fenced_writes.end_attempt(held, "complete")
+    dispatch.enqueue_next([held.run])
     refused.refresh_from_db()
     assert refused.enqueued_at is None
     assert concurrency_limits.full_keys() == set()
@@ -107,7 +115,7 @@ def test_places_left_from_before_a_limit_was_lifted_are_found_free(user: User, l
     held = claim(make_run(user, "pending"))
     assert held is not None
     limit(None)
-    fenced_writes.end_held(held, "complete")
+    fenced_writes.end_attempt(held, "complete")
     assert RunSlot.objects.count() == 1
     limit(1)
     assert claim(make_run(user, "pending")) is not None
@@ -121,7 +129,7 @@ def test_due_runs_are_claimed_together_the_most_urgent_first(
 ) -> None:
     made = [make_run(user, "pending", priority=n) for n in range(6)]
     with django_assert_num_queries(5, exact=False):
-        taken = claims.claim_due("default", 4)
+        taken = claimed(claims.claim_due("default", 4))
     assert taken == made[:1:-1]
     for run in taken:
         stored = AgentRun.objects.get(pk=run.pk)
@@ -132,7 +140,7 @@ def test_due_runs_are_claimed_together_the_most_urgent_first(
         )
         assert (run.status, run.attempt, run.event_count) == ("running", 1, 1)
         assert list(stored.events.values_list("sequence", "event_type")) == [(1, "run.started")]
-    assert claims.claim_due("default", 4) == [made[1], made[0]]
+    assert claimed(claims.claim_due("default", 4)) == [made[1], made[0]]
     assert claims.claim_due("default", 4) == []
 
 
@@ -141,18 +149,18 @@ def test_of_a_conversation_one_run_is_claimed_at_a_time(user: User) -> None:
 
     session = make_session(user)
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
-    assert claims.claim_due("default", 9) == [first]
+    assert claimed(claims.claim_due("default", 9)) == [first]
     assert claims.claim_due("default", 9) == []
     first.refresh_from_db()
-    fenced_writes.end_held(first, "complete")
-    assert claims.claim_due("default", 9) == [second]
+    fenced_writes.end_attempt(Attempt(first), "complete")
+    assert claimed(claims.claim_due("default", 9)) == [second]
 
 
 def test_only_the_runs_of_the_queue_are_claimed(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_QUEUES = {"*": "default", "slow": "long"}
     echo, slow = (make_run(user, "pending", agent_key=key) for key in ("echo", "slow"))
-    assert claims.claim_due("long", 9) == [slow]
-    assert claims.claim_due("default", 9) == [echo]
+    assert claimed(claims.claim_due("long", 9)) == [slow]
+    assert claimed(claims.claim_due("default", 9)) == [echo]
 
 
 # Rows as the queue

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import drafts, fenced_writes, lifecycle
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.drafts import DraftWriter, PartialMessage
 from agentic_django.models import AgentDraft, AgentRun
 from agentic_django.worker import executor
@@ -62,7 +63,7 @@ def written(run: AgentRun) -> list[str]:
 
 
 def test_text_is_there_while_it_is_said(run: AgentRun) -> None:
-    draft = PartialMessage(run, "main:model:1")
+    draft = PartialMessage(Attempt(run), "main:model:1")
     draft.add("The par")
     wait_until(lambda: written(run) == ["The par"])
     draft.add("cel left.")
@@ -70,30 +71,30 @@ def test_text_is_there_while_it_is_said(run: AgentRun) -> None:
 
 
 def test_messages_of_one_answer_stand_apart(run: AgentRun) -> None:
-    draft = PartialMessage(run, "main:model:1")
+    draft = PartialMessage(Attempt(run), "main:model:1")
     draft.add("One.", 0)
     draft.add("Two.", 1)
     wait_until(lambda: written(run) == ["One.\n\nTwo."])
 
 
 def test_what_no_database_holds_as_text_is_kept(run: AgentRun) -> None:
-    draft = PartialMessage(run, "main:model:1")
+    draft = PartialMessage(Attempt(run), "main:model:1")
     draft.add("a\0b\ud800c")
     wait_until(lambda: written(run) == ["a\0b\ud800c"])
 
 
 def test_attempt_that_lost_its_run_writes_no_draft(run: AgentRun) -> None:
-    stale, draft = PartialMessage(run, "main:model:1"), None
+    stale, draft = PartialMessage(Attempt(run), "main:model:1"), None
     stale.add("old")
     wait_until(lambda: written(run) == ["old"])
     AgentRun.objects.filter(pk=run.pk).update(attempt=2)
     run.refresh_from_db()
-    draft = PartialMessage(run, "main:model:1")
+    draft = PartialMessage(Attempt(run), "main:model:1")
     draft.add("new")
     wait_until(lambda: written(run) == ["new"])
     stale.due = 0
     stale.add("er words")
-    other = PartialMessage(run, "main:model:2")
+    other = PartialMessage(Attempt(run), "main:model:2")
     other.add("later")
     wait_until(lambda: len(written(run)) == 2)
     writer = process.get(DraftWriter)
@@ -102,7 +103,10 @@ def test_attempt_that_lost_its_run_writes_no_draft(run: AgentRun) -> None:
 
 
 def test_nothing_is_written_after_a_draft_is_closed(run: AgentRun) -> None:
-    draft, other = PartialMessage(run, "main:model:1"), PartialMessage(run, "main:model:2")
+    draft, other = (
+        PartialMessage(Attempt(run), "main:model:1"),
+        PartialMessage(Attempt(run), "main:model:2"),
+    )
     draft.add("gone")
     draft.close()
     draft.add("more")
@@ -115,7 +119,7 @@ def test_watched_run_is_written_often_and_another_once_a_second(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafts, "UNWATCHED_SECONDS", 1000.0)
-    draft = PartialMessage(run, "main:model:1")
+    draft = PartialMessage(Attempt(run), "main:model:1")
     draft.add("a")
     wait_until(lambda: draft.due > time.monotonic() + 900)
     fenced_writes.mark_watched([run.pk])
@@ -205,17 +209,17 @@ def test_messages_that_users_do_not_see_have_no_draft(
 
 
 def test_draft_of_a_call_that_was_given_up_goes_with_the_run(run: AgentRun) -> None:
-    draft = PartialMessage(run, "main:model:1")
+    attempt = Attempt(run)
+    draft = PartialMessage(attempt, "main:model:1")
     draft.add("Never said")
     wait_until(lambda: written(run))
     draft.drop()
-    lifecycle.complete([lifecycle.Completion(run, "Something else", [], {})])
+    lifecycle.complete([lifecycle.Completion(attempt, "Something else", [], {})])
     assert not written(run)
 
 
 def test_run_within_a_hosts_transaction_has_no_draft(run: AgentRun) -> None:
-    run.joined_transaction = True
-    draft = PartialMessage(run, "main:model:1")
+    draft = PartialMessage(Attempt(run, joined_transaction=True), "main:model:1")
     draft.add("hidden")
     assert not draft.has_begun
 

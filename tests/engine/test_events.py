@@ -10,6 +10,7 @@ from django.db import transaction
 
 from agentic_django import signals
 from agentic_django.engine import events, fenced_writes, transitions
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EVENT_KINDS, EventType, events_after, new_event
 from agentic_django.exceptions import NotSerializable
 from agentic_django.models import AgentEvent, AgentRun, Visibility
@@ -70,9 +71,12 @@ def test_a_draft_refuses_what_cannot_be_stored() -> None:
 
 
 @pytest.mark.parametrize("kind", list(EventType))
-def test_events_about_the_run_itself_are_those_of_its_transitions(kind: EventType) -> None:
-    told = {step.event for step in transitions.TRANSITIONS.values()}
-    assert kind.is_about_run is (kind in told)
+def test_without_events_only_those_of_transitions_are_written(
+    kind: EventType, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_ENABLE_EVENTS = False
+    of_transitions = {step.event for step in transitions.TRANSITIONS.values()}
+    assert bool(events.enabled([new_event(kind)])) is (kind in of_transitions)
 
 
 # What runs tell
@@ -222,7 +226,7 @@ def test_an_event_that_is_rolled_back_is_not_announced(user: User, heard: Any) -
 
     def write() -> None:
         with transaction.atomic():
-            fenced_writes.update_held(run, [new_event(EventType.MESSAGE, text="hi")])
+            fenced_writes.update_run(Attempt(run), [new_event(EventType.MESSAGE, text="hi")])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -236,7 +240,7 @@ def test_an_event_is_announced_after_the_commit(
 ) -> None:
     run = make_run(user, "running")
     with django_capture_on_commit_callbacks(execute=True):
-        fenced_writes.update_held(run, [new_event(EventType.MESSAGE, text="hi")])
+        fenced_writes.update_run(Attempt(run), [new_event(EventType.MESSAGE, text="hi")])
         assert heard == []
     assert [kwargs["event_type"] for kwargs in heard] == ["message"]
 

@@ -271,7 +271,7 @@ def test_a_heart_outlives_a_database_that_is_away(
     assert "Heartbeat failed" in caplog.text
 
 
-def test_the_heart_stops_when_nothing_is_held(
+def test_the_thread_ends_after_the_last_lease(
     scripted: Any, run: AgentRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)

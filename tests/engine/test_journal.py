@@ -13,22 +13,21 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, OperationalError, connections
 
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import claims, events, fenced_writes, journal
+from agentic_django.engine import events, fenced_writes, journal
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.journal import CallResult, Journal
 from agentic_django.exceptions import StaleAttempt
 from agentic_django.models import AgentRun, StepCheckpoint
-from tests.support.attempts import numbered
+from tests.support.attempts import claim, numbered, record
 from tests.support.rows import make_run
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_queue")]
 
 
 @pytest.fixture
-def held(user: User) -> AgentRun:
-    """A run that this process holds."""
-    run = claims.claim_run(str(make_run(user, "pending").pk))
-    assert run is not None
-    return run
+def held(user: User) -> Attempt:
+    """An attempt of this process."""
+    return claim(make_run(user, "pending"))
 
 
 def result(key: str = "/-.echo#1:model:1", **columns: Any) -> CallResult:
@@ -41,58 +40,58 @@ def told(count: int = 1) -> list[Any]:
     return [events.new_event("message", text=f"{n}") for n in range(count)]
 
 
-def test_a_result_is_written_with_its_events(held: AgentRun) -> None:
-    row = journal.record(held, result(), told(2))
+def test_a_result_is_written_with_its_events(held: Attempt) -> None:
+    row = record(held, result(), told(2))
     row.refresh_from_db()
     assert (row.kind, row.name, row.result, row.attempt) == ("model", "echo", "x", 1)
     assert row.duration_seconds == 1.5
     assert row.finished_at is not None
     assert 1.4 < (row.finished_at - row.started_at).total_seconds() < 1.6
-    assert numbered(held) == ["run.started", "message", "message"]
+    assert numbered(held.run) == ["run.started", "message", "message"]
 
 
-def test_a_stale_attempt_records_nothing(held: AgentRun) -> None:
+def test_a_stale_attempt_records_nothing(held: Attempt) -> None:
     AgentRun.objects.update(attempt=2)
     with pytest.raises(StaleAttempt):
-        journal.record(held, result(), told())
+        record(held, result(), told())
     assert not StepCheckpoint.objects.exists()
     assert AgentRun.objects.get().events.count() == 1
 
 
-def test_a_result_is_recorded_once(held: AgentRun) -> None:
-    journal.record(held, result(), told())
+def test_a_result_is_recorded_once(held: Attempt) -> None:
+    record(held, result(), told())
     with pytest.raises(IntegrityError):
-        journal.record(held, result(), told())
-    journal.record(held, result("another"), told())
-    assert numbered(held) == ["run.started", "message", "message"]
+        record(held, result(), told())
+    record(held, result("another"), told())
+    assert numbered(held.run) == ["run.started", "message", "message"]
 
 
 def test_what_was_not_written_is_not_remembered(
-    held: AgentRun, monkeypatch: pytest.MonkeyPatch
+    held: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(journal, "_save", _away)
         with pytest.raises(OperationalError):
-            journal.record(held, result(), told(3))
-    assert held.event_count == 1
-    journal.record(held, result(), told())
-    assert numbered(held) == ["run.started", "message"]
+            record(held, result(), told(3))
+    assert held.run.event_count == 1
+    record(held, result(), told())
+    assert numbered(held.run) == ["run.started", "message"]
 
 
 def _away(*args: Any, **kwargs: Any) -> None:
     raise OperationalError("The database is away.")
 
 
-def test_what_is_recorded_shows_that_an_attempt_was_not_in_vain(held: AgentRun) -> None:
+def test_what_is_recorded_shows_that_an_attempt_was_not_in_vain(held: Attempt) -> None:
     AgentRun.objects.update(failures=3)
-    journal.record(held, result())
+    record(held, result())
     assert AgentRun.objects.get().failures == 0
 
 
-def test_an_intent_becomes_its_result(held: AgentRun) -> None:
+def test_an_intent_becomes_its_result(held: Attempt) -> None:
     intent = journal.record_intent(held, "pay", "tool", "pay")
     assert intent.is_intent
-    row = journal.record(held, result("pay", kind="tool", name="pay"), told(), intent)
+    row = record(held, result("pay", kind="tool", name="pay"), told(), intent)
     row.refresh_from_db()
     assert row.pk == intent.pk
     assert not row.is_intent
@@ -101,34 +100,34 @@ def test_an_intent_becomes_its_result(held: AgentRun) -> None:
 
 @pytest.mark.not_replayed
 def test_a_first_attempt_reads_nothing(
-    held: AgentRun, django_assert_num_queries: Callable[..., Any]
+    held: Attempt, django_assert_num_queries: Callable[..., Any]
 ) -> None:
     with django_assert_num_queries(0):
         assert journal.load_journal(held).find("/-.echo#1:model:1") is None
 
 
-def test_a_later_attempt_finds_what_earlier_ones_recorded(held: AgentRun) -> None:
-    journal.record(held, result())
-    held.attempt = 2
+def test_a_later_attempt_finds_what_earlier_ones_recorded(held: Attempt) -> None:
+    record(held, result())
+    held.number = 2
     found = journal.load_journal(held).find("/-.echo#1:model:1")
     assert found is not None
     assert found.result == "x"
 
 
-def test_another_generation_finds_nothing_and_is_billed_for_all(held: AgentRun) -> None:
-    journal.record(held, result())
-    held.attempt, held.generation = 2, 2
+def test_another_generation_finds_nothing_and_is_billed_for_all(held: Attempt) -> None:
+    record(held, result())
+    held.number, held.run.generation = 2, 2
     loaded = journal.load_journal(held)
     assert loaded.find("/-.echo#1:model:1") is None
     assert loaded.usage() == {"requests": 1, "total_tokens": 5}
 
 
 @pytest.mark.parametrize("length", [10, 200, 201, 5000])
-def test_long_keys_are_shortened_and_stay_apart(held: AgentRun, length: int) -> None:
+def test_long_keys_are_shortened_and_stay_apart(held: Attempt, length: int) -> None:
     keys = ["k" * length + ending for ending in ("a", "b")]
     for key in keys:
-        journal.record(held, result(key, value=key))
-    held.attempt = 2
+        record(held, result(key, value=key))
+    held.number = 2
     loaded = journal.load_journal(held)
     for key in keys:
         row = loaded.find(key)
@@ -137,15 +136,15 @@ def test_long_keys_are_shortened_and_stay_apart(held: AgentRun, length: int) -> 
 
 
 @pytest.mark.parametrize("text", ["half \ud83d of a smiley", "a\0b", '{"b": 1.0, "a": 1e400}'])
-def test_results_come_back_as_they_were(held: AgentRun, text: str) -> None:
+def test_results_come_back_as_they_were(held: Attempt, text: str) -> None:
     value = {"text": text, "numbers": [1.0, 10**30], "none": None, text: True}
-    row = journal.record(held, result(value=value))
+    row = record(held, result(value=value))
     row.refresh_from_db()
     assert row.result == value
     assert list(row.result) == list(value)
 
 
-def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: AgentRun) -> None:
+def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: Attempt) -> None:
     kept = Journal(held)
     AgentRun.objects.update(status="cancelled")
 
@@ -154,36 +153,36 @@ def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: AgentR
             await kept.record(result(), told())
 
     event_loop.run_on_loop(work)
-    with pytest.raises(StaleAttempt):
-        kept.check()
+    with pytest.raises(StaleAttempt), kept.enforced_end():
+        pass
 
 
-def test_a_deferred_event_goes_with_the_next_write(held: AgentRun) -> None:
+def test_a_deferred_event_goes_with_the_next_write(held: Attempt) -> None:
     kept = Journal(held)
     kept.defer(events.new_event("log", message="first"))
     event_loop.run_on_loop(lambda: kept.record(result(), told()))
-    assert numbered(held) == ["run.started", "log", "message"]
+    assert numbered(held.run) == ["run.started", "log", "message"]
     assert kept.take_deferred() == []
 
 
-def test_a_run_that_was_written_to_can_be_copied_and_pickled(held: AgentRun) -> None:
-    journal.record(held, result())
-    for again in (pickle.loads(pickle.dumps(held)), copy.deepcopy(held)):
-        assert again == held
-        assert again.event_count == held.event_count
+def test_a_run_that_was_written_to_can_be_copied_and_pickled(held: Attempt) -> None:
+    record(held, result())
+    for again in (pickle.loads(pickle.dumps(held.run)), copy.deepcopy(held.run)):
+        assert again == held.run
+        assert again.event_count == held.run.event_count
 
 
 @pytest.mark.django_db(transaction=True)
-def test_writes_from_two_threads_number_their_events_without_gaps(held: AgentRun) -> None:
+def test_writes_from_two_threads_number_their_events_without_gaps(held: Attempt) -> None:
     """As when an event is written while a result is recorded beside a synchronous tool."""
 
     def write(n: int) -> None:
         if n % 2:
-            fenced_writes.update_held(held, told(2))
+            fenced_writes.update_run(held, told(2))
         else:
-            journal.record(held, result(f"{n}"), told())
+            record(held, result(f"{n}"), told())
         connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(20)))
-    assert numbered(held) == ["run.started", *["message"] * 30]
+    assert numbered(held.run) == ["run.started", *["message"] * 30]

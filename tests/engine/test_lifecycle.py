@@ -17,6 +17,7 @@ from django.db import OperationalError
 from django.db.models.functions import Now
 
 from agentic_django.engine import journal, lifecycle, recovery, retries, session_items
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.lifecycle import Failure
 from agentic_django.engine.unfinished_turns import UNFINISHED
 from agentic_django.exceptions import Conflict
@@ -117,7 +118,7 @@ def end_by_loss(run: AgentRun) -> Any:
 def end_by_time_out(run: AgentRun) -> Any:
     def act() -> None:
         row = AgentRun.objects.get(pk=run.pk)
-        lifecycle.fail(row, Failure("timed_out"))
+        lifecycle.fail(Attempt(row), Failure("timed_out"))
 
     return act
 

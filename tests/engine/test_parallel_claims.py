@@ -12,6 +12,7 @@ from django.db import connections
 
 from agentic_django import sessions
 from agentic_django.engine import claims, fenced_writes, session_items
+from agentic_django.engine.attempt import Attempt
 from agentic_django.exceptions import Conflict
 from agentic_django.models import (
     AgentEvent,
@@ -45,17 +46,18 @@ def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
     return brought
 
 
-def claim_at_once(made: list[AgentRun]) -> list[AgentRun]:
-    """Let as many threads as runs claim one each, and return what was claimed."""
+def claim_at_once(made: list[AgentRun]) -> list[Attempt]:
+    """Let as many threads as runs claim one each, and return the claims that succeeded."""
     pending = iter([str(run.pk) for run in made])
-    return [run for run in at_once(len(made), lambda: claims.claim_run(next(pending))) if run]
+    attempts = at_once(len(made), lambda: claims.claim_run(next(pending)))
+    return [attempt for attempt in attempts if attempt is not None]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_of_many_claims_of_one_run_one_succeeds(user: User) -> None:
     run = make_run(user, "pending")
     claimed = at_once(8, lambda: claims.claim_run(str(run.pk)))
-    assert [run for run in claimed if run] == [run]
+    assert [attempt.run for attempt in claimed if attempt] == [run]
     assert AgentEvent.objects.get().sequence == 1
 
 
@@ -70,8 +72,8 @@ def test_twenty_threads_claim_exactly_as_many_as_the_limit(
         held = claim_at_once(made)
         assert len(held) == 2
         assert AgentRun.objects.running().count() == 2
-        for run in held:
-            fenced_writes.end_held(run, "requeue")
+        for attempt in held:
+            fenced_writes.end_attempt(attempt, "requeue")
         assert not RunSlot.objects.exists()
 
 
@@ -80,7 +82,7 @@ def test_twenty_threads_claim_one_run_of_each_session(in_project: Project) -> No
     owner = User.objects.create_user("ada")
     talks = [make_session(owner) for _ in range(4)]
     made = [make_run(owner, "pending", session=talks[n % 4]) for n in range(20)]
-    held = claim_at_once(made)
+    held = [attempt.run for attempt in claim_at_once(made)]
     assert {run.session_id for run in held} == {talk.pk for talk in talks}
     assert len(held) == 4
     assert all(run.position == 1 for run in held)

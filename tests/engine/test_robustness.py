@@ -15,12 +15,14 @@ from django.test import Client, override_settings
 
 from agentic_django import registry, sessions
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import claims, lifecycle, recovery, session_items
+from agentic_django.engine import lifecycle, recovery, session_items
+from agentic_django.engine.attempt import Attempt
 from agentic_django.exceptions import BadInput, BadSetting
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, RunSlot
 from agentic_django.openai_agents.tool_marks import at_most_once
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from agentic_django.worker import executor
+from tests.support.attempts import claim
 from tests.support.rows import make_run, make_session
 
 pytestmark = pytest.mark.django_db
@@ -98,8 +100,7 @@ def test_guardrails_that_ask_the_same_agent_keep_their_own_answers(
 def test_a_run_that_is_cancelled_in_line_leaves_nothing_before_its_turn(user: User) -> None:
     session = make_session(user)
     first, second = pending(user, session), pending(user, session)
-    claimed = claims.claim_run(str(first.pk))
-    assert claimed is not None
+    claim(first)
     cancel_agent_run(second)
     assert said_by(first) == []
     lifecycle.cancel(first)
@@ -110,29 +111,26 @@ def test_what_a_host_adds_during_a_run_is_not_in_its_next_attempts_history(user:
     session = make_session(user)
     session_items.append_items(session, [{"role": "user", "content": "before"}])
     run = pending(user, session)
-    claims.claim_run(str(run.pk))
+    claim(run)
     late = AgentSessionItem.objects.create(
         session=session, sequence=99, payload={"role": "user", "content": "late"}
     )
     AgentSessionItem.objects.filter(pk=late.pk).update(created_at=Now() + timedelta(minutes=1))
     again = AgentRun.objects.select_related("session").get(pk=run.pk)
     again.attempt = 2
-    assert [item["content"] for item in sessions.RunHistory(again)._read()] == ["before"]
+    assert [item["content"] for item in sessions.RunHistory(Attempt(again))._read()] == ["before"]
 
 
 def test_an_error_with_half_a_character_is_stored(user: User) -> None:
-    run = claims.claim_run(str(pending(user).pk))
-    assert run is not None
-    lifecycle.fail(run, lifecycle.Failure("internal", ValueError("half \ud83d\0")))
+    run = pending(user)
+    lifecycle.fail(claim(run), lifecycle.Failure("internal", ValueError("half \ud83d\0")))
     run.refresh_from_db()
     assert (run.status, "half" in run.error_detail) == ("failed", True)
 
 
 @pytest.mark.parametrize("metadata", [{"max_attempts": "3"}, {"max_attempts": -1}, [], None])
 def test_a_hosts_odd_metadata_keeps_no_run_from_being_recovered(user: User, metadata: Any) -> None:
-    odd, plain = (claims.claim_run(str(pending(user).pk)) for _ in range(2))
-    assert odd is not None
-    assert plain is not None
+    odd, plain = (claim(pending(user)).run for _ in range(2))
     if metadata is not None:
         AgentRun.objects.filter(pk=odd.pk).update(metadata=metadata)
     lose(odd)
@@ -141,8 +139,7 @@ def test_a_hosts_odd_metadata_keeps_no_run_from_being_recovered(user: User, meta
 
 
 def test_saving_a_run_writes_what_is_the_hosts_and_nothing_else(user: User) -> None:
-    run = claims.claim_run(str(pending(user).pk))
-    assert run is not None
+    run = claim(pending(user)).run
     lifecycle.cancel(AgentRun.objects.get(pk=run.pk))
     run.metadata["seen"] = True
     run.save()
@@ -152,12 +149,11 @@ def test_saving_a_run_writes_what_is_the_hosts_and_nothing_else(user: User) -> N
 
 def test_a_place_that_was_left_over_does_not_keep_others_out(user: User) -> None:
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
-        first = claims.claim_run(str(pending(user).pk))
-    assert first is not None
+        first = claim(pending(user))
     lifecycle.complete([lifecycle.Completion(first, "done", [], {})])
     assert RunSlot.objects.count() == 1
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
-        assert claims.claim_run(str(pending(user).pk)) is not None
+        claim(pending(user))
 
 
 def test_a_retry_counts_for_the_rate_limit(client: Client, user: User) -> None:

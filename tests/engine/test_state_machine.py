@@ -20,16 +20,17 @@ from agentic_django.engine import (
     claims,
     events,
     fenced_writes,
-    journal,
     lifecycle,
     recovery,
     transitions,
 )
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EventType
 from agentic_django.engine.journal import CallResult
 from agentic_django.engine.lifecycle import Completion, Failure
 from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, AgentSession
+from tests.support.attempts import record
 
 STATUS_AFTER: dict[str | None, str] = {
     None: "pending",
@@ -40,8 +41,8 @@ STATUS_AFTER: dict[str | None, str] = {
 pick = st.integers(min_value=0, max_value=100)
 
 
-def _holds(row: AgentRun, run: AgentRun) -> bool:
-    return row.status == "running" and row.attempt == run.attempt
+def _holds(row: AgentRun, attempt: Attempt) -> bool:
+    return row.status == "running" and row.attempt == attempt.number
 
 
 def _stand(row: AgentRun) -> tuple[str, int]:
@@ -61,7 +62,7 @@ class Runs(RuleBasedStateMachine):
             session.save()
         self.sessions: list[AgentSession | None] = [*sessions, None]
         self.runs: list[AgentRun] = []
-        self.held: list[AgentRun] = []
+        self.held: list[Attempt] = []
         self.attempts: Counter[Any] = Counter()
         self.keys = 0
 
@@ -85,25 +86,25 @@ class Runs(RuleBasedStateMachine):
         if not self.runs:
             return
         due = set(AgentRun.objects.due().values_list("pk", flat=True))
-        run = claims.claim_run(str(self.runs[n % len(self.runs)].pk))
-        assert (run is None) == (not due)
-        if run is not None:
-            assert run.pk in due
-            self.held.append(run)
+        attempt = claims.claim_run(str(self.runs[n % len(self.runs)].pk))
+        assert (attempt is None) == (not due)
+        if attempt is not None:
+            assert attempt.run.pk in due
+            self.held.append(attempt)
 
     def worker(self, n: int, verb: Any, *args: Any) -> None:
         """Let a worker do something; it is refused exactly if it has lost its run."""
         if not self.held:
             return
-        run = self.held[n % len(self.held)]
-        row = AgentRun.objects.get(pk=run.pk)
-        holds = _holds(row, run)
+        attempt = self.held[n % len(self.held)]
+        row = AgentRun.objects.get(pk=attempt.run.pk)
+        holds = _holds(row, attempt)
         try:
             with transaction.atomic():
-                verb(run, *args)
+                verb(attempt, *args)
         except StaleAttempt:
             assert not holds
-            after = AgentRun.objects.get(pk=run.pk)
+            after = AgentRun.objects.get(pk=row.pk)
             assert vars(after).keys() == vars(row).keys()
             assert (after.attempt, *_stand(after)) == (row.attempt, *_stand(row))
         else:
@@ -116,25 +117,26 @@ class Runs(RuleBasedStateMachine):
         value = {"output": [{"role": "assistant", "content": "Hm."}]}
         key = f"/-.echo#1:model:{self.keys}"
         result = CallResult(key, "model", "echo", value, 0.1, usage)
-        self.worker(n, journal.record, result, [events.new_event("message", text="Hm.")] * told)
+        self.worker(n, record, result, [events.new_event("message", text="Hm.")] * told)
 
     @rule(n=pick)
     def complete(self, n: int) -> None:
         items = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hm."}]
-        self.worker(n, lambda run: lifecycle.complete([Completion(run, "Hm.", items, {})]))
+        self.worker(n, lambda held: lifecycle.complete([Completion(held, "Hm.", items, {})]))
 
     @rule(outputs=st.lists(st.sampled_from(["Hm.", "Oh.", True, 1, None]), min_size=2, max_size=4))
     def complete_together(self, outputs: list[Any]) -> None:
         """Let several runs end in one transaction: all do, or none."""
         items = [{"role": "user", "content": "Hello"}]
-        held = {run.pk: run for run in self.held}.values()
+        held = {attempt.run.pk: attempt for attempt in self.held}.values()
         ended = [
-            Completion(run, output, items, {}) for run, output in zip(held, outputs, strict=False)
+            Completion(attempt, output, items, {})
+            for attempt, output in zip(held, outputs, strict=False)
         ]
         if not ended:
             return
         before = {row.pk: row for row in AgentRun.objects.all()}
-        hold = all(_holds(before[each.run.pk], each.run) for each in ended)
+        hold = all(_holds(before[each.run.pk], each.attempt) for each in ended)
         try:
             lifecycle.complete(ended)
         except StaleAttempt:
@@ -164,7 +166,7 @@ class Runs(RuleBasedStateMachine):
     def suspend(self, n: int) -> None:
         self.worker(
             n,
-            fenced_writes.end_held,
+            fenced_writes.end_attempt,
             "suspend",
             [events.new_event(EventType.RUN_WAITING, reason="?")],
         )
@@ -172,7 +174,7 @@ class Runs(RuleBasedStateMachine):
     @rule(n=pick, force=st.booleans())
     def lose(self, n: int, force: bool) -> None:
         if not force and self.held:
-            run = self.held[n % len(self.held)]
+            run = self.held[n % len(self.held)].run
             held = AgentRun.objects.filter(pk=run.pk, status="running")
             held.update(lease_ends_at=Now() - timedelta(seconds=1))
         orphaned = AgentRun.objects.running() if force else AgentRun.objects.orphaned()

@@ -15,10 +15,12 @@ from django.test.utils import CaptureQueriesContext
 
 from agentic_django import signals
 from agentic_django.engine import claims, dispatch, events, fenced_writes, transitions
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EventType
 from agentic_django.engine.transitions import TRANSITIONS
 from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import AgentEvent, AgentRun, RunSlot
+from tests.support.attempts import claim
 from tests.support.rows import make_events, make_run, make_session
 
 pytestmark = pytest.mark.django_db
@@ -33,6 +35,12 @@ def stored(run: AgentRun) -> dict[str, Any]:
     row: Any = AgentRun.objects.filter(pk=run.pk).values().get()
     told = AgentEvent.objects.filter(run=run).order_by("sequence")
     return {**row, "events": list(told.values_list("sequence", "event_type"))}
+
+
+def claimed(run: AgentRun) -> AgentRun | None:
+    """Claim a run, or another one of its queue, and return the claimed run."""
+    attempt = claims.claim_run(str(run.pk))
+    return attempt.run if attempt else None
 
 
 def told(verb: str) -> list[events.Event]:
@@ -53,7 +61,7 @@ def test_every_state_can_be_reached() -> None:
 
 def test_every_transition_tells_of_itself_to_the_user() -> None:
     for step in TRANSITIONS.values():
-        assert step.event.is_about_run
+        assert step.event.startswith("run.")
         assert events.EVENT_KINDS[step.event].visibility == "user"
 
 
@@ -65,27 +73,27 @@ def test_a_worker_moves_a_run_that_it_holds_and_no_other(user: User, verb: str, 
     run = make_run(user, state)
     before = stored(run)
     if state in TRANSITIONS[verb].sources:
-        fenced_writes.end_held(run, verb, told(verb))
+        fenced_writes.end_attempt(Attempt(run), verb, told(verb))
         after = stored(run)
         assert after["status"] == run.status == TRANSITIONS[verb].target
         assert after["events"] == [(1, TRANSITIONS[verb].event)]
         assert after["lease_ends_at"] is None
     else:
-        with pytest.raises(StaleAttempt, match=f"cannot {verb} it"):
-            fenced_writes.end_held(run, verb, told(verb))
+        with pytest.raises(StaleAttempt, match=f"could not {verb} it"):
+            fenced_writes.end_attempt(Attempt(run), verb, told(verb))
         assert stored(run) == before
 
 
 @pytest.mark.parametrize("verb", WORKERS_VERBS)
 def test_a_stale_attempt_changes_nothing(user: User, verb: str) -> None:
     run = make_run(user, "running")
-    stale = AgentRun.objects.get(pk=run.pk)
+    stale = Attempt(AgentRun.objects.get(pk=run.pk))
     AgentRun.objects.filter(pk=run.pk).update(attempt=2)
     before = stored(run)
     with pytest.raises(StaleAttempt):
-        fenced_writes.end_held(stale, verb, told(verb))
+        fenced_writes.end_attempt(stale, verb, told(verb))
     with pytest.raises(StaleAttempt):
-        fenced_writes.update_held(
+        fenced_writes.update_run(
             stale, [events.new_event(EventType.MESSAGE, text="late")], activity="late"
         )
     assert stored(run) == before
@@ -96,14 +104,14 @@ def test_an_attempt_that_is_ahead_of_its_row_changes_nothing(user: User, verb: s
     run = make_run(user, "running")
     run.attempt += 1
     with pytest.raises(StaleAttempt):
-        fenced_writes.end_held(run, verb, told(verb))
+        fenced_writes.end_attempt(Attempt(run), verb, told(verb))
 
 
 def test_a_worker_of_a_deleted_run_learns_of_it(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.all().delete()
     with pytest.raises(StaleAttempt):
-        fenced_writes.update_held(run)
+        fenced_writes.update_run(Attempt(run))
 
 
 @pytest.mark.parametrize("state", [s for s in STATES if s != "running"])
@@ -111,14 +119,14 @@ def test_an_attempt_writes_only_while_its_run_is_running(user: User, state: str)
     run = make_run(user, state)
     before = stored(run)
     with pytest.raises(StaleAttempt):
-        fenced_writes.update_held(run, [events.new_event(EventType.MESSAGE, text="late")])
+        fenced_writes.update_run(Attempt(run), [events.new_event(EventType.MESSAGE, text="late")])
     assert stored(run) == before
 
 
 def test_the_fence_is_the_first_statement(user: User) -> None:
     run = make_run(user, "running")
     with CaptureQueriesContext(connection) as queries:
-        fenced_writes.update_held(run, [events.new_event(EventType.MESSAGE, text="hi")])
+        fenced_writes.update_run(Attempt(run), [events.new_event(EventType.MESSAGE, text="hi")])
     statements = [q["sql"] for q in queries if not q["sql"].startswith(("SAVEPOINT", "RELEASE"))]
     assert statements[0].startswith("UPDATE")
     assert len(statements) == 2
@@ -130,10 +138,9 @@ def test_that_a_run_moved_is_no_ordinary_exception(user: User) -> None:
 
 def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
     run = make_run(user, "pending")
-    claimed = claims.claim_run(str(run.pk))
-    assert claimed is not None
-    claimed.began -= 2
-    fenced_writes.end_held(claimed, "complete")
+    attempt = claim(run)
+    attempt.started -= 2
+    fenced_writes.end_attempt(attempt, "complete")
     run.refresh_from_db()
     assert 2 <= run.active_seconds < 10
     assert run.started_at is not None
@@ -143,7 +150,7 @@ def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
 
 def test_a_parked_run_is_not_finished(user: User) -> None:
     run = make_run(user, "running")
-    fenced_writes.end_held(run, "suspend")
+    fenced_writes.end_attempt(Attempt(run), "suspend")
     run.refresh_from_db()
     assert run.finished_at is None
     assert run.is_active
@@ -195,10 +202,10 @@ def test_a_guard_narrows_a_move(user: User) -> None:
 
 def test_a_cancelled_attempt_cannot_complete(user: User) -> None:
     run = make_run(user, "running")
-    held = AgentRun.objects.get(pk=run.pk)
+    held = Attempt(AgentRun.objects.get(pk=run.pk))
     fenced_writes.change_status(run, "cancel", told("cancel"))
     with pytest.raises(StaleAttempt):
-        fenced_writes.end_held(held, "complete", told("complete"), final_output="too late")
+        fenced_writes.end_attempt(held, "complete", told("complete"), final_output="too late")
     after = stored(run)
     assert (after["status"], after["final_output"]) == ("cancelled", None)
     assert after["events"] == [(1, "run.cancelled")]
@@ -215,19 +222,18 @@ def test_a_verb_and_its_event_commit_or_vanish_together(
     before = stored(run)
     monkeypatch.setattr(events, "append_for_runs", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
-        fenced_writes.end_held(run, verb, told(verb))
+        fenced_writes.end_attempt(Attempt(run), verb, told(verb))
     assert stored(run) == before
 
 
 def test_events_are_numbered_on_over_attempts(user: User) -> None:
     run = make_run(user, "pending")
     for _ in range(2):
-        held = claims.claim_run(str(run.pk))
-        assert held is not None
-        fenced_writes.update_held(
+        held = claim(run)
+        fenced_writes.update_run(
             held, [events.new_event(EventType.MESSAGE, text=str(n)) for n in range(2)]
         )
-        fenced_writes.end_held(held, "requeue", told("requeue"))
+        fenced_writes.end_attempt(held, "requeue", told("requeue"))
     numbers = [number for number, _ in stored(run)["events"]]
     assert numbers == list(range(1, 9))
     assert stored(run)["event_count"] == 8
@@ -238,16 +244,15 @@ def test_without_events_only_the_runs_own_life_is_told(
     user: User, settings: Any, enabled: bool
 ) -> None:
     settings.AGENTIC_DJANGO_ENABLE_EVENTS = enabled
-    held = claims.claim_run(str(make_run(user, "pending").pk))
-    assert held is not None
-    fenced_writes.update_held(held, [events.new_event(EventType.MESSAGE, text="hi")])
-    fenced_writes.end_held(
+    held = claim(make_run(user, "pending"))
+    fenced_writes.update_run(held, [events.new_event(EventType.MESSAGE, text="hi")])
+    fenced_writes.end_attempt(
         held, "complete", [events.new_event(EventType.LOG, message="x"), *told("complete")]
     )
-    types = [kind for _, kind in stored(held)["events"]]
+    types = [kind for _, kind in stored(held.run)["events"]]
     life = ["run.started", "run.completed"]
     assert types == (["run.started", "message", "log", "run.completed"] if enabled else life)
-    assert [number for number, _ in stored(held)["events"]] == list(range(1, len(types) + 1))
+    assert [number for number, _ in stored(held.run)["events"]] == list(range(1, len(types) + 1))
 
 
 # Claiming
@@ -257,19 +262,17 @@ def test_without_events_only_the_runs_own_life_is_told(
 def test_only_a_pending_run_is_claimed(user: User, state: str) -> None:
     run = make_run(user, state)
     before = stored(run)
-    claimed = claims.claim_run(str(run.pk))
     if state == "pending":
-        assert claimed == run
+        assert claimed(run) == run
     else:
-        assert claimed is None
+        assert claimed(run) is None
         assert stored(run) == before
 
 
 def test_a_claim_raises_the_attempt_and_takes_a_lease(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 40
     run = make_run(user, "pending")
-    claimed = claims.claim_run(str(run.pk))
-    assert claimed is not None
+    claim(run)
     row: Any = AgentRun.objects.annotate(now=Now()).get(pk=run.pk)
     assert (row.attempt, row.status, row.holder) == (1, "running", transitions.process_name())
     assert row.lease_ends_at is not None
@@ -279,16 +282,15 @@ def test_a_claim_raises_the_attempt_and_takes_a_lease(user: User, settings: Any)
 
 def test_a_run_is_claimed_once(user: User) -> None:
     run = make_run(user, "pending")
-    assert claims.claim_run(str(run.pk)) is not None
-    assert claims.claim_run(str(run.pk)) is None
+    assert claimed(run) is not None
+    assert claimed(run) is None
 
 
 def test_a_run_keeps_the_time_of_its_first_start(user: User) -> None:
     run = make_run(user, "pending")
-    first = claims.claim_run(str(run.pk))
-    assert first is not None
+    first = claim(run)
     started = AgentRun.objects.get(pk=run.pk).started_at
-    fenced_writes.end_held(first, "requeue")
+    fenced_writes.end_attempt(first, "requeue")
     claims.claim_run(str(run.pk))
     assert AgentRun.objects.get(pk=run.pk).started_at == started
 
@@ -296,20 +298,20 @@ def test_a_run_keeps_the_time_of_its_first_start(user: User) -> None:
 def test_a_run_in_back_off_is_not_claimed(user: User) -> None:
     run = make_run(user, "pending")
     AgentRun.objects.filter(pk=run.pk).update(available_at=Now() + timedelta(hours=1))
-    assert claims.claim_run(str(run.pk)) is None
+    assert claimed(run) is None
 
 
 def test_a_delivery_is_permission_to_work_and_not_an_order(user: User) -> None:
     done, waiting = make_run(user, "completed"), make_run(user, "pending")
-    assert claims.claim_run(str(done.pk)) == waiting
+    assert claimed(done) == waiting
 
 
 def test_the_most_urgent_run_is_taken_first_then_the_oldest(user: User) -> None:
     done = make_run(user, "completed")
     made = [make_run(user, "pending", priority=p) for p in (0, 5, 0, 5)]
     order = [made[n] for n in (1, 3, 0, 2)]
-    assert [claims.claim_run(str(done.pk)) for _ in made] == order
-    assert claims.claim_run(str(done.pk)) is None
+    assert [claimed(done) for _ in made] == order
+    assert claimed(done) is None
 
 
 def test_a_delivery_to_one_queue_is_no_permission_for_another(user: User, settings: Any) -> None:
@@ -317,9 +319,9 @@ def test_a_delivery_to_one_queue_is_no_permission_for_another(user: User, settin
     quick, slow = (make_run(user, "completed", agent_key=key) for key in ("echo", "slow"))
     waiting_quick = make_run(user, "pending", agent_key="default")
     waiting_slow = make_run(user, "pending", agent_key="research")
-    assert claims.claim_run(str(slow.pk)) == waiting_slow
-    assert claims.claim_run(str(slow.pk)) is None
-    assert claims.claim_run(str(quick.pk)) == waiting_quick
+    assert claimed(slow) == waiting_slow
+    assert claimed(slow) is None
+    assert claimed(quick) == waiting_quick
 
 
 def test_a_delivery_for_a_deleted_run_does_nothing(user: User) -> None:
@@ -336,7 +338,7 @@ def test_a_run_waits_for_the_unfinished_ones_before_it(user: User, state: str) -
     make_run(user, state, session=session)
     AgentRun.objects.update(available_at=Now() + timedelta(hours=1))  # It keeps its place.
     later = make_run(user, "pending", session=session)
-    assert claims.claim_run(str(later.pk)) is None
+    assert claimed(later) is None
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "timed_out"])
@@ -344,25 +346,25 @@ def test_a_run_does_not_wait_for_finished_ones(user: User, state: str) -> None:
     session = make_session(user)
     make_run(user, state, session=session)
     later = make_run(user, "pending", session=session)
-    assert claims.claim_run(str(later.pk)) == later
+    assert claimed(later) == later
 
 
 def test_sessions_do_not_wait_for_each_other(user: User) -> None:
     make_run(user, "running", session=make_session(user))
     other = make_run(user, "pending", session=make_session(user))
-    assert claims.claim_run(str(other.pk)) == other
+    assert claimed(other) == other
 
 
 def test_runs_without_a_session_do_not_wait_for_each_other(user: User) -> None:
     make_run(user, "running")
     other = make_run(user, "pending")
-    assert claims.claim_run(str(other.pk)) == other
+    assert claimed(other) == other
 
 
 def test_a_delivery_for_a_run_that_waits_serves_the_one_before_it(user: User) -> None:
     session = make_session(user)
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
-    assert claims.claim_run(str(second.pk)) == first
+    assert claimed(second) == first
 
 
 # A cap on runs
@@ -371,7 +373,7 @@ def test_a_delivery_for_a_run_that_waits_serves_the_one_before_it(user: User) ->
 def test_no_more_runs_are_claimed_than_the_limit_allows(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 2
     made = [make_run(user, "pending") for _ in range(3)]
-    held = [claims.claim_run(str(made[0].pk)) for _ in made]
+    held = [claimed(made[0]) for _ in made]
     assert [run is not None for run in held] == [True, True, False]
     assert AgentRun.objects.pending().count() == 1
     assert sorted(RunSlot.objects.values_list("number", flat=True)) == [1, 2]
@@ -380,13 +382,14 @@ def test_no_more_runs_are_claimed_than_the_limit_allows(user: User, settings: An
 @pytest.mark.parametrize("verb", [*WORKERS_VERBS, "cancel"])
 def test_a_place_is_free_again_once_its_run_leaves(user: User, settings: Any, verb: str) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 1
-    held = claims.claim_run(str(make_run(user, "pending").pk))
+    held = claim(make_run(user, "pending"))
     waiting = make_run(user, "pending")
-    assert held is not None
-    assert claims.claim_run(str(waiting.pk)) is None
-    leave = fenced_writes.change_status if verb == "cancel" else fenced_writes.end_held
-    leave(held, verb)
-    assert claims.claim_run(str(waiting.pk)) == waiting
+    assert claimed(waiting) is None
+    if verb == "cancel":
+        fenced_writes.change_status(held.run, verb)
+    else:
+        fenced_writes.end_attempt(held, verb)
+    assert claimed(waiting) == waiting
 
 
 def test_a_deleted_run_leaves_its_place(user: User, settings: Any) -> None:

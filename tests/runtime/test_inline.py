@@ -19,6 +19,7 @@ from django.db.models.functions import Now
 from django.test import Client
 
 from agentic_django.engine import claims, heartbeat, journal, lifecycle, recovery
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.journal import Entry
 from agentic_django.exceptions import BadInput, Conflict, NotSerializable
 from agentic_django.models import AgentRun, AgentSession
@@ -356,7 +357,7 @@ def test_a_key_that_is_no_conversations_is_refused(user: User) -> None:
 def test_a_busy_conversation_is_refused_and_nothing_is_left_behind(user: User, status: str) -> None:
     session = make_session(user, session_key="talk")
     make_run(user, status, session=session)
-    with pytest.raises(Conflict, match="another of its conversation has not ended"):
+    with pytest.raises(Conflict, match="another run of its session has not ended"):
         performed(working, user=user, conversation_id="talk")
     assert AgentRun.objects.count() == 1
     session.refresh_from_db()
@@ -382,7 +383,7 @@ def test_the_cap_on_runs_holds_for_a_hosts_own_too(user: User, settings: Any) ->
 
     async def main() -> None:
         async with RunContext.open():
-            with pytest.raises(Conflict, match="as many run as may"):
+            with pytest.raises(Conflict, match="the concurrency limit is reached"):
                 await working()
 
     performed(main)
@@ -528,9 +529,9 @@ def test_a_task_whose_run_has_ended_is_let_alone() -> None:
     async def main() -> int:
         task = asyncio.current_task()
         assert task is not None
-        held = heartbeat.HeldAttempt(AgentRun(), task)  # type: ignore[arg-type]
-        held.end()
-        held.lose()
+        lease = heartbeat.Lease(Attempt(AgentRun()), task)  # type: ignore[arg-type]
+        lease.end()
+        lease.lose()
         await asyncio.sleep(0.01)
         return task.cancelling()
 
@@ -559,7 +560,7 @@ def test_a_run_whose_process_died_is_resumed_without_a_sweep(user: User) -> None
 
 def test_a_process_that_ends_in_order_marks_its_run_failed() -> None:
     def hand_back_of(ctx: RunContext) -> Callable[[], None]:
-        return lambda: lifecycle.release(AgentRun.objects.get(pk=ctx.run_id))
+        return lambda: lifecycle.release(Attempt(AgentRun.objects.get(pk=ctx.run_id)))
 
     async def main() -> None:
         async with RunContext.open() as ctx:

@@ -1,9 +1,9 @@
-"""Attempts of runs, one at a time, with no queue to start them: a test says when."""
+"""Executes attempts of runs one at a time, without a queue: a test says when."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -14,42 +14,74 @@ from django.db.models.functions import Now
 
 from agentic_django.concurrency import event_loop
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import recovery
-from agentic_django.models import AgentRun
+from agentic_django.engine import claims, journal, recovery
+from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.events import Event
+from agentic_django.engine.journal import CallResult, Entry
+from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.worker import executor
 
-__all__ = ["AWAY", "attempt", "finish", "lose", "numbered", "payloads", "recorded", "sharing"]
+__all__ = [
+    "AWAY",
+    "attempt",
+    "claim",
+    "finish",
+    "lose",
+    "numbered",
+    "payloads",
+    "record",
+    "recorded",
+    "sharing",
+]
 
 AWAY = ConnectionError("The provider cannot be reached.")
-"""What ends an attempt so that another may begin."""
+"""An error that ends an attempt, after which another one starts."""
 
 
 def attempt(run: AgentRun) -> AgentRun:
-    """Carry a run through one attempt, and read it again."""
+    """Execute one attempt of a run, and reload the run."""
     executor.execute(str(run.pk))
     run.refresh_from_db()
     return run
 
 
 def finish(run: AgentRun) -> AgentRun:
-    """Carry a run to its end, or to where it waits, over as many attempts as that takes."""
+    """Execute attempts of a run until it ends or waits, and reload it."""
     for _ in range(12):
         if attempt(run).is_finished or run.status == "waiting":
             return run
     raise AssertionError(f"The run does not end: {run.status}.")
 
 
+def claim(run: AgentRun) -> Attempt:
+    """Claim a run for this process, and return its attempt."""
+    claimed = claims.claim_run(str(run.pk))
+    assert claimed is not None
+    assert claimed.run == run
+    return claimed
+
+
+def record(
+    attempt: Attempt,
+    result: CallResult,
+    new_events: Sequence[Event] = (),
+    replaces: StepCheckpoint | None = None,
+) -> StepCheckpoint:
+    """Record one result, as an attempt does."""
+    return journal.write_entries([Entry.of(attempt, result, new_events, replaces)])[0]
+
+
 def lose(run: AgentRun) -> AgentRun:
-    """Claim a run for a process that is gone at once, and let its lease end."""
-    held = AgentRun.objects.filter(pk=run.pk, status="pending")
-    assert held.update(status="running", attempt=run.attempt + 1, lease_ends_at=Now())
+    """Claim a run for a process that dies at once, and let its lease end."""
+    pending = AgentRun.objects.filter(pk=run.pk, status="pending")
+    assert pending.update(status="running", attempt=run.attempt + 1, lease_ends_at=Now())
     recovery.sweep()
     run.refresh_from_db()
     return run
 
 
 def recorded(run: AgentRun) -> list[tuple[str, str]]:
-    """Return kind and name of all that is recorded, in order."""
+    """Return kind and name of each recorded result, in order."""
     return list(run.checkpoints.order_by("id").values_list("kind", "name"))
 
 
@@ -69,7 +101,7 @@ def numbered(run: AgentRun) -> list[str]:
 
 @contextmanager
 def sharing(*, records: int, work: int) -> Iterator[event_loop.ThreadPools]:
-    """Let this process's runs share threads, as in a worker with many slots."""
+    """Let the runs of this process share threads, as in a worker with many slots."""
     with patch.object(process.get(event_loop.EventLoop), "pools", None):
         pools = event_loop.use_pools(records=records, work=work)
         try:

@@ -1,106 +1,91 @@
-"""A mode of the tests: each attempt is given up after each thing it records, and replayed.
+"""A mode of the tests: each attempt stops after each result that it records, and is replayed.
 
     AGENTIC_TEST_REPLAY=1 scripts/test -m "not browser and not slow"
 
-What an attempt has recorded by the time it makes its next call is all that is left of it then:
-its objects are thrown away, and it is performed again from the journal, under the same lease. A
-test that passes without this must pass with it, unless it counts what is not recorded
+When an attempt that has recorded something is about to make its next call, its objects are thrown
+away, and it is executed again from the journal, under the same lease. A test that passes without
+this mode must pass with it, unless it counts calls that are not recorded
 (``@pytest.mark.not_replayed``).
+
+The mode uses the hooks of ``Journal`` and wraps ``executor.run_attempt``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self, cast
 from unittest.mock import patch
 
 from agentic_django.engine import journal
-from agentic_django.engine.journal import Journal
-from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
+from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.journal import Journal, short_key
+from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents.call_scope import current_call
-from agentic_django.steps import StepExecutor
 from agentic_django.worker import executor
 
-__all__ = ["Again", "Replays", "replaying"]
+__all__ = ["Replay", "ReplayingJournal", "Replays", "replaying"]
 
 
-class Again(BaseException):
-    """The attempt is performed again from what it has recorded."""
+class Replay(BaseException):
+    """The attempt is executed again from its journal."""
 
 
 class Replays:
-    """Counts how often attempts were performed again."""
+    """Counts how often attempts were executed again."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def give_up(self, kept: Journal, key: str = "") -> None:
-        """End an attempt that has recorded something, unless another of its calls is under way.
 
-        What calls others, a step or an agent as a tool, is under way while those are made.
-        """
-        is_between = isinstance(kept, WatchedJournal) and kept.fresh and not kept.under_way
-        step = current_call()
-        is_outermost = step is None or (step.key == key and key.count("/") == 1)
-        if is_between and is_outermost:
-            raise kept.give_up(Again())
+class ReplayingJournal(Journal):
+    """Ends an attempt that has recorded something, unless another of its calls is being made.
 
-
-class WatchedJournal(Journal):
-    """A journal that knows what was added to it, and which calls are being made."""
+    A step, or an agent that is a tool, is being made while it makes calls of its own.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.fresh = 0
-        self.under_way: set[str] = set()
+        self.recorded = 0
+        self.calls: set[str] = set()
 
-    async def _noted(self, written: Any) -> StepCheckpoint:
-        row = await super()._noted(written)
+    @classmethod
+    def load(cls, attempt: Attempt) -> Self:
+        """Return the journal with all rows, though it is the first attempt.
+
+        A host's own code cannot be executed again, so an inline run gets a plain journal.
+        """
+        return cast("Self", Journal.load(attempt)) if attempt.run.is_inline else cls.read(attempt)
+
+    def before_call(self, key: str) -> None:
+        """End the attempt if this call is not part of another one."""
+        outer = current_call()
+        is_outermost = outer is None or (outer.key == key and key.count("/") == 1)
+        if self.recorded and not self.calls and is_outermost:
+            raise self.must_end(Replay())
+        self.calls.add(short_key(key))
+
+    def after_record(self, row: StepCheckpoint) -> None:
+        """Note that a call has ended."""
         if not row.is_intent:
-            self.fresh += 1
-            self.under_way.discard(row.key)
-        return row
-
-
-_find, _start, _perform = Journal.find, StepExecutor._start, executor._perform
+            self.recorded += 1
+            self.calls.discard(row.key)
 
 
 @contextmanager
 def replaying() -> Iterator[Replays]:
-    """Perform all attempts of this process in this way."""
-    replays = Replays()
+    """Replay all attempts of this process."""
+    replays, run_attempt = Replays(), executor.run_attempt
 
-    def find(self: Any, key: str) -> StepCheckpoint | None:
-        row = _find(self, key)
-        if row is None and isinstance(self, WatchedJournal) and key != journal.STATE_KEY:
-            replays.give_up(self, key)
-            self.under_way.add(journal.short_key(key))
-        return row
-
-    async def start(self: StepExecutor, step: Any, attempt: int) -> None:
-        if attempt == 1:
-            replays.give_up(self.ctx.journal)
-        await _start(self, step, attempt)
-
-    async def perform(run: AgentRun) -> None:
+    async def run_replayed(attempt: Attempt) -> None:
         while True:
             try:
-                return await _perform(run)
-            except Again:
+                return await run_attempt(attempt)
+            except Replay:
                 replays.count += 1
 
     with (
-        patch.object(Journal, "find", find),
-        patch.object(StepExecutor, "_start", start),
-        patch.object(executor, "_perform", perform),
-        patch.object(journal, "load_journal", load),
+        patch.object(journal, "journal_class", ReplayingJournal),
+        patch.object(executor, "run_attempt", run_replayed),
     ):
         yield replays
-
-
-def load(run: AgentRun) -> Journal:
-    """Return a run's journal, read anew; what its host performs cannot be performed again."""
-    kind = Journal if run.is_inline else WatchedJournal
-    asked = ToolApproval.objects.filter(run=run, generation=run.generation)
-    return kind(run, list(StepCheckpoint.objects.filter(run=run).order_by("id")), list(asked))

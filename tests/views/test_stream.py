@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from agentic_django import services
 from agentic_django.engine import events, fenced_writes, lifecycle
+from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EventType
 from agentic_django.models import AgentDraft, AgentRun, AgentSession, ToolApproval
 from agentic_django.streaming import messages as live
@@ -228,15 +229,14 @@ def ada(served: Any) -> User:
 def tell(run: AgentRun, kind: str = EventType.MESSAGE, **payload: Any) -> None:
     """Write an event as an attempt does."""
     with transaction.atomic():
-        fenced_writes.update_held(run, [events.new_event(kind, **payload)])
+        fenced_writes.update_run(Attempt(run), [events.new_event(kind, **payload)])
 
 
 def join(owner: User, stream: Stream, **columns: Any) -> None:
     """Wait until a stream of many runs has begun."""
     run = make_run(owner, "running", **columns)
     wait_until(lambda: tell(run, text="Ready?", agent="echo") or stream.arrived)
-    with fenced_writes.fenced(run):
-        fenced_writes.end_held(run, "complete")
+    fenced_writes.end_attempt(Attempt(run), "complete")
 
 
 def is_named(name: str) -> Callable[[Message], bool]:
@@ -257,10 +257,9 @@ def test_stream_tells_what_happens_as_it_happens(served: Any, ada: User) -> None
         draft.add(" three")
         assert stream.until(is_named("message.delta")).data["offset"] == 8
         draft.close()
-        with fenced_writes.fenced(run):
-            fenced_writes.end_held(
-                run, "complete", [events.new_event(EventType.RUN_COMPLETED, output="Two")]
-            )
+        fenced_writes.end_attempt(
+            Attempt(run), "complete", [events.new_event(EventType.RUN_COMPLETED, output="Two")]
+        )
         assert stream.until(is_named("run.completed")).data["payload"] == {"output": "Two"}
         wait_until(lambda: stream.is_closed)
     assert [each.id for each in stream.arrived if "." not in each.id] == ["1", "2"]
@@ -269,7 +268,7 @@ def test_stream_tells_what_happens_as_it_happens(served: Any, ada: User) -> None
 def runs_draft(run: AgentRun) -> Any:
     from agentic_django.engine.drafts import PartialMessage
 
-    return PartialMessage(run, "main:model:1")
+    return PartialMessage(Attempt(run), "main:model:1")
 
 
 @each_way
@@ -307,8 +306,7 @@ def test_page_is_told_of_its_runs_and_of_those_its_conversation_gets(
         make_run(ada, "running")
         joined = make_run(ada, "running", session=session)
         assert stream.until(is_named("run")).data["run"] == str(joined.pk)
-        with fenced_writes.fenced(joined):
-            fenced_writes.end_held(joined, "complete")
+        fenced_writes.end_attempt(Attempt(joined), "complete")
         stamps = [stream.until(is_named("run")).data["stamp"]]
         assert stamps[0].startswith("completed")
         again = make_run(ada, "running", session=session)
@@ -395,10 +393,9 @@ def test_retried_run_is_told_again(served: Any, ada: User) -> None:
     run = make_run(ada, "running")
     with Stream(f"{server.url}/agents/stream/?format=json", ada) as stream:
         wait_until(lambda: tell(run, text="One", agent="echo") or stream.arrived)
-        with fenced_writes.fenced(run):
-            fenced_writes.end_held(
-                run, "fail", [events.new_event(EventType.RUN_FAILED, error="", code="x")]
-            )
+        fenced_writes.end_attempt(
+            Attempt(run), "fail", [events.new_event(EventType.RUN_FAILED, error="", code="x")]
+        )
         stream.until(is_named("run.failed"))
         lifecycle.retry(run)
         stream.until(is_named("run.retrying"))
@@ -410,13 +407,11 @@ def test_retried_run_is_told_again(served: Any, ada: User) -> None:
 def test_question_and_decision_are_told_as_they_come(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running", session=make_session(ada, session_key="talk"))
-    run.began = time.monotonic()
     url = f"{server.url}/agents/runs/{run.pk}/stream/?format=json"
     page = f"{server.url}/agents/sessions/talk/stream/"
     with Stream(url, ada) as stream, Stream(page, ada) as watched:
         row = ToolApproval(run=run, key="k", call_id="c1", tool="pay", arguments={"amount": 5})
-        with fenced_writes.fenced(run):
-            lifecycle.suspend(run, [row], {})
+        lifecycle.suspend(Attempt(run), [row], {})
         asked = stream.until(is_named("approval.requested")).data["payload"]
         assert (asked["tool"], asked["arguments"]) == ("pay", {"amount": 5})
         assert asked["approval_id"] == str(row.pk)

@@ -51,6 +51,10 @@ class Command(BaseCommand):
 
 
 def _foretell(mode: str, *, force: bool) -> SweepResult:
-    fails = [retries.gives_up(run, mode) for run in recovery.orphaned_runs(force=force, whole=True)]
+    fails = [
+        mode == "fail"
+        or retries.fails_when_orphaned(orphan.run, lost_with_others=orphan.lost_with_others)
+        for orphan in recovery.orphaned_runs(force=force, whole=True)
+    ]
     sent = sum(1 for _ in recovery.unqueued_runs(whole=True))
     return SweepResult(requeued=fails.count(False), failed=fails.count(True), sent=sent)

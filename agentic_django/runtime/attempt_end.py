@@ -1,0 +1,124 @@
+"""Decides how an attempt ends, and writes it: completed, parked, cancelled, failed or queued again.
+
+Worker processes and inline runs end their attempts here. Their differences are parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from django.db import Error
+
+from agentic_django.concurrency import event_loop
+from agentic_django.engine import lifecycle
+from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.journal import Journal
+from agentic_django.engine.lifecycle import Completion, Failure
+from agentic_django.exceptions import AgentChanged, RunSuspended, StepCancelledError
+from agentic_django.openai_agents.errors import RetryDecision, decide_retry
+from agentic_django.serialization import to_jsonable
+from agentic_django.sessions import RunHistory
+
+__all__ = ["AttemptContext", "end_attempt", "work_block"]
+
+
+class AttemptContext(Protocol):
+    """The parts of a ``RunContext`` that the end of an attempt needs."""
+
+    attempt: Attempt
+    journal: Journal
+    history: RunHistory
+    result: Any
+
+
+@contextmanager
+def work_block(context: AttemptContext, result_name: str) -> Iterator[None]:
+    """Surround the host code of an attempt, which sets ``context.result``.
+
+    Raise the error that must end the attempt even if the host code swallowed it. Raise
+    AgentChanged if a decided tool call was not made, and NotSerializable for a result that is
+    not JSON; ``result_name`` stands in that message.
+    """
+    with context.journal.enforced_end():
+        yield
+    context.journal.check_used()
+    context.result = to_jsonable(context.result, result_name)
+
+
+async def end_attempt(
+    context: AttemptContext,
+    error: BaseException | None,
+    *,
+    run_verb: Callable[..., Awaitable[None]],
+    decide: Callable[[BaseException], RetryDecision] = decide_retry,
+    timed_out: bool = False,
+) -> BaseException | None:
+    """Write how an attempt ends by the error that its work raised; None completes the run.
+
+    ``run_verb`` calls a verb of ``lifecycle`` on a thread with a database connection. ``decide``
+    chooses the code of a failure, and whether the run is queued again. ``timed_out`` says that
+    the error is only the end of the run's time.
+
+    Return the error that ended the attempt: a completion that cannot be written fails the run.
+    Raises StaleAttempt if the attempt has lost the run. Raises Django's ``Error`` if the database
+    is away: the run stays with the attempt until its lease ends, and is executed again.
+    """
+    if error is None:
+        error = await _complete(context)
+    elif isinstance(error, RunSuspended):
+        error = _changed_agent(context) or error
+    if error is None:
+        return None
+    if isinstance(error, StepCancelledError | asyncio.CancelledError):
+        await run_verb(lifecycle.cancel_attempt, context.attempt)
+    elif isinstance(error, RunSuspended):
+        await run_verb(_suspend, context)
+    elif timed_out:
+        failure = Failure("timed_out")
+        await run_verb(lifecycle.fail, context.attempt, failure, context.journal.take_deferred())
+    else:
+        await run_verb(_retry_or_fail, context, error, decide(error))
+    return error
+
+
+async def _complete(context: AttemptContext) -> Exception | None:
+    """Complete the run, or return why its output cannot be stored."""
+    completion = Completion(
+        context.attempt,
+        context.result,
+        context.history.added,
+        context.journal.usage(),
+        context.journal.take_deferred(),
+    )
+    try:
+        await event_loop.write_batched(lifecycle.complete, completion, joined=True)
+    except Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - another attempt could not store it either
+        return error
+    return None
+
+
+def _changed_agent(context: AttemptContext) -> AgentChanged | None:
+    try:
+        context.journal.check_used()
+    except AgentChanged as error:
+        return error
+    return None
+
+
+def _suspend(context: AttemptContext) -> None:
+    journal = context.journal
+    requests = list(journal.requests.values())
+    lifecycle.suspend(context.attempt, requests, journal.usage(), journal.take_deferred())
+
+
+def _retry_or_fail(context: AttemptContext, error: BaseException, decision: RetryDecision) -> None:
+    failure, deferred = Failure(decision.code, error), context.journal.take_deferred()
+    if decision.retry:
+        lifecycle.retry_later(context.attempt, failure, decision.after, deferred)
+    else:
+        lifecycle.fail(context.attempt, failure, deferred)
