@@ -14,7 +14,6 @@ from django.db import Error
 
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import lifecycle
-from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.journal import Journal
 from agentic_django.engine.lifecycle import Completion, Failure
 from agentic_django.exceptions import AgentChanged, RunSuspended, StepCancelledError
@@ -28,7 +27,6 @@ __all__ = ["AttemptContext", "end_attempt", "work_block"]
 class AttemptContext(Protocol):
     """The parts of a ``RunContext`` that the end of an attempt needs."""
 
-    attempt: Attempt
     journal: Journal
     history: RunHistory
     result: Any
@@ -73,12 +71,14 @@ async def end_attempt(
     if error is None:
         return None
     if isinstance(error, StepCancelledError | asyncio.CancelledError):
-        await run_verb(lifecycle.cancel_attempt, context.attempt)
+        await run_verb(lifecycle.cancel_attempt, context.journal.attempt)
     elif isinstance(error, RunSuspended):
         await run_verb(_suspend, context)
     elif timed_out:
         failure = Failure("timed_out")
-        await run_verb(lifecycle.fail, context.attempt, failure, context.journal.take_deferred())
+        await run_verb(
+            lifecycle.fail, context.journal.attempt, failure, context.journal.take_deferred()
+        )
     else:
         await run_verb(_retry_or_fail, context, error, decide(error))
     return error
@@ -87,7 +87,7 @@ async def end_attempt(
 async def _complete(context: AttemptContext) -> Exception | None:
     """Complete the run, or return why its output cannot be stored."""
     completion = Completion(
-        context.attempt,
+        context.journal.attempt,
         context.result,
         context.history.added,
         context.journal.usage(),
@@ -113,12 +113,12 @@ def _changed_agent(context: AttemptContext) -> AgentChanged | None:
 def _suspend(context: AttemptContext) -> None:
     journal = context.journal
     requests = list(journal.requests.values())
-    lifecycle.suspend(context.attempt, requests, journal.usage(), journal.take_deferred())
+    lifecycle.suspend(context.journal.attempt, requests, journal.usage(), journal.take_deferred())
 
 
 def _retry_or_fail(context: AttemptContext, error: BaseException, decision: RetryDecision) -> None:
     failure, deferred = Failure(decision.code, error), context.journal.take_deferred()
     if decision.retry:
-        lifecycle.retry_later(context.attempt, failure, decision.after, deferred)
+        lifecycle.retry_later(context.journal.attempt, failure, decision.after, deferred)
     else:
-        lifecycle.fail(context.attempt, failure, deferred)
+        lifecycle.fail(context.journal.attempt, failure, deferred)

@@ -80,9 +80,8 @@ class RunContext:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.attempt = journal.attempt
-        self.run: AgentRun = self.attempt.run
-        self.history = RunHistory(self.attempt)
+        self.run: AgentRun = journal.run
+        self.history = RunHistory(journal.attempt)
         self.state: dict[str, Any] = copy.deepcopy(journal.saved_state() or {})
         """A dict of your own; ``checkpoint()`` keeps it."""
         self.result: Any = None
@@ -189,7 +188,7 @@ class RunContext:
 
     def cancelled(self) -> bool:
         """Whether this attempt has lost its run: it was cancelled, or taken over."""
-        return self.attempt.has_lost_run
+        return self.journal.attempt.has_lost_run
 
     # Telling
 
@@ -215,7 +214,9 @@ class RunContext:
     async def write(self, drafts: Sequence[Event], **changes: Any) -> None:
         """Write events and columns of the run in one transaction, if this attempt holds it."""
         if events.enabled(drafts) or changes:
-            await event_loop.run_sync(fenced_writes.update_run, self.attempt, drafts, **changes)
+            await event_loop.run_sync(
+                fenced_writes.update_run, self.journal.attempt, drafts, **changes
+            )
 
     # Keeping
 

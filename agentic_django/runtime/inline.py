@@ -110,7 +110,7 @@ async def execute(context: AttemptContext) -> AsyncIterator[None]:
     Raises RunWaiting if the run waits for a person, and StepCancelledError if it was cancelled or
     claimed elsewhere meanwhile.
     """
-    attempt = context.attempt
+    attempt = context.journal.attempt
     error: BaseException | None = None
     task = cast("asyncio.Task[object]", asyncio.current_task())
     cancellations = task.cancelling()

@@ -79,7 +79,7 @@ def test_a_worker_moves_a_run_that_it_holds_and_no_other(user: User, verb: str, 
         assert after["events"] == [(1, TRANSITIONS[verb].event)]
         assert after["lease_ends_at"] is None
     else:
-        with pytest.raises(StaleAttempt, match=f"could not {verb} it"):
+        with pytest.raises(StaleAttempt, match=f"cannot {verb} it"):
             fenced_writes.end_attempt(Attempt(run), verb, told(verb))
         assert stored(run) == before
 
