@@ -263,8 +263,8 @@ def test_runs_are_claimed_together(user: User, no_queue: None) -> None:
     first, _ = (make_run(user, "pending", session=session) for _ in range(2))
     make_run(user, "cancelled")
     claimed = claims.claim_due("default", 20)
-    assert {attempt.run.pk for attempt in claimed} == {run.pk for run in (*free, first)}
-    assert {
-        (run.status, run.attempt) for run in AgentRun.objects.filter(pk__in=[r.pk for r in claimed])
-    } == {("running", 1)}
+    ids = {attempt.run.pk for attempt in claimed}
+    assert ids == {run.pk for run in (*free, first)}
+    rows = AgentRun.objects.filter(pk__in=ids)
+    assert set(rows.values_list("status", "attempt")) == {("running", 1)}
     assert claims.claim_due("default", 20) == []
