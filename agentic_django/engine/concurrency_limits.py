@@ -1,4 +1,7 @@
-"""The places that a cap on running runs allows, exact across processes and machines."""
+"""Slots that limit how many runs are running, exactly, across processes and machines.
+
+A running run has a row of ``RunSlot`` for each limit that applies to it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from agentic_django.models.querysets import RunQuerySet
 __all__ = ["ALL_AGENTS", "acquire", "full_keys", "limits", "release", "with_free_slot"]
 
 ALL_AGENTS = "*"
-"""The key of the places that all agents share."""
+"""The key of the limit for all agents together."""
 
 
 def limits() -> Mapping[str, int]:
-    """Return how many runs may be running at once, by agent key; ``ALL`` is for all together."""
+    """Return the limits by agent key, with ``ALL_AGENTS`` for all agents; empty if none is set."""
     limit = settings.CONCURRENCY_LIMIT
     if limit is None:
         return {}
@@ -27,66 +30,62 @@ def limits() -> Mapping[str, int]:
 
 
 def acquire(run: AgentRun) -> bool:
-    """Take a free place for a run, in the claim's transaction; False if all are taken.
+    """Acquire the slots that a run needs, in the transaction of its claim.
 
-    A place is a row with a unique number. Where two claims want the same number, the database
-    lets one insert it, and the other looks for the next. What was taken before one that is not
-    free is given back with the transaction.
+    Returns False if a limit is reached. The caller then rolls back, which releases the slots
+    that were acquired before. Each slot is a row with a unique number: of two claims that insert
+    the same number one succeeds, and the other tries the next number.
     """
     caps = limits()
-    wanted = [key for key in (ALL_AGENTS, run.agent_key) if key in caps]
-    return all(_take_one(run, key, caps[key]) for key in wanted)
+    keys = [key for key in (ALL_AGENTS, run.agent_key) if key in caps]
+    return all(_acquire_slot(run, key, caps[key]) for key in keys)
 
 
-def _take_one(run: AgentRun, key: str, limit: int) -> bool:
-    if _insert_any(run, key, limit):
+def _acquire_slot(run: AgentRun, key: str, limit: int) -> bool:
+    if _insert_free_slot(run, key, limit):
         return True
-    # Rows may be left from before the limit was lifted for a while.
-    stale = _held().filter(key=key)
-    count, _ = stale.exclude(run__status=Status.RUNNING).delete()
-    count += stale.filter(run=run).delete()[0]
-    return bool(count) and _insert_any(run, key, limit)
+    # Slots may be left of runs that ended while no limit was set.
+    slots = _slots().filter(key=key)
+    deleted = slots.exclude(run__status=Status.RUNNING).delete()[0]
+    deleted += slots.filter(run=run).delete()[0]
+    return bool(deleted) and _insert_free_slot(run, key, limit)
 
 
-def _insert_any(run: AgentRun, key: str, limit: int) -> bool:
-    return any(_insert(run, key, number) for number in _free(key, limit))
+def _insert_free_slot(run: AgentRun, key: str, limit: int) -> bool:
+    used = set(_slots().filter(key=key).values_list("number", flat=True))
+    free = [number for number in range(1, limit + 1) if number not in used]
+    random.shuffle(free)  # Simultaneous claims should try different numbers.
+    return any(_insert_slot(run, key, number) for number in free)
 
 
-def _free(key: str, limit: int) -> list[int]:
-    """Return the free numbers in any order: claims at the same time are to try different ones."""
-    taken = set(_held().filter(key=key).values_list("number", flat=True))
-    free = [number for number in range(1, limit + 1) if number not in taken]
-    random.shuffle(free)
-    return free
+def _insert_slot(run: AgentRun, key: str, number: int) -> bool:
+    _slots().bulk_create([RunSlot(run=run, key=key, number=number)], ignore_conflicts=True)
+    return _slots().filter(run=run, key=key, number=number).exists()
 
 
-def _insert(run: AgentRun, key: str, number: int) -> bool:
-    slots = _held()
-    slots.bulk_create([RunSlot(run=run, key=key, number=number)], ignore_conflicts=True)
-    return slots.filter(run=run, key=key, number=number).exists()
-
-
-def release(left: Sequence[AgentRun]) -> None:
-    """Give runs' places back, in the transaction that ends their attempts."""
-    if left and limits():
-        _held().filter(run__in=left).delete()
+def release(ended: Sequence[AgentRun]) -> None:
+    """Release the slots of runs, in the transaction that ends their attempts."""
+    if ended and limits():
+        _slots().filter(run__in=ended).delete()
 
 
 def full_keys() -> set[str]:
-    """Return the keys whose places are all taken now."""
+    """Return the keys of the limits that are reached now."""
     caps = limits()
     if not caps:
         return set()
-    held = _held().filter(run__status=Status.RUNNING).order_by().values_list("key")
-    counts = dict(held.annotate(count=Count("pk")))
+    used = _slots().filter(run__status=Status.RUNNING).order_by().values_list("key")
+    counts = dict(used.annotate(count=Count("pk")))
     return {key for key, limit in caps.items() if counts.get(key, 0) >= limit}
 
 
 def with_free_slot(due: RunQuerySet) -> RunQuerySet:
-    """Return those of the runs whose agent has a place; a full one holds up nobody else's."""
-    taken = full_keys()
-    return due.none() if ALL_AGENTS in taken else due.exclude(agent_key__in=taken) if taken else due
+    """Return the runs that no reached limit keeps waiting."""
+    full = full_keys()
+    if ALL_AGENTS in full:
+        return due.none()
+    return due.exclude(agent_key__in=full) if full else due
 
 
-def _held() -> QuerySet[RunSlot]:
+def _slots() -> QuerySet[RunSlot]:
     return RunSlot.objects.using(database())

@@ -1,4 +1,4 @@
-"""Caps on running runs: for all together, and by agent."""
+"""The concurrency limits of all agents and of one agent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def claimed(attempts: list[Attempt]) -> list[AgentRun]:
     return [attempt.run for attempt in attempts]
 
 
-def test_an_agent_has_its_own_cap_within_that_of_all(user: User, limit: Any) -> None:
+def test_limit_of_an_agent_holds_within_the_limit_of_all_agents(user: User, limit: Any) -> None:
     limit({"*": 3, "echo": 1})
     echoes = [make_run(user, "pending", agent_key="echo") for _ in range(3)]
     others = [make_run(user, "pending", agent_key="slow") for _ in range(3)]
@@ -53,13 +53,13 @@ def test_an_agent_has_its_own_cap_within_that_of_all(user: User, limit: Any) -> 
     assert claim(echoes[2]) is claim(others[2]) is None
 
 
-def test_an_agent_that_no_cap_names_takes_no_place(user: User, limit: Any) -> None:
+def test_agent_without_a_limit_acquires_no_slot(user: User, limit: Any) -> None:
     limit({"echo": 1})
     assert claim(make_run(user, "pending", agent_key="slow"))
     assert not RunSlot.objects.exists()
 
 
-def test_a_full_agent_holds_up_no_other_whatever_its_urgency(user: User, limit: Any) -> None:
+def test_agent_at_its_limit_does_not_keep_other_agents_waiting(user: User, limit: Any) -> None:
     limit({"echo": 1})
     assert claim(make_run(user, "pending", agent_key="echo"))
     urgent = [make_run(user, "pending", agent_key="echo", priority=9) for _ in range(5)]
@@ -69,11 +69,13 @@ def test_a_full_agent_holds_up_no_other_whatever_its_urgency(user: User, limit: 
     assert claimed_instead.run == other
 
 
-def test_a_run_that_had_no_place_is_sent_when_one_is_free(
-    user: User, limit: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+def test_run_that_found_no_slot_is_enqueued_when_a_slot_is_released(
+    user: User,
+    limit: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
 ) -> None:
     limit({"echo": 1, "*": 5})
-    settings.TASKS = {"default": {"BACKEND": "agentic_django.worker.backend.RowBackend"}}
     sent: list[str] = []
     monkeypatch.setattr(queues, "enqueue", lambda run_id, agent_key: sent.append(run_id))
     held = claim(make_run(user, "pending", agent_key="echo"))
@@ -86,13 +88,15 @@ def test_a_run_that_had_no_place_is_sent_when_one_is_free(
     assert other is not None
     assert other.run == queued
     fenced_writes.end_attempt(held, "complete")
-    dispatch.enqueue_next([held.run])
     refused.refresh_from_db()
     assert refused.enqueued_at is None
+    with django_capture_on_commit_callbacks(execute=True):
+        dispatch.enqueue_next([held.run])
+    assert sent == [str(refused.pk)]
     assert concurrency_limits.full_keys() == set()
 
 
-def test_runs_that_end_together_let_as_many_others_start(
+def test_as_many_waiting_runs_are_enqueued_as_runs_end_together(
     user: User,
     limit: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,7 +114,7 @@ def test_runs_that_end_together_let_as_many_others_start(
     assert not RunSlot.objects.exists()
 
 
-def test_places_left_from_before_a_limit_was_lifted_are_found_free(user: User, limit: Any) -> None:
+def test_slots_left_from_a_time_without_a_limit_are_released(user: User, limit: Any) -> None:
     limit(1)
     held = claim(make_run(user, "pending"))
     assert held is not None
@@ -124,7 +128,7 @@ def test_places_left_from_before_a_limit_was_lifted_are_found_free(user: User, l
 # Many at once
 
 
-def test_due_runs_are_claimed_together_the_most_urgent_first(
+def test_due_runs_are_claimed_in_one_transaction_by_urgency(
     user: User, django_assert_num_queries: Any
 ) -> None:
     made = [make_run(user, "pending", priority=n) for n in range(6)]
@@ -144,7 +148,7 @@ def test_due_runs_are_claimed_together_the_most_urgent_first(
     assert claims.claim_due("default", 4) == []
 
 
-def test_of_a_conversation_one_run_is_claimed_at_a_time(user: User) -> None:
+def test_one_run_of_a_session_is_claimed_at_a_time(user: User) -> None:
     from tests.support.rows import make_session
 
     session = make_session(user)
@@ -166,7 +170,7 @@ def test_only_the_runs_of_the_queue_are_claimed(user: User, settings: Any) -> No
 # Rows as the queue
 
 
-def test_the_row_backend_carries_runs_only(settings: Any) -> None:
+def test_row_backend_accepts_runs_only(settings: Any) -> None:
     from django.tasks.exceptions import InvalidTask
 
     from tests.project.test_infrastructure import write_group
@@ -176,7 +180,7 @@ def test_the_row_backend_carries_runs_only(settings: Any) -> None:
         write_group.enqueue("a")
 
 
-def test_a_run_in_the_row_backend_is_not_sent_again(user: User, settings: Any) -> None:
+def test_run_in_the_row_backend_is_not_enqueued_again(user: User, settings: Any) -> None:
     from agentic_django.engine import recovery
     from agentic_django.services import enqueue_agent_run
     from agentic_django.worker import backend
