@@ -1,4 +1,8 @@
-"""What is new of runs: how they stand, and what happened to them, in few statements for all."""
+"""Queries for live updates: snapshots of runs, and their new events.
+
+Each query reads all runs of a process at once, so its cost does not depend on the number of
+readers.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +25,22 @@ __all__ = [
     "EventBatch",
     "RunSnapshot",
     "StreamScope",
-    "events_after",
-    "find_runs",
-    "positions",
+    "find_run_ids",
+    "last_sequences_before",
+    "read_event_batches",
     "read_snapshots",
 ]
 
 MAX_EVENTS = 500
-"""So many events of one run are read at once; the rest follows."""
+"""The number of events of one run that one statement reads."""
 
 _OVERLAP = timedelta(seconds=10)
-"""How much longer than a transaction takes; what is resumed by time begins so much earlier."""
+"""Longer than any transaction. A stream that resumes at a time reads from this much earlier."""
 
 
 @dataclass(slots=True)
 class RunSnapshot:
-    """A run and its drafts, as one statement read them."""
+    """A run and its drafts, read by one statement."""
 
     pk: UUID
     session: UUID | None
@@ -44,19 +48,23 @@ class RunSnapshot:
     """Principal and tenant."""
     status: str
     attempt: int
-    count: int
+    event_count: int
     queue_position: int | None
-    is_late: bool
+    is_orphaned: bool
     read_at: datetime
     created_at: datetime
     drafts: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """Key to attempt, row and text; the last attempt's only."""
+    """Attempt, row id and text of each draft of the last attempt, by key."""
 
     @property
     def stamp(self) -> str:
         """See ``AgentRun.stamp``."""
         return run_display.state_stamp(
-            self.status, self.attempt, self.count, self.queue_position, late=self.is_late
+            self.status,
+            self.attempt,
+            self.event_count,
+            self.queue_position,
+            late=self.is_orphaned,
         )
 
     @property
@@ -66,15 +74,15 @@ class RunSnapshot:
 
     @property
     def text(self) -> str:
-        """What is said so far of messages that are not complete."""
+        """The text of the messages that are not complete yet."""
         return run_display.latest_draft(self.drafts.values())
 
 
 def read_snapshots(ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
-    """Return how runs stand, in one statement; those that are gone are missing."""
+    """Return snapshots of runs by id, in one statement. Deleted runs are missing."""
     if not ids:
         return {}
-    late = models.Case(
+    is_orphaned = models.Case(
         models.When(lease_expired(), status=AgentRun.Status.RUNNING, then=True),
         default=False,
         output_field=models.BooleanField(),
@@ -83,50 +91,49 @@ def read_snapshots(ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
     columns = ("pk", "session_id", "principal", "tenant", "status", "attempt", "event_count")
     draft = ("drafts__key", "drafts__attempt", "drafts__pk", "drafts__text")
     found: dict[UUID, RunSnapshot] = {}
-    told = rows.values_list(*columns, "queue_position", late, "database_time", "created_at", *draft)
-    for row in told.order_by("pk"):
+    values = rows.values_list(
+        *columns, "queue_position", is_orphaned, "database_time", "created_at", *draft
+    )
+    for row in values.order_by("pk"):
         pk, session, principal, tenant, *rest = row[:11]
-        state = found.get(pk) or RunSnapshot(pk, session, (principal, tenant), *rest)
-        found[pk] = state
-        if row[11] is not None and not state.is_finished:
-            state.drafts[row[11]] = row[12:]
-    for state in found.values():
-        _keep_last_attempt(state)
+        snapshot = found.get(pk) or RunSnapshot(pk, session, (principal, tenant), *rest)
+        found[pk] = snapshot
+        if row[11] is not None and not snapshot.is_finished:
+            snapshot.drafts[row[11]] = row[12:]
+    for snapshot in found.values():
+        last = max((attempt for attempt, _, _ in snapshot.drafts.values()), default=0)
+        by_id = sorted(snapshot.drafts.items(), key=lambda item: item[1][1])
+        snapshot.drafts = {key: draft for key, draft in by_id if draft[0] == last}
     return found
-
-
-def _keep_last_attempt(state: RunSnapshot) -> None:
-    last = max((attempt for attempt, _, _ in state.drafts.values()), default=0)
-    kept = sorted(state.drafts.items(), key=lambda item: item[1][1])
-    state.drafts = {key: draft for key, draft in kept if draft[0] == last}
 
 
 @dataclass(frozen=True, slots=True)
 class StreamScope:
-    """Whose runs: all of a viewer, or those in one conversation."""
+    """All runs of a viewer, or those in one conversation."""
 
     viewer: Viewer
     session: UUID | None = None
 
-    def covers(self, state: RunSnapshot) -> bool:
-        """Whether a run is one of them."""
-        mine = state.owner == (self.viewer.principal, self.viewer.tenant)
-        return mine and self.session in (None, state.session)
+    def covers(self, snapshot: RunSnapshot) -> bool:
+        """Whether a run is in the scope."""
+        is_own = snapshot.owner == (self.viewer.principal, self.viewer.tenant)
+        return is_own and self.session in (None, snapshot.session)
 
 
-def find_runs(
+def find_run_ids(
     scopes: Collection[StreamScope],
     since: datetime | None = None,
     ids: Collection[UUID] | None = None,
 ) -> list[UUID]:
-    """Return runs that are in one of the scopes, or nearly: unfinished, or changed lately.
+    """Return the ids of runs that may be in one of the scopes: unfinished, or changed recently.
 
-    With ``ids``, only among those.
+    The query ignores tenants, so test each run with ``StreamScope.covers``. ``since`` is the time
+    from which a change counts as recent. With ``ids``, search only those, in any status.
     """
-    everything = {s.viewer.principal for s in scopes if s.session is None}
+    principals = {s.viewer.principal for s in scopes if s.session is None}
     sessions = {s.session for s in scopes if s.session is not None}
     rows = AgentRun.objects.using(database()).filter(
-        Q(principal__in=everything) | Q(session__in=sessions)
+        Q(principal__in=principals) | Q(session__in=sessions)
     )
     if ids is not None:
         rows = rows.filter(pk__in=ids)
@@ -136,32 +143,32 @@ def find_runs(
     return list(rows.order_by().values_list("pk", flat=True))
 
 
-def positions(ids: Collection[UUID], since: datetime) -> dict[UUID, int]:
-    """Return the numbers of the last events that runs had for sure at some time."""
-    rows = AgentEvent.objects.using(database()).filter(run__in=ids, created_at__lt=since - _OVERLAP)
+def last_sequences_before(ids: Collection[UUID], time: datetime) -> dict[UUID, int]:
+    """Return the number of the last event that each run certainly had at a time."""
+    rows = AgentEvent.objects.using(database()).filter(run__in=ids, created_at__lt=time - _OVERLAP)
     return dict(rows.order_by().values_list("run").annotate(last=Max("sequence")))
 
 
 @dataclass(slots=True)
 class EventBatch:
-    """The events of a run up to a number; some of them may have been deleted long ago."""
+    """The events of a run up to the number ``through``, without those that were deleted."""
 
-    upto: int = 0
+    through: int = 0
     events: list[AgentEvent] = field(default_factory=list)
 
 
 NO_EVENTS = EventBatch()
 
 
-def events_after(cursors: Mapping[UUID, int]) -> dict[UUID, EventBatch]:
-    """Return the next events of runs behind a number each, in one statement."""
-    behind = Q()
+def read_event_batches(cursors: Mapping[UUID, int]) -> dict[UUID, EventBatch]:
+    """Return the next events of each run after a number, in one statement."""
+    wanted = Q()
     for pk, sequence in cursors.items():
-        behind |= Q(run=pk, sequence__gt=sequence, sequence__lte=sequence + MAX_EVENTS)
-    if not behind:
+        wanted |= Q(run=pk, sequence__gt=sequence, sequence__lte=sequence + MAX_EVENTS)
+    if not wanted:
         return {}
     found = {pk: EventBatch(sequence + MAX_EVENTS) for pk, sequence in cursors.items()}
-    rows = AgentEvent.objects.using(database()).filter(behind).order_by("run", "sequence")
+    rows = AgentEvent.objects.using(database()).filter(wanted).order_by("run", "sequence")
     for row in rows:
         found[row.run_id].events.append(row)
     return found

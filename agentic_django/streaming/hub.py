@@ -1,9 +1,15 @@
-"""The one reader of a process: it looks for what is new, for all who watch in this process.
+"""Reads what changed for all streams of this process, in one background thread.
 
-A thread reads for everybody at once, so how many watch changes nothing for the database. It is
-woken by what ``wakeup`` hears, and looks by itself every ``LOOK_SECONDS``; where nothing can be
-heard it looks every ``POLL_SECONDS``. It is started by the first who watches and ends some
-seconds after the last has gone.
+One thread reads for all subscriptions at once, so their number does not change the load on the
+database. ``concurrency.pubsub`` wakes the thread when a run changes. The thread also polls: every
+``LOOK_SECONDS`` while notifications arrive, otherwise every ``POLL_SECONDS``. The first
+subscription starts it, and it ends some seconds after the last one left.
+
+Each cycle of the thread does this::
+
+    subscriptions ──▶ ids of changed runs ──▶ snapshots and events, one statement each
+                                                        │
+    event loop of each stream  ◀── bytes ◀── Feed.next_messages
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
@@ -25,57 +31,58 @@ from agentic_django.concurrency.channels import transport
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import fenced_writes
 from agentic_django.signals import logger
-from agentic_django.streaming import changes, messages
+from agentic_django.streaming import changes
 from agentic_django.streaming.changes import EventBatch, RunSnapshot
 from agentic_django.streaming.messages import Feed
 
 __all__ = ["Subscription", "read_once"]
 
-TICK_SECONDS = 0.03
-"""News of so long is told together."""
+CYCLE_SECONDS = 0.03
+"""The shortest time between two cycles. Changes within it are sent together."""
 
 POLL_SECONDS = 0.12
 LOOK_SECONDS = 2.0
-_NOTE_SECONDS = fenced_writes.WATCH_SECONDS / 3
+_MARK_SECONDS = fenced_writes.WATCH_SECONDS / 3
 _IDLE_SECONDS = 5.0
-_MOST_BYTES = 1_000_000
-"""A reader who lags by so much is cut off; he comes back for the rest."""
+_MAX_BUFFERED_BYTES = 1_000_000
+"""A stream with more unsent bytes is closed. Its reader reconnects and resumes at its cursor."""
 
 
 class Subscription:
-    """One stream: a follower, and the way to the loop on which it is sent."""
+    """One open stream: its feed, and the event loop that sends it."""
 
-    def __init__(self, follower: Feed) -> None:
-        self.follower = follower
-        self.runs: set[UUID] = set()
-        """The runs that are read for it."""
-        self.joined = timezone.now()
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.run_ids: set[UUID] = set()
+        """The runs that the hub reads for this stream."""
+        self.joined_at = timezone.now()
         self.loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._size = 0
-        self._news = asyncio.Event()
-        self._is_over = False
+        self._is_ready = asyncio.Event()
+        self._is_finished = False
 
-    async def told(self, quiet: float) -> AsyncIterator[bytes]:
-        """Yield what is to be sent; an empty part after so many seconds without anything."""
+    async def chunks(self, keep_alive_seconds: float) -> AsyncIterator[bytes]:
+        """Yield bytes to send; an empty chunk after ``keep_alive_seconds`` without a message."""
         hub = process.get(Hub)
-        hub.join(self)
+        hub.add(self)
         try:
-            while not self._is_over or self._parts:
+            while not self._is_finished or self._buffer:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), quiet)
-                self._news.clear()
-                parts, self._parts, self._size = self._parts, [], 0
-                yield b"".join(parts)
+                    await asyncio.wait_for(self._is_ready.wait(), keep_alive_seconds)
+                self._is_ready.clear()
+                chunks, self._buffer, self._size = self._buffer, [], 0
+                yield b"".join(chunks)
         finally:
-            hub.leave(self)
+            hub.remove(self)
 
-    def take(self, part: bytes, *, is_over: bool) -> None:
-        """Take what is to be sent; on the watch's own loop."""
-        self._parts.append(part)
-        self._size += len(part)
-        self._is_over = self._is_over or is_over or self._size > _MOST_BYTES
-        self._news.set()
+    def deliver(self, chunk: bytes, *, is_finished: bool) -> None:
+        """Buffer bytes to send. Call it in the event loop of the stream."""
+        self._buffer.append(chunk)
+        self._size += len(chunk)
+        is_too_slow = self._size > _MAX_BUFFERED_BYTES
+        self._is_finished = self._is_finished or is_finished or is_too_slow
+        self._is_ready.set()
 
 
 class Hub(BackgroundThread):
@@ -85,268 +92,272 @@ class Hub(BackgroundThread):
 
     def __init__(self) -> None:
         super().__init__()
-        self._joining: list[Subscription] = []
-        self._watches: set[Subscription] = set()
-        self._named: set[UUID] = set()
-        self._looked = self._noted = 0.0
-        self._known: set[UUID] = set()
+        self._new: list[Subscription] = []
+        self._subscriptions: set[Subscription] = set()
+        self._changed_ids: set[UUID] = set()
+        self._polled_at = self._marked_at = 0.0
+        self._marked_ids: set[UUID] = set()
         self._subscriber: pubsub.Subscriber | None = None
 
-    # From any thread
+    # Called from any thread
 
-    def join(self, watch: Subscription) -> None:
+    def add(self, subscription: Subscription) -> None:
         """Serve a subscription."""
         with self._condition:
-            self._joining.append(watch)
+            self._new.append(subscription)
             self.start()
 
-    def leave(self, watch: Subscription) -> None:
+    def remove(self, subscription: Subscription) -> None:
         """Stop serving a subscription."""
         with self._condition:
-            self._watches.discard(watch)
-            if watch in self._joining:
-                self._joining.remove(watch)
+            self._subscriptions.discard(subscription)
+            if subscription in self._new:
+                self._new.remove(subscription)
 
-    def hear(self, ids: set[str]) -> None:
-        """Read these runs next."""
-        named = set()
+    def wake(self, ids: set[str]) -> None:
+        """Read these runs in the next cycle."""
+        changed = set()
         for each in ids:
-            with suppress(ValueError):  # A word of a test, or of somebody else.
-                named.add(UUID(each))
+            with suppress(ValueError):  # Not an id: a value of a test or of another sender.
+                changed.add(UUID(each))
         with self._condition:
-            self._named |= named
+            self._changed_ids |= changed
             self._condition.notify()
 
     # In the thread
 
     def _run(self) -> None:
         if transport() != "poll":
-            self._subscriber = pubsub.Subscriber(pubsub.Topic.RUN_CHANGED, self.hear)
+            self._subscriber = pubsub.Subscriber(pubsub.Topic.RUN_CHANGED, self.wake)
             self._subscriber.start()
         try:
-            while self._wait():
+            while self._wait_for_work():
                 began = time.monotonic()
                 try:
-                    self._tick()
-                except Exception as error:  # noqa: BLE001 - the database is away; it is asked again
-                    logger.warning("Cannot look for news of runs now: %r", error)
-                    self._looked = 0.0
-                    _disconnect()
+                    self._run_cycle()
+                except Exception as error:  # noqa: BLE001 - the database is unreachable: try again
+                    logger.warning("Cannot read changes of runs now: %r", error)
+                    self._polled_at = 0.0
+                    with suppress(Error):
+                        connections.close_all()
                     began += 1.0
-                time.sleep(max(began + TICK_SECONDS - time.monotonic(), 0))
+                time.sleep(max(began + CYCLE_SECONDS - time.monotonic(), 0))
         finally:
             if self._subscriber is not None:
                 self._subscriber.stop()
 
-    def _look_interval(self) -> float:
-        is_told = self._subscriber is not None and self._subscriber.is_healthy
-        return LOOK_SECONDS if is_told else POLL_SECONDS
+    def _poll_interval(self) -> float:
+        is_notified = self._subscriber is not None and self._subscriber.is_healthy
+        return LOOK_SECONDS if is_notified else POLL_SECONDS
 
-    def _wait(self) -> bool:
-        """Wait until there is something to look at; False if nobody has watched for long."""
+    def _wait_for_work(self) -> bool:
+        """Wait until a cycle is due. Return False after some time without a subscription."""
         idle_until = time.monotonic() + _IDLE_SECONDS
         with self._condition:
             while not self._is_stopped:
                 now = time.monotonic()
-                if self._joining or (self._watches and self._named):
+                next_poll = self._polled_at + self._poll_interval()
+                has_changes = bool(self._subscriptions) and bool(self._changed_ids)
+                if self._new or has_changes or (self._subscriptions and now >= next_poll):
                     return True
-                if self._watches and now >= self._looked + self._look_interval():
-                    return True
-                if not self._watches and now >= idle_until:
+                if not self._subscriptions and now >= idle_until:
                     break
-                until = self._looked + self._look_interval() if self._watches else idle_until
+                until = next_poll if self._subscriptions else idle_until
                 self._condition.wait(max(min(until - now, 0.5), 0.001))
             return False
 
-    def _tick(self) -> None:
+    def _run_cycle(self) -> None:
+        """Read changed runs once, and send their messages."""
         with self._condition:
-            joining, self._joining = self._joining, []
-            self._watches |= set(joining)
-            watches = list(self._watches)
-            named, self._named = self._named, set()
+            new, self._new = self._new, []
+            self._subscriptions |= set(new)
+            subscriptions = list(self._subscriptions)
+            changed, self._changed_ids = self._changed_ids, set()
         now = time.monotonic()
+        is_poll = now >= self._polled_at + self._poll_interval()
         try:
-            is_look = now >= self._looked + self._look_interval()
-            self._admit(joining)
-            ids = self._targets(watches, joining, named, is_look)
-            behind = _tell(watches, ids)
-            self._note(watches, now)
+            _add_initial_runs(new)
+            ids = _ids_to_read(subscriptions, new, None if is_poll else changed)
+            unread = _publish(subscriptions, ids)
+            self._mark_watched(subscriptions, now)
         except BaseException:
-            with self._condition:  # They have not been served.
-                self._joining += [watch for watch in joining if watch in self._watches]
+            with self._condition:  # The new subscriptions have received nothing yet.
+                self._new += [each for each in new if each in self._subscriptions]
             raise
-        if is_look:
-            self._looked = now
+        if is_poll:
+            self._polled_at = now
         with self._condition:
-            self._named |= behind
+            self._changed_ids |= unread
 
-    def _admit(self, joining: list[Subscription]) -> None:
-        """Find the runs of those who have just come."""
-        for watch in joining:
-            watch.runs = set(watch.follower.ids)
-        for since, watches in _by_since(joining).items():
-            scopes = {w.follower.scope for w in watches if w.follower.scope}
-            ids = changes.find_runs(scopes, since) if scopes else []
-            states = changes.read_snapshots(ids)
-            before = changes.positions(ids, since) if since and ids else {}
-            for watch in watches:
-                for state in _covered(watch, states.values()):
-                    position = before.get(state.pk, 0) if since else state.count
-                    watch.follower.begin(state, position)
-                    watch.runs.add(state.pk)
+    def _mark_watched(self, subscriptions: list[Subscription], now: float) -> None:
+        """Mark the runs as watched, so that workers write their partial messages often.
 
-    def _targets(
-        self,
-        watches: list[Subscription],
-        joining: list[Subscription],
-        named: set[UUID],
-        is_look: bool,
-    ) -> set[UUID]:
-        """Return the runs to be read now."""
-        watched: set[UUID] = set().union(*(watch.runs for watch in watches))
-        with_scope = [watch for watch in watches if watch.follower.scope]
-        unknown = None if is_look else named - watched
-        if with_scope and unknown != set():
-            watched |= _discover(with_scope, unknown)
-        if is_look:
-            return watched
-        return (named & watched).union(*(watch.runs for watch in joining))
-
-    def _note(self, watches: list[Subscription], now: float) -> None:
-        """Let those who write know that somebody watches: of what is new, at once.
-
-        And once more a second later, for a row that was just being written is left out.
+        New runs are marked at once, and again a second later, because the first statement skips
+        rows that are locked.
         """
-        watched: set[UUID] = set().union(*(watch.runs for watch in watches))
-        is_due, new = now >= self._noted + _NOTE_SECONDS, watched - self._known
+        watched: set[UUID] = set().union(*(each.run_ids for each in subscriptions))
+        is_due, new = now >= self._marked_at + _MARK_SECONDS, watched - self._marked_ids
         ids = watched if is_due else new
         if ids:
             fenced_writes.mark_watched(ids)
         if is_due or new:
-            self._noted = now - (_NOTE_SECONDS - 1 if new else 0)
-        self._known = watched
+            self._marked_at = now - (_MARK_SECONDS - 1 if new else 0)
+        self._marked_ids = watched
 
 
-def _disconnect() -> None:
-    with suppress(Error):
-        connections.close_all()
+# Which runs to read
 
 
-def _by_since(watches: Iterable[Subscription]) -> dict[datetime | None, list[Subscription]]:
-    groups: dict[datetime | None, list[Subscription]] = defaultdict(list)
-    for watch in watches:
-        groups[watch.follower.since].append(watch)
-    return groups
+def _add_initial_runs(new: list[Subscription]) -> None:
+    """Add the runs of new subscriptions, at the point where each reader resumes."""
+    by_time: dict[datetime | None, list[Subscription]] = defaultdict(list)
+    for subscription in new:
+        subscription.run_ids = set(subscription.feed.run_ids)
+        by_time[subscription.feed.since].append(subscription)
+    for since, subscriptions in by_time.items():
+        scopes = {each.feed.scope for each in subscriptions if each.feed.scope}
+        ids = changes.find_run_ids(scopes, since) if scopes else []
+        snapshots = changes.read_snapshots(ids)
+        before = changes.last_sequences_before(ids, since) if since and ids else {}
+        for subscription in subscriptions:
+            for run in _in_scope(subscription, snapshots.values()):
+                received = before.get(run.pk, 0) if since else run.event_count
+                subscription.feed.add_run(run.pk, received)
+                subscription.run_ids.add(run.pk)
 
 
-def _covered(watch: Subscription, states: Iterable[RunSnapshot]) -> list[RunSnapshot]:
-    scope = watch.follower.scope
-    return [state for state in states if scope is not None and scope.covers(state)]
+def _in_scope(subscription: Subscription, snapshots: Iterable[RunSnapshot]) -> list[RunSnapshot]:
+    scope = subscription.feed.scope
+    return [run for run in snapshots if scope is not None and scope.covers(run)]
 
 
-def _discover(watches: list[Subscription], among: Collection[UUID] | None) -> set[UUID]:
-    """Find runs that are new to those who watch more than named runs."""
-    scopes = {watch.follower.scope for watch in watches if watch.follower.scope}
-    states = changes.read_snapshots(changes.find_runs(scopes, ids=among))
+def _ids_to_read(
+    subscriptions: list[Subscription], new: list[Subscription], changed: set[UUID] | None
+) -> set[UUID]:
+    """Return the ids of the runs to read in this cycle: all, or only changed ones."""
+    watched: set[UUID] = set().union(*(each.run_ids for each in subscriptions))
+    with_scope = [each for each in subscriptions if each.feed.scope]
+    unknown = None if changed is None else changed - watched
+    if with_scope and unknown != set():
+        watched |= _add_discovered_runs(with_scope, unknown)
+    if changed is None:
+        return watched
+    return (changed & watched).union(*(each.run_ids for each in new))
+
+
+def _add_discovered_runs(
+    subscriptions: list[Subscription], among: Collection[UUID] | None
+) -> set[UUID]:
+    """Add runs that appeared in the scopes of subscriptions, and return their ids."""
+    scopes = {each.feed.scope for each in subscriptions if each.feed.scope}
+    snapshots = changes.read_snapshots(changes.find_run_ids(scopes, ids=among))
     found: set[UUID] = set()
-    for watch in watches:
-        for state in _covered(watch, states.values()):
-            if state.pk not in watch.runs:
-                watch.runs.add(state.pk)
-                found.add(state.pk)
-                _begin(watch, state)
+    for subscription in subscriptions:
+        for run in _in_scope(subscription, snapshots.values()):
+            if run.pk not in subscription.run_ids:
+                subscription.run_ids.add(run.pk)
+                found.add(run.pk)
+                _add_discovered_run(subscription, run)
     return found
 
 
-def _begin(watch: Subscription, state: RunSnapshot) -> None:
-    """Begin with a run that was made since, or that an older one has become again by a retry."""
-    follower = watch.follower
-    if follower.reads_events and not follower.knows(state.pk):
-        is_older = state.created_at < watch.joined
-        before = changes.positions([state.pk], watch.joined) if is_older else {}
-        follower.begin(state, before.get(state.pk, 0))
+def _add_discovered_run(subscription: Subscription, run: RunSnapshot) -> None:
+    """Add a run that was created after the subscription, or an older one that was retried."""
+    feed = subscription.feed
+    if feed.reads_events and not feed.has_run(run.pk):
+        is_older = run.created_at < subscription.joined_at
+        time = subscription.joined_at
+        before = changes.last_sequences_before([run.pk], time) if is_older else {}
+        feed.add_run(run.pk, before.get(run.pk, 0))
 
 
-def _tell(watches: Iterable[Subscription], ids: set[UUID]) -> set[UUID]:
-    """Read runs, and tell each of those who watch them what is new to it.
+# Sending
 
-    Returns the runs of which there is more than can be read at once.
+
+def _publish(subscriptions: Iterable[Subscription], ids: set[UUID]) -> set[UUID]:
+    """Read runs, and send each subscription its new messages.
+
+    Return the ids of runs that have more events than one statement reads.
     """
     if not ids:
         return set()
-    watching = [watch for watch in watches if not watch.runs.isdisjoint(ids)]
-    states = changes.read_snapshots(ids)
-    events = changes.events_after(_behind(watching, states))
-    mail: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, bytes, bool]]] = defaultdict(
-        list
-    )
-    for watch in watching:
+    affected = [each for each in subscriptions if not each.run_ids.isdisjoint(ids)]
+    snapshots = changes.read_snapshots(ids)
+    batches = changes.read_event_batches(_event_cursors(affected, snapshots))
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, bytes, bool]]]
+    by_loop = defaultdict(list)
+    for subscription in affected:
+        feed = subscription.feed
         try:
-            part = _part(watch, ids, states, events)
-        except Exception as error:  # noqa: BLE001 - one run that cannot be told is not to stop others
-            logger.error("What is new cannot be told to one who watches: %r", error)
-            part, watch.follower.is_over = b"", True
-        if part or watch.follower.is_over:
-            mail[watch.loop].append((watch, part, watch.follower.is_over))
-    for loop, letters in mail.items():
+            chunk = _next_chunk(subscription, ids, snapshots, batches)
+        except Exception as error:  # noqa: BLE001 - a run that cannot be rendered ends one stream only
+            logger.error("A stream ends, because a message cannot be created: %r", error)
+            chunk, feed.is_finished = b"", True
+        if chunk or feed.is_finished:
+            by_loop[subscription.loop].append((subscription, chunk, feed.is_finished))
+    for loop, deliveries in by_loop.items():
         with suppress(RuntimeError):  # The loop has ended, and its streams with it.
-            loop.call_soon_threadsafe(_deliver, letters)
-    return set(_behind(watching, states))
+            loop.call_soon_threadsafe(_deliver_all, deliveries)
+    return set(_event_cursors(affected, snapshots))
 
 
-def _behind(watches: Iterable[Subscription], states: dict[UUID, RunSnapshot]) -> dict[UUID, int]:
-    """Return from where on events are to be read, of the runs of which somebody lacks some."""
+def _event_cursors(
+    subscriptions: Iterable[Subscription], snapshots: Mapping[UUID, RunSnapshot]
+) -> dict[UUID, int]:
+    """Return the number after which to read events, for each run with unsent events."""
     cursors: dict[UUID, int] = {}
-    for watch in watches:
-        if watch.follower.reads_events:
-            for pk in watch.runs & states.keys():
-                position = watch.follower.position(pk)
-                if position < states[pk].count:
-                    cursors[pk] = min(position, cursors.get(pk, position))
+    for subscription in subscriptions:
+        if subscription.feed.reads_events:
+            for pk in subscription.run_ids & snapshots.keys():
+                received = subscription.feed.last_sequence(pk)
+                if received < snapshots[pk].event_count:
+                    cursors[pk] = min(received, cursors.get(pk, received))
     return cursors
 
 
-def _part(
-    watch: Subscription,
+def _next_chunk(
+    subscription: Subscription,
     ids: set[UUID],
-    states: dict[UUID, RunSnapshot],
-    events: dict[UUID, EventBatch],
+    snapshots: Mapping[UUID, RunSnapshot],
+    batches: Mapping[UUID, EventBatch],
 ) -> bytes:
-    told: list[messages.SseMessage] = []
-    for pk in sorted(watch.runs & ids):
-        state = states.get(pk)
-        told += watch.follower.tell(state, pk, events.get(pk, changes.NO_EVENTS))
-        if watch.follower.scope is not None and (state is None or state.is_finished):
-            watch.runs.discard(pk)
-    return b"".join(each.encoded() for each in told)
+    """Return the new messages of a subscription, and drop the finished runs of its scope."""
+    feed, chunk = subscription.feed, b""
+    for pk in sorted(subscription.run_ids & ids):
+        run = snapshots.get(pk)
+        messages = feed.next_messages(pk, run, batches.get(pk, changes.NO_EVENTS))
+        chunk += b"".join(each.encoded() for each in messages)
+        if feed.scope is not None and (run is None or run.is_finished):
+            subscription.run_ids.discard(pk)
+    return chunk
 
 
-def _deliver(letters: list[tuple[Subscription, bytes, bool]]) -> None:
-    for watch, part, is_over in letters:
-        watch.take(part, is_over=is_over)
+def _deliver_all(deliveries: list[tuple[Subscription, bytes, bool]]) -> None:
+    for subscription, chunk, is_finished in deliveries:
+        subscription.deliver(chunk, is_finished=is_finished)
 
 
-def read_once(follower: Feed) -> bytes:
-    """Return what there is to be told now, where nothing can be kept open."""
-    ids = set(follower.ids)
-    if follower.scope is not None:
-        ids |= set(changes.find_runs([follower.scope], follower.since))
-    states = changes.read_snapshots(ids)
-    before = changes.positions(ids, follower.since) if follower.since else {}
-    told: list[messages.SseMessage] = []
+def read_once(feed: Feed) -> bytes:
+    """Return all messages that a feed has now, where no stream can stay open."""
+    ids = set(feed.run_ids)
+    if feed.scope is not None:
+        ids |= set(changes.find_run_ids([feed.scope], feed.since))
+    snapshots = changes.read_snapshots(ids)
+    before = changes.last_sequences_before(ids, feed.since) if feed.since else {}
+    chunk = b""
     for pk in sorted(ids):
-        state = states.get(pk)
-        scope = None if pk in follower.ids else follower.scope
-        if scope is not None and not (state and scope.covers(state)):
+        run = snapshots.get(pk)
+        scope = None if pk in feed.run_ids else feed.scope
+        if scope is not None and not (run and scope.covers(run)):
             continue
-        if state is not None:
-            begun = before.get(pk, 0) if follower.since else state.count
-            follower.begin(state, begun)
+        if run is not None:
+            feed.add_run(pk, before.get(pk, 0) if feed.since else run.event_count)
         while True:
-            position = follower.position(pk)
-            events = changes.events_after({pk: position}) if follower.reads_events else {}
-            told += follower.tell(state, pk, events.get(pk, changes.NO_EVENTS))
-            if follower.position(pk) == position:
+            received = feed.last_sequence(pk)
+            batches = changes.read_event_batches({pk: received}) if feed.reads_events else {}
+            messages = feed.next_messages(pk, run, batches.get(pk, changes.NO_EVENTS))
+            chunk += b"".join(each.encoded() for each in messages)
+            if feed.last_sequence(pk) == received:
                 break
-    fenced_writes.mark_watched([pk for pk, state in states.items() if not state.is_finished])
-    return b"".join(each.encoded() for each in told)
+    fenced_writes.mark_watched([pk for pk, run in snapshots.items() if not run.is_finished])
+    return chunk

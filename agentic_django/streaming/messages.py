@@ -1,7 +1,7 @@
-"""What those who watch runs are told: from rows to messages, for pages and for programs.
+"""Turns snapshots and events of runs into server-sent messages, for pages and for programs.
 
-Nothing here waits or keeps a connection: ``hub`` reads for all who watch in this process, and
-``views.stream`` sends.
+A ``Feed`` remembers what one reader has received. It does not read the database and does not wait:
+``hub`` reads for all feeds of the process, and ``views.stream`` sends.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from agentic_django.streaming.changes import NO_EVENTS, EventBatch, RunSnapshot,
 __all__ = ["END", "Cursor", "EventFeed", "Feed", "PageFeed", "SseMessage"]
 
 END = "end"
-"""The cursor of a page whose runs have all ended."""
+"""The cursor of a page whose runs are all finished."""
 
 _encode = DjangoJSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
 class SseMessage:
-    """One message of a stream."""
+    """One server-sent message."""
 
     name: str
     data: Any
     id: str = ""
 
     def encoded(self) -> bytes:
-        """Return it as it is sent."""
+        """Return the message in the format of the stream."""
         head = f"id: {self.id}\n" if self.id else ""
         text = serialization.printable(_encode(self.data))
         return f"{head}event: {self.name}\ndata: {text}\n\n".encode()
@@ -46,12 +46,13 @@ class SseMessage:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a reader stands: the last event, and how much of the message behind it.
+    """The point up to which a reader has received a stream.
 
-    Written ``sequence``, ``sequence.offset`` or ``sequence.offset.check``: the offset counts
-    characters, and the check (CRC-32) is of the text up to there, so that a text which was
-    begun anew meanwhile is told from its start. A reader of many runs stands at a time,
-    written ``t`` and milliseconds.
+    For one run: the number of the last event, and the length of the partial message after it.
+    Written ``sequence``, ``sequence.offset`` or ``sequence.offset.check``. The offset counts
+    characters. The check is the CRC-32 of the text up to the offset; if it differs, the text was
+    started again, and the reader receives it from the start. For many runs: a time, written ``t``
+    and milliseconds.
     """
 
     sequence: int = 0
@@ -61,7 +62,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Read a cursor; raises ValueError for what is none."""
+        """Parse a cursor. Raise ValueError if the text is not one."""
         if text.startswith("t"):
             return cls(since=datetime.fromtimestamp(_number(text[1:]) / 1000, UTC))
         sequence, _, rest = text.partition(".")
@@ -70,111 +71,123 @@ class Cursor:
 
     @staticmethod
     def at(moment: datetime) -> str:
-        """Write the cursor of a reader of many runs."""
+        """Return the cursor of a reader of many runs."""
         return f"t{int(moment.timestamp() * 1000)}"
 
-    def is_in(self, text: str) -> bool:
-        """Whether the reader has the beginning of this text."""
+    def matches(self, text: str) -> bool:
+        """Whether the reader has received the start of this text."""
         return 0 < self.offset <= len(text) and self.check == check(text[: self.offset])
 
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 15:
-        raise ValueError(f"{text[:20]!r} is no number")
+        raise ValueError(f"{text[:20]!r} is not a number")
     return int(text)
 
 
 def check(text: str) -> str:
-    """Return what shows that a text is the same up to an offset."""
+    """Return the CRC-32 of a text, as 8 hexadecimal digits."""
     return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"
 
 
 class Feed:
-    """One who watches, and what was told so far; ``ids`` are the runs if they are few and named."""
+    """The messages of one reader.
+
+    ``run_ids`` are runs that the reader named, and ``scope`` adds all runs in it. ``since`` is the
+    time at which a reader of a scope resumes.
+    """
 
     reads_events = False
+    """Whether the feed needs the events of its runs."""
 
     def __init__(
         self,
-        ids: Iterable[UUID] = (),
+        run_ids: Iterable[UUID] = (),
         scope: StreamScope | None = None,
         since: datetime | None = None,
     ) -> None:
-        self.ids = frozenset(ids)
+        self.run_ids = frozenset(run_ids)
         self.scope = scope
         self.since = since
-        self.begun = timezone.now()
-        self.is_over = False
-        """Whether there is nothing more to be told."""
-        self._ended: set[UUID] = set()
+        self.started_at = timezone.now()
+        self.is_finished = False
+        """Whether no more messages will follow."""
+        self._finished: set[UUID] = set()
 
-    def position(self, pk: UUID) -> int:
-        """Return up to which event of a run this one was told."""
+    def last_sequence(self, pk: UUID) -> int:
+        """Return the number of the last event of a run that the reader has received."""
         return 0
 
-    def begin(self, state: RunSnapshot, position: int) -> None:
-        """Begin with a run at a position."""
+    def add_run(self, pk: UUID, last_sequence: int) -> None:
+        """Add a run whose events the reader has received up to a number."""
 
-    def knows(self, pk: UUID) -> bool:
-        """Whether anything was told of a run."""
+    def has_run(self, pk: UUID) -> bool:
+        """Whether a run was added or reported."""
         return False
 
-    def tell(
-        self, state: RunSnapshot | None, pk: UUID, news: EventBatch = NO_EVENTS
+    def next_messages(
+        self, pk: UUID, snapshot: RunSnapshot | None, batch: EventBatch = NO_EVENTS
     ) -> list[SseMessage]:
-        """Return what is to be told of a run, whose state is None if it is gone."""
+        """Return the new messages about a run. ``snapshot`` is None if the run was deleted."""
         raise NotImplementedError
 
-    def _end(self, pk: UUID) -> None:
-        self._ended.add(pk)
-        self.is_over = self.scope is None and self._ended >= self.ids
+    def _mark(self, pk: UUID, *, is_finished: bool) -> None:
+        """Note whether a run is finished; a retry makes a finished run active again."""
+        if is_finished:
+            self._finished.add(pk)
+            self.is_finished = self.scope is None and self._finished >= self.run_ids
+        else:
+            self._finished.discard(pk)
 
 
 class PageFeed(Feed):
-    """A page: it is told which runs changed, and asks for their fragments; text comes rendered."""
+    """The messages of a page: the ids of changed runs, and partial messages as HTML.
 
-    def __init__(self, ids: Iterable[UUID] = (), scope: StreamScope | None = None) -> None:
-        super().__init__(ids, scope)
+    The page then requests the fragments of the changed runs.
+    """
+
+    def __init__(self, run_ids: Iterable[UUID] = (), scope: StreamScope | None = None) -> None:
+        super().__init__(run_ids, scope)
         self._stamps: dict[UUID, str] = {}
         self._blocks: dict[UUID, tuple[int, list[markdown.Block]]] = {}
 
-    def tell(
-        self, state: RunSnapshot | None, pk: UUID, news: EventBatch = NO_EVENTS
+    def next_messages(
+        self, pk: UUID, snapshot: RunSnapshot | None, batch: EventBatch = NO_EVENTS
     ) -> list[SseMessage]:
-        """See ``Follower``."""
-        told: list[SseMessage] = []
-        if state is not None:
-            if self._stamps.get(pk) != state.stamp:
-                self._stamps[pk] = state.stamp
-                told.append(SseMessage("run", {"run": str(pk), "stamp": state.stamp}))
-            told += self._grown(state)
-        if state is None or state.is_finished:
-            self._end(pk)
-            if self.is_over:
-                told.append(SseMessage("end", {}, END))
-        else:
-            self._ended.discard(pk)
-        return told
+        """See ``Feed.next_messages``."""
+        found: list[SseMessage] = []
+        if snapshot is not None:
+            if self._stamps.get(pk) != snapshot.stamp:
+                self._stamps[pk] = snapshot.stamp
+                found.append(SseMessage("run", {"run": str(pk), "stamp": snapshot.stamp}))
+            found += self._draft_messages(snapshot)
+        is_finished = snapshot is None or snapshot.is_finished
+        self._mark(pk, is_finished=is_finished)
+        if is_finished and self.is_finished:
+            found.append(SseMessage("end", {}, END))
+        return found
 
-    def _grown(self, state: RunSnapshot) -> list[SseMessage]:
-        count, known = self._blocks.get(state.pk, (-1, []))
-        if count != state.count:
+    def _draft_messages(self, snapshot: RunSnapshot) -> list[SseMessage]:
+        """Return the changed blocks of the partial message, as one message or none."""
+        count, known = self._blocks.get(snapshot.pk, (-1, []))
+        if count != snapshot.event_count:
             known = []
-        text = state.text
+        text = snapshot.text
         if not text:
-            self._blocks.pop(state.pk, None)
+            self._blocks.pop(snapshot.pk, None)
             return []
         blocks = markdown.blocks(text)
-        self._blocks[state.pk] = (state.count, blocks)
-        same = _common(known, blocks)
-        if count == state.count and same == len(blocks) == len(known):
+        self._blocks[snapshot.pk] = (snapshot.event_count, blocks)
+        same = _common_length(known, blocks)
+        if count == snapshot.event_count and same == len(blocks) == len(known):
             return []
-        new = [str(block.html) for block in blocks[same:]]
-        told = {"run": str(state.pk), "sequence": state.count, "from": same, "blocks": new}
-        return [SseMessage("draft", told)]
+        changed = [str(block.html) for block in blocks[same:]]
+        identity = {"run": str(snapshot.pk), "sequence": snapshot.event_count}
+        return [SseMessage("draft", {**identity, "from": same, "blocks": changed})]
 
 
-def _common(known: Sequence[markdown.Block], blocks: Sequence[markdown.Block]) -> int:
+def _common_length(known: Sequence[markdown.Block], blocks: Sequence[markdown.Block]) -> int:
+    """Return the number of blocks at the start that did not change."""
     same = 0
     for old, new in zip(known, blocks, strict=False):
         if old is not new and old.source != new.source:
@@ -184,111 +197,109 @@ def _common(known: Sequence[markdown.Block], blocks: Sequence[markdown.Block]) -
 
 
 class EventFeed(Feed):
-    """A program: it is told all events, and the text between them as it grows."""
+    """The messages of a program: all events, and partial messages as they grow."""
 
     reads_events = True
 
     def __init__(
         self,
-        ids: Iterable[UUID] = (),
+        run_ids: Iterable[UUID] = (),
         scope: StreamScope | None = None,
         *,
         levels: Collection[str] = (Visibility.USER,),
         cursor: Cursor | None = None,
     ) -> None:
         cursor = cursor or Cursor()
-        super().__init__(ids, scope, cursor.since)
+        super().__init__(run_ids, scope, cursor.since)
         self.levels = levels
         self._cursor = cursor
-        self._positions: dict[UUID, int] = dict.fromkeys(self.ids, cursor.sequence)
+        self._sequences: dict[UUID, int] = dict.fromkeys(self.run_ids, cursor.sequence)
         self._texts: dict[UUID, dict[str, str]] = {}
 
-    def position(self, pk: UUID) -> int:
-        """See ``Follower``."""
-        return self._positions.get(pk, 0)
+    def last_sequence(self, pk: UUID) -> int:
+        """See ``Feed.last_sequence``."""
+        return self._sequences.get(pk, 0)
 
-    def knows(self, pk: UUID) -> bool:
-        """See ``Follower``."""
-        return pk in self._positions
+    def has_run(self, pk: UUID) -> bool:
+        """See ``Feed.has_run``."""
+        return pk in self._sequences
 
-    def begin(self, state: RunSnapshot, position: int) -> None:
-        """See ``Follower``."""
-        self._positions.setdefault(state.pk, position)
+    def add_run(self, pk: UUID, last_sequence: int) -> None:
+        """See ``Feed.add_run``."""
+        self._sequences.setdefault(pk, last_sequence)
 
-    def tell(
-        self, state: RunSnapshot | None, pk: UUID, news: EventBatch = NO_EVENTS
+    def next_messages(
+        self, pk: UUID, snapshot: RunSnapshot | None, batch: EventBatch = NO_EVENTS
     ) -> list[SseMessage]:
-        """See ``Follower``."""
-        told: list[SseMessage] = []
-        if state is None:
-            self._end(pk)
-            return told
-        for event in news.events:
-            if event.sequence > self.position(pk):
-                self._positions[pk] = event.sequence
+        """See ``Feed.next_messages``."""
+        if snapshot is None:
+            self._mark(pk, is_finished=True)
+            return []
+        found: list[SseMessage] = []
+        for event in batch.events:
+            if event.sequence > self.last_sequence(pk):
+                self._sequences[pk] = event.sequence
                 if event.visibility in self.levels:
-                    told.append(self._event(state, event))
-        self._positions[pk] = max(self.position(pk), min(news.upto, state.count))
-        if self.position(pk) >= state.count:
-            told += self._deltas(state)
-            self._close(state)
-        return told
+                    found.append(self._event_message(snapshot, event))
+        through = min(batch.through, snapshot.event_count)
+        self._sequences[pk] = max(self.last_sequence(pk), through)
+        if self.last_sequence(pk) >= snapshot.event_count:
+            found += self._draft_messages(snapshot)
+            self._mark(pk, is_finished=snapshot.is_finished)
+        return found
 
-    def _close(self, state: RunSnapshot) -> None:
-        if state.is_finished:
-            self._end(state.pk)
-        else:
-            self._ended.discard(state.pk)
+    def _cursor_after(self, snapshot: RunSnapshot, own: str) -> str:
+        """Return the cursor after a message: a time for a scope, else the run's own."""
+        return own if self.scope is None else Cursor.at(snapshot.read_at)
 
-    def _id(self, state: RunSnapshot, own: str) -> str:
-        return own if self.scope is None else Cursor.at(state.read_at)
-
-    def _event(self, state: RunSnapshot, event: AgentEvent) -> SseMessage:
+    def _event_message(self, snapshot: RunSnapshot, event: AgentEvent) -> SseMessage:
         data = {
-            "run_id": str(state.pk),
+            "run_id": str(snapshot.pk),
             "sequence": event.sequence,
             "event_type": event.event_type,
             "visibility": event.visibility,
             "payload": event.payload,
             "created_at": event.created_at,
         }
-        return SseMessage(_name(event.event_type), data, self._id(state, str(event.sequence)))
+        return SseMessage(
+            _name(event.event_type), data, self._cursor_after(snapshot, str(event.sequence))
+        )
 
-    def _deltas(self, state: RunSnapshot) -> list[SseMessage]:
-        before = self._texts.pop(state.pk, {})
-        if not state.drafts:
+    def _draft_messages(self, snapshot: RunSnapshot) -> list[SseMessage]:
+        before = self._texts.pop(snapshot.pk, {})
+        if not snapshot.drafts:
             return []
-        told: list[SseMessage] = []
-        self._texts[state.pk] = {}
-        for key, (attempt, _, text) in state.drafts.items():
-            known = before.get(key, self._resumed(state, text))
+        found: list[SseMessage] = []
+        self._texts[snapshot.pk] = {}
+        for key, (attempt, _, text) in snapshot.drafts.items():
+            known = before.get(key, self._received_before(snapshot, text))
             known = known if text.startswith(known) else ""
-            self._texts[state.pk][key] = text
+            self._texts[snapshot.pk][key] = text
             if text != known:
-                told.append(self._delta(state, key, attempt, len(known), text))
-        return told
+                found.append(self._delta(snapshot, key, attempt, len(known), text))
+        return found
 
-    def _resumed(self, state: RunSnapshot, text: str) -> str:
-        """Return what a reader who comes back has of a text."""
+    def _received_before(self, snapshot: RunSnapshot, text: str) -> str:
+        """Return the part of a text that a reader who resumes has already received."""
         cursor = self._cursor
-        fits = cursor.sequence == state.count and cursor.is_in(text)
+        fits = cursor.sequence == snapshot.event_count and cursor.matches(text)
         return text[: cursor.offset] if fits else ""
 
     def _delta(
-        self, state: RunSnapshot, key: str, attempt: int, offset: int, text: str
+        self, snapshot: RunSnapshot, key: str, attempt: int, offset: int, text: str
     ) -> SseMessage:
         data = {
-            "run_id": str(state.pk),
-            "sequence": state.count,
+            "run_id": str(snapshot.pk),
+            "sequence": snapshot.event_count,
             "key": key,
             "attempt": attempt,
             "offset": offset,
             "text": text[offset:],
         }
-        own = f"{state.count}.{len(text)}.{check(text)}"
-        return SseMessage("message.delta", data, self._id(state, own))
+        own = f"{snapshot.event_count}.{len(text)}.{check(text)}"
+        return SseMessage("message.delta", data, self._cursor_after(snapshot, own))
 
 
 def _name(event_type: str) -> str:
-    """Return an event's type as a name that the stream's format can hold."""
+    """Return an event type without the characters that the stream's format forbids."""
     return "".join(" " if c in "\r\n\0" else c for c in serialization.printable(event_type))

@@ -161,7 +161,7 @@ def _closed(follower: Feed) -> bytes:
 
 
 def _begin(follower: Feed, pause: float) -> bytes:
-    place = f"id: {Cursor.at(follower.begun)}\n" if _is_by_time(follower) else ""
+    place = f"id: {Cursor.at(follower.started_at)}\n" if _is_by_time(follower) else ""
     return f"{place}retry: {round(pause * 1000)}\n\n".encode()
 
 
@@ -180,7 +180,7 @@ async def _open(follower: Feed) -> AsyncIterator[bytes]:
     # Those who were cut off together do not come back together.
     end = time.monotonic() + settings.STREAM_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
     yield _begin(follower, random.uniform(0.5, 2.0)) + alive  # noqa: S311 - no secret
-    async for part in hub.Subscription(follower).told(quiet):
+    async for part in hub.Subscription(follower).chunks(quiet):
         yield part or alive
         if time.monotonic() > end:
             yield b"retry: 100\n\n"

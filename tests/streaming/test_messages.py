@@ -1,4 +1,4 @@
-"""What those who watch are told: every event once, and text as it grows."""
+"""Messages of a stream: every event once, and partial messages as they grow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from agentic_django.models import AgentDraft, AgentEvent, AgentRun
 from agentic_django.permissions import Viewer
 from agentic_django.presentation import markdown
 from agentic_django.streaming import changes, hub
-from agentic_django.streaming import messages as live
 from agentic_django.streaming.changes import StreamScope
-from agentic_django.streaming.messages import Cursor, EventFeed, PageFeed, SseMessage
+from agentic_django.streaming.messages import Cursor, EventFeed, Feed, PageFeed, SseMessage
 from tests.support.rows import make_events, make_run, make_session
 from tests.support.statements import at_most
 from tests.support.streams import messages
@@ -39,10 +38,11 @@ def say(run: AgentRun, text: str, attempt: int = 1, key: str = "main:model:1") -
         AgentDraft.objects.create(run=run, key=key, attempt=attempt, text=text)
 
 
-def told(follower: live.Feed, pk: UUID) -> list[SseMessage]:
-    state = changes.read_snapshots([pk]).get(pk)
-    behind = {pk: follower.position(pk)} if follower.reads_events else {}
-    return follower.tell(state, pk, changes.events_after(behind).get(pk, changes.NO_EVENTS))
+def received(feed: Feed, pk: UUID) -> list[SseMessage]:
+    snapshot = changes.read_snapshots([pk]).get(pk)
+    cursors = {pk: feed.last_sequence(pk)} if feed.reads_events else {}
+    batch = changes.read_event_batches(cursors).get(pk, changes.NO_EVENTS)
+    return feed.next_messages(pk, snapshot, batch)
 
 
 def names(found: list[SseMessage]) -> list[str]:
@@ -52,141 +52,140 @@ def names(found: list[SseMessage]) -> list[str]:
 # Programs
 
 
-def test_program_is_told_every_event_once(run: AgentRun) -> None:
+def test_program_receives_every_event_once(run: AgentRun) -> None:
     reader = EventFeed([run.pk])
-    assert [each.id for each in told(reader, run.pk)] == ["1", "2"]
+    assert [each.id for each in received(reader, run.pk)] == ["1", "2"]
     make_events(run, 1)
-    assert [each.id for each in told(reader, run.pk)] == ["3"]
-    assert told(reader, run.pk) == []
+    assert [each.id for each in received(reader, run.pk)] == ["3"]
+    assert received(reader, run.pk) == []
 
 
-def test_program_comes_back_where_it_left(run: AgentRun) -> None:
+def test_program_resumes_at_its_cursor(run: AgentRun) -> None:
     reader = EventFeed([run.pk], cursor=Cursor.parse("1"))
-    assert [each.id for each in told(reader, run.pk)] == ["2"]
+    assert [each.id for each in received(reader, run.pk)] == ["2"]
 
 
-def test_program_is_not_told_what_is_for_others(run: AgentRun) -> None:
+def test_program_receives_only_events_of_its_levels(run: AgentRun) -> None:
     make_events(run, 1, visibility="debug")
     make_events(run, 1, visibility="internal")
-    assert len(told(EventFeed([run.pk]), run.pk)) == 2
-    assert len(told(EventFeed([run.pk], levels=("user", "debug")), run.pk)) == 3
+    assert len(received(EventFeed([run.pk]), run.pk)) == 2
+    assert len(received(EventFeed([run.pk], levels=("user", "debug")), run.pk)) == 3
 
 
-def test_text_is_told_as_it_grows(run: AgentRun) -> None:
+def test_partial_message_is_sent_as_it_grows(run: AgentRun) -> None:
     reader = EventFeed([run.pk], cursor=Cursor(2))
     for text in ("The par", "The parcel", "The parcel left."):
         say(run, text)
-        (delta,) = told(reader, run.pk)
+        (delta,) = received(reader, run.pk)
         assert text[: delta.data["offset"]] + delta.data["text"] == text
     assert delta.data["offset"] == len("The parcel")
     assert delta.name == "message.delta"
 
 
-def test_text_goes_on_where_the_reader_left(run: AgentRun) -> None:
+def test_partial_message_resumes_at_the_cursor(run: AgentRun) -> None:
     say(run, "The parcel")
-    (delta,) = told(EventFeed([run.pk], cursor=Cursor(2)), run.pk)
+    (delta,) = received(EventFeed([run.pk], cursor=Cursor(2)), run.pk)
     say(run, "The parcel left.")
-    (rest,) = told(EventFeed([run.pk], cursor=Cursor.parse(delta.id)), run.pk)
+    (rest,) = received(EventFeed([run.pk], cursor=Cursor.parse(delta.id)), run.pk)
     assert (rest.data["offset"], rest.data["text"]) == (10, " left.")
 
 
-def test_text_that_was_begun_anew_is_told_from_its_start(run: AgentRun) -> None:
+def test_partial_message_of_a_new_attempt_is_sent_from_its_start(run: AgentRun) -> None:
     say(run, "The parcel")
     reader = EventFeed([run.pk], cursor=Cursor(2))
-    (delta,) = told(reader, run.pk)
+    (delta,) = received(reader, run.pk)
     say(run, "Your parcel left.", attempt=2)
-    (again,) = told(reader, run.pk)
-    (resumed,) = told(EventFeed([run.pk], cursor=Cursor.parse(delta.id)), run.pk)
+    (again,) = received(reader, run.pk)
+    (resumed,) = received(EventFeed([run.pk], cursor=Cursor.parse(delta.id)), run.pk)
     assert again.data["offset"] == resumed.data["offset"] == 0
     assert again.data["text"] == resumed.data["text"] == "Your parcel left."
 
 
-def test_text_is_not_told_before_the_events_that_came_first(
+def test_partial_message_is_sent_after_earlier_events(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changes, "MAX_EVENTS", 1)
     say(run, "Text")
     reader = EventFeed([run.pk])
-    assert [names(told(reader, run.pk)) for _ in range(3)] == [
+    assert [names(received(reader, run.pk)) for _ in range(3)] == [
         ["message"],
         ["message", "message.delta"],
         [],
     ]
 
 
-def test_events_that_retention_deleted_hold_nobody_up(run: AgentRun) -> None:
+def test_deleted_events_do_not_block_a_stream(run: AgentRun) -> None:
     AgentEvent.objects.filter(run=run, sequence=1).delete()
     reader = EventFeed([run.pk])
-    assert [each.id for each in told(reader, run.pk)] == ["2"]
+    assert [each.id for each in received(reader, run.pk)] == ["2"]
     AgentEvent.objects.filter(run=run).delete()
     reader = EventFeed([run.pk])
-    assert told(reader, run.pk) == []
-    assert reader.position(run.pk) == 2
+    assert received(reader, run.pk) == []
+    assert reader.last_sequence(run.pk) == 2
 
 
-def test_stream_of_a_run_is_over_with_it(run: AgentRun) -> None:
+def test_stream_of_a_run_ends_with_the_run(run: AgentRun) -> None:
     reader = EventFeed([run.pk])
-    told(reader, run.pk)
-    assert not reader.is_over
+    received(reader, run.pk)
+    assert not reader.is_finished
     AgentRun.objects.update(status="completed")
-    told(reader, run.pk)
-    assert reader.is_over
+    received(reader, run.pk)
+    assert reader.is_finished
 
 
 def test_deleted_run_ends_its_stream(run: AgentRun) -> None:
     for reader in (EventFeed([run.pk]), PageFeed([run.pk])):
-        reader.tell(None, run.pk)
-        assert reader.is_over
+        reader.next_messages(run.pk, None)
+        assert reader.is_finished
 
 
 @pytest.mark.parametrize("text", ["7", "7.12", "7.12.0a1b2c3d", "t1700000000000"])
-def test_cursor_is_read(text: str) -> None:
+def test_cursor_is_parsed(text: str) -> None:
     assert Cursor.parse(text) != Cursor()
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1.x", "t", "t-5", "1" * 40, "²"])
-def test_what_is_no_cursor_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no number"):
+def test_invalid_cursor_is_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="not a number"):
         Cursor.parse(text)
 
 
-def test_text_that_cannot_be_sent_is_replaced() -> None:
-    assert "\ufffd" in SseMessage("message", {"text": "a\ud800b"}).encoded().decode() or b"?" in (
-        SseMessage("message", {"text": "a\ud800b"}).encoded()
-    )
+def test_lone_surrogate_is_replaced_before_sending() -> None:
+    encoded = SseMessage("message", {"text": "a\ud800b"}).encoded().decode()
+    assert "a?b" in encoded
 
 
 # Pages
 
 
-def test_page_is_told_that_a_run_changed_and_not_twice(run: AgentRun) -> None:
+def test_page_receives_each_change_of_a_run_once(run: AgentRun) -> None:
     page = PageFeed([run.pk])
-    assert names(told(page, run.pk)) == ["run"]
-    assert told(page, run.pk) == []
+    assert names(received(page, run.pk)) == ["run"]
+    assert received(page, run.pk) == []
     make_events(run, 1)
-    (change,) = told(page, run.pk)
+    (change,) = received(page, run.pk)
     shown = AgentRun.objects.with_queue_position().with_steps().get()
     assert change.data == {"run": str(run.pk), "stamp": shown.stamp}
 
 
-def test_page_is_told_that_the_agent_only_thought(run: AgentRun) -> None:
+def test_page_receives_a_change_without_visible_events(run: AgentRun) -> None:
     page = PageFeed([run.pk])
-    told(page, run.pk)
+    received(page, run.pk)
     make_events(run, 1, event_type="reasoning", visibility="debug", payload={"summary": "Hm."})
-    assert names(told(page, run.pk)) == ["run"]
-    assert names(told(page, run.pk)) == []
+    assert names(received(page, run.pk)) == ["run"]
+    assert names(received(page, run.pk)) == []
 
 
-def test_page_is_told_of_a_lost_worker_though_nothing_was_written(run: AgentRun) -> None:
+def test_page_receives_that_a_run_is_orphaned_without_a_write(run: AgentRun) -> None:
     page = PageFeed([run.pk])
-    told(page, run.pk)
+    received(page, run.pk)
     AgentRun.objects.update(lease_ends_at=timezone.now() - timedelta(seconds=1))
-    (change,) = told(page, run.pk)
+    (change,) = received(page, run.pk)
     assert change.data["stamp"].endswith("-late")
     assert change.data["stamp"] == AgentRun.objects.with_queue_position().get().stamp
 
 
-def test_page_is_given_the_blocks_that_changed(run: AgentRun) -> None:
+def test_page_receives_only_changed_blocks(run: AgentRun) -> None:
     page, shown = PageFeed([run.pk]), []
     for text in (
         "# One",
@@ -195,30 +194,30 @@ def test_page_is_given_the_blocks_that_changed(run: AgentRun) -> None:
         "# One\n\nTwo words\n\n- a\n- b",
     ):
         say(run, text)
-        draft = told(page, run.pk)[-1].data
+        draft = received(page, run.pk)[-1].data
         shown[draft["from"] :] = draft["blocks"]
         assert "".join(shown) == "".join(block.html for block in markdown.blocks(text))
     assert draft["from"] == 2
-    assert told(page, run.pk) == []
+    assert received(page, run.pk) == []
 
 
-def test_page_is_given_the_whole_text_again_after_an_event(run: AgentRun) -> None:
+def test_page_receives_the_whole_text_after_an_event(run: AgentRun) -> None:
     page = PageFeed([run.pk])
     say(run, "One\n\nTwo")
-    told(page, run.pk)
+    received(page, run.pk)
     make_events(run, 1)
-    _change, draft = told(page, run.pk)
+    _change, draft = received(page, run.pk)
     assert (draft.data["from"], draft.data["sequence"]) == (0, 3)
 
 
-def test_page_is_told_the_end_of_the_last_of_its_runs(run: AgentRun, user: User) -> None:
+def test_page_receives_the_end_after_its_last_run(run: AgentRun, user: User) -> None:
     other = make_run(user, "pending")
     page = PageFeed([run.pk, other.pk])
     AgentRun.objects.filter(pk=run.pk).update(status="completed")
-    assert names(told(page, run.pk)) == ["run"]
+    assert names(received(page, run.pk)) == ["run"]
     AgentRun.objects.filter(pk=other.pk).update(status="cancelled")
-    assert names(told(page, other.pk)) == ["run", "end"]
-    assert page.is_over
+    assert names(received(page, other.pk)) == ["run", "end"]
+    assert page.is_finished
 
 
 @pytest.mark.parametrize(
@@ -233,38 +232,38 @@ def test_page_is_told_the_end_of_the_last_of_its_runs(run: AgentRun, user: User)
         "vertical\x0btab\u2028and\x85others\n\nTwo",
     ],
 )
-def test_growing_text_is_rendered_as_the_whole_is(text: str) -> None:
+def test_growing_text_renders_like_the_whole_text(text: str) -> None:
     for end in range(1, len(text) + 1):
         grown = "".join(block.html for block in markdown.blocks(text[:end]))
         assert grown.split() == str(markdown.markdown(text[:end])).split() or "===" in text
     assert grown.split() == str(markdown.markdown(text)).split()
 
 
-# Whose
+# Scopes
 
 
-def test_reading_takes_one_statement_for_states_and_one_for_events(user: User) -> None:
+def test_snapshots_take_one_statement_and_events_another(user: User) -> None:
     ids = [make_run(user, "running").pk for _ in range(5)]
     for run in AgentRun.objects.all():
         make_events(run, 3)
         say(run, "Text")
     with at_most(1):
-        states = changes.read_snapshots(ids)
+        snapshots = changes.read_snapshots(ids)
     with at_most(1):
-        events = changes.events_after(dict.fromkeys(ids, 1))
-    assert {len(news.events) for news in events.values()} == {2}
-    assert {state.text for state in states.values()} == {"Text"}
+        events = changes.read_event_batches(dict.fromkeys(ids, 1))
+    assert {len(batch.events) for batch in events.values()} == {2}
+    assert {snapshot.text for snapshot in snapshots.values()} == {"Text"}
 
 
-def test_scope_covers_what_is_its_viewers(user: User, other_user: User) -> None:
+def test_scope_covers_runs_of_its_viewer_only(user: User, other_user: User) -> None:
     session = make_session(user)
     mine, talk = make_run(user, "running"), make_run(user, "pending", session=session)
     make_run(other_user, "running")
     viewer = Viewer.for_user(user)
 
     def covered(scope: StreamScope) -> set[UUID]:
-        found = changes.read_snapshots(changes.find_runs([scope]))
-        return {pk for pk, state in found.items() if scope.covers(state)}
+        found = changes.read_snapshots(changes.find_run_ids([scope]))
+        return {pk for pk, snapshot in found.items() if scope.covers(snapshot)}
 
     assert covered(StreamScope(viewer)) == {mine.pk, talk.pk}
     assert covered(StreamScope(viewer, session.pk)) == {talk.pk}
@@ -272,22 +271,22 @@ def test_scope_covers_what_is_its_viewers(user: User, other_user: User) -> None:
     assert covered(StreamScope(Viewer.for_user(user, "another tenant"))) == set()
 
 
-def test_nobody_is_told_of_runs_that_ended_long_ago(user: User) -> None:
+def test_runs_that_ended_long_ago_are_not_read(user: User) -> None:
     run = make_run(user, "completed")
     AgentRun.objects.update(updated_at=timezone.now() - timedelta(minutes=1))
     scope = StreamScope(Viewer.for_user(user))
-    assert changes.find_runs([scope]) == []
-    assert changes.find_runs([scope], timezone.now() - timedelta(minutes=2)) == [run.pk]
+    assert changes.find_run_ids([scope]) == []
+    assert changes.find_run_ids([scope], timezone.now() - timedelta(minutes=2)) == [run.pk]
 
 
-def test_once_tells_all_there_is(run: AgentRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_once_returns_all_messages(run: AgentRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "MAX_EVENTS", 1)
     say(run, "Text")
     found = messages(hub.read_once(EventFeed([run.pk])).decode())
     assert [each.name for each in found] == ["message", "message", "message.delta"]
 
 
-def test_reader_of_all_runs_comes_back_at_a_time(run: AgentRun, user: User) -> None:
+def test_reader_of_all_runs_resumes_at_a_time(run: AgentRun, user: User) -> None:
     AgentEvent.objects.filter(sequence=1).update(created_at=timezone.now() - timedelta(minutes=2))
     since = timezone.now() - timedelta(minutes=1)
     scope = StreamScope(Viewer.for_user(user))
@@ -297,32 +296,36 @@ def test_reader_of_all_runs_comes_back_at_a_time(run: AgentRun, user: User) -> N
     assert hub.read_once(EventFeed(scope=scope)) == b""
 
 
-# Those who watch together
+# Several subscriptions
 
 
-def test_one_who_cannot_be_told_does_not_keep_others_from_being(
+def test_broken_feed_does_not_block_other_streams(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: dict[str, tuple[bytes, bool]] = {}
+    sent: dict[str, tuple[bytes, bool]] = {}
 
     class Loop:
-        def call_soon_threadsafe(self, _: Any, letters: Any) -> None:
-            told.update({watch.name: (part, is_over) for watch, part, is_over in letters})
+        def call_soon_threadsafe(self, _: Any, deliveries: Any) -> None:
+            sent.update(
+                {each.name: (chunk, is_finished) for each, chunk, is_finished in deliveries}
+            )
 
-    def watch(name: str, follower: live.Feed) -> Any:
-        return SimpleNamespace(name=name, follower=follower, runs={run.pk}, loop=loop)
+    def subscription(name: str, feed: Feed) -> Any:
+        return SimpleNamespace(name=name, feed=feed, run_ids={run.pk}, loop=loop)
 
     loop, broken = Loop(), PageFeed([run.pk])
-    monkeypatch.setattr(broken, "tell", lambda *_: 1 / 0)
-    hub._tell([watch("broken", broken), watch("whole", PageFeed([run.pk]))], {run.pk})
-    assert told["broken"] == (b"", True)
-    assert told["whole"][0].startswith(b"event: run")
+    monkeypatch.setattr(broken, "next_messages", lambda *_: 1 / 0)
+    hub._publish(
+        [subscription("broken", broken), subscription("whole", PageFeed([run.pk]))], {run.pk}
+    )
+    assert sent["broken"] == (b"", True)
+    assert sent["whole"][0].startswith(b"event: run")
 
 
 # Without a stream
 
 
-def test_fragment_shows_what_is_said_so_far(run: AgentRun) -> None:
+def test_fragment_shows_the_partial_message(run: AgentRun) -> None:
     say(run, "One **bold** <b>word</b>")
     shown = AgentRun.objects.with_queue_position().with_steps().get()
     with at_most(0):
