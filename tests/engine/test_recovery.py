@@ -193,7 +193,7 @@ def test_an_enqueue_that_was_lost_is_made_up_for(
     user: User, rq: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(dispatch, "_send", lambda run: None)
+        broken.setattr(dispatch, "_enqueue", lambda run: None)
         run = submit(user)
     assert recovery.sweep().sent == 0  # The sender may be just about to do it.
     an_hour_later()
