@@ -1,7 +1,16 @@
-"""Does for several at once what each asks for by itself: what waits together goes together.
+"""Writes entries of several runs in one transaction: entries that wait at the same moment.
 
-While one batch is being written, what else comes waits, and is the next one. So a batch is small
-where there is little to do and nobody waits for it to fill.
+A ``Batcher`` does not delay an entry to collect more. An entry that arrives while the batcher is
+idle is written at once, alone. Entries that arrive while earlier batches are being written wait,
+and form the next batch::
+
+    time -->
+    writer 1   [a]--------->[c d e]--------->[g]->
+    writer 2     [b]--------------->[f]->
+    arrivals   a b c d e            f g
+
+If a batch fails, or would wait for a lock, each of its entries is written by itself on another
+thread. So an entry that cannot be written does not affect the others.
 """
 
 from __future__ import annotations
@@ -18,17 +27,18 @@ __all__ = ["BatchWriter", "Batcher", "WouldBlock", "write_one"]
 
 logger = logging.getLogger(__name__)
 
-_MOST = 32
-"""At most so many entries are written together."""
+_MAX_ENTRIES = 32
+"""The largest number of entries in a batch."""
 
 _WRITERS = 2
-"""So many batches of a kind are written at once."""
+"""The number of batches that are written at the same time, for each ``Batcher``."""
 
 
 class BatchWriter[E, R](Protocol):
-    """Writes entries, all or none, and returns what came of each.
+    """A function that writes all entries or none, and returns a result for each.
 
-    If it is not to wait, it fails where it would have to wait for another's lock: WouldBlock, say.
+    With ``waits=False`` it must raise an error, for example ``WouldBlock``, instead of waiting for
+    a lock that another transaction or thread holds.
     """
 
     def __call__(self, entries: Sequence[E], /, *, waits: bool = True) -> Sequence[R]:
@@ -36,7 +46,7 @@ class BatchWriter[E, R](Protocol):
 
 
 class WouldBlock(Exception):
-    """What is to be written is just being written by another."""
+    """Another thread is writing the same run, and the writer must not wait."""
 
 
 def write_one[E, R](write: BatchWriter[E, R], entry: E) -> R:
@@ -45,68 +55,68 @@ def write_one[E, R](write: BatchWriter[E, R], entry: E) -> R:
 
 
 class Batcher[E, R]:
-    """What waits to be written by one function.
+    """Collects entries for one ``BatchWriter``, and writes them in batches.
 
-    ``start`` is given what writes a batch, and has it done on another thread; ``failed`` is told
-    of an error, on the thread on which it happened.
+    ``submit`` executes a call on another thread. ``on_error`` receives each error of the writer,
+    on the thread where it was raised.
     """
 
     def __init__(
         self,
         write: BatchWriter[E, R],
-        start: Callable[[Callable[[], None]], Any],
-        failed: Callable[[BaseException], None],
+        submit: Callable[[Callable[[], None]], Any],
+        on_error: Callable[[BaseException], None],
     ) -> None:
-        self.write, self.start, self.failed = write, start, failed
+        self.write, self.submit, self.on_error = write, submit, on_error
         self._lock = threading.Lock()
         self._waiting: deque[tuple[E, Future[R]]] = deque()
-        self._writers = 0
+        self._writer_count = 0
 
     def add(self, entry: E) -> Future[R]:
-        """Have an entry written with others; the future says what came of it."""
+        """Write an entry soon; the future has its result, or its error."""
         future: Future[R] = Future()
         with self._lock:
             self._waiting.append((entry, future))
-            is_enough = self._writers == _WRITERS
-            self._writers += not is_enough
-        if not is_enough:
-            self.start(self._write_batch)
+            is_writer_free = self._writer_count < _WRITERS
+            self._writer_count += is_writer_free
+        if is_writer_free:
+            self.submit(self._write_batch)
         return future
-
-    def _take(self) -> list[tuple[E, Future[R]]]:
-        with self._lock:
-            count = min(_MOST, len(self._waiting))
-            return [self._waiting.popleft() for _ in range(count)]
 
     def _write_batch(self) -> None:
         """Write the entries that wait now, then start the next batch if more have arrived."""
-        pairs = [pair for pair in self._take() if pair[1].set_running_or_notify_cancel()]
+        with self._lock:
+            count = min(_MAX_ENTRIES, len(self._waiting))
+            waiting = [self._waiting.popleft() for _ in range(count)]
+        batch = [(entry, future) for entry, future in waiting if _is_wanted(future)]
         try:
-            results = self.write([entry for entry, _ in pairs], waits=False) if pairs else ()
-        except BaseException as error:  # noqa: BLE001 - each says for itself what is wrong
-            logger.debug("A batch of %s is written one by one: %r", len(pairs), error)
-            self.failed(error)
-            for pair in pairs:
-                self.start(partial(self._write_alone, *pair))
+            results = self.write([entry for entry, _ in batch], waits=False) if batch else ()
+        except BaseException as error:  # noqa: BLE001 - each entry raises its own when written alone
+            logger.debug("Writing the %s entries of a batch one by one: %r", len(batch), error)
+            self.on_error(error)
+            for entry, future in batch:
+                self.submit(partial(self._write_alone, entry, future))
         else:
-            for (_, future), result in zip(pairs, results, strict=True):
+            for (_, future), result in zip(batch, results, strict=True):
                 future.set_result(result)
         finally:
-            self._follow()
+            with self._lock:
+                has_more = bool(self._waiting)
+                self._writer_count -= not has_more
+            if has_more:
+                self.submit(self._write_batch)
 
     def _write_alone(self, entry: E, future: Future[R]) -> None:
-        """Write an entry by itself, on a thread that batches do not need."""
+        """Write one entry, on a thread that no batch occupies; it may wait for locks."""
         try:
             result = write_one(self.write, entry)
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            self.failed(error)
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
+            self.on_error(error)
             future.set_exception(error)
         else:
             future.set_result(result)
 
-    def _follow(self) -> None:
-        with self._lock:
-            is_more = bool(self._waiting)
-            self._writers -= not is_more
-        if is_more:
-            self.start(self._write_batch)
+
+def _is_wanted(future: Future[Any]) -> bool:
+    """Whether a future was not cancelled; from now on it cannot be."""
+    return future.set_running_or_notify_cancel()

@@ -10,7 +10,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import thread as pools
 from contextlib import contextmanager, suppress
 from typing import cast
 
@@ -82,7 +81,7 @@ class Heartbeat(BackgroundThread):
         while self._pause(_interval()) and (leases := self.leases()):
             try:
                 elapsed = time.monotonic() - renewed
-                if _is_ending():
+                if event_loop.is_interpreter_exiting():
                     _release(leases)
                 elif elapsed >= settings.LEASE_SECONDS / 3:
                     _renew(leases, elapsed)
@@ -96,15 +95,6 @@ class Heartbeat(BackgroundThread):
 
 def _interval() -> float:
     return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
-
-
-def _is_ending() -> bool:
-    """Whether the interpreter ends; it waits for threads of pools, which may execute runs.
-
-    Then the main thread has ended, or the standard library has told its pools to end. The latter
-    has no public name.
-    """
-    return not threading.main_thread().is_alive() or getattr(pools, "_shutdown", False)
 
 
 def _renew(leases: set[Lease], seconds: float) -> None:

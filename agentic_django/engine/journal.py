@@ -170,7 +170,9 @@ class Journal:
     async def _write(self, write: Callable[..., StepCheckpoint], *args: Any) -> StepCheckpoint:
         # Beside a synchronous tool that occupies the run's thread; but a write that belongs to
         # the caller's transaction needs that thread's connection.
-        run = event_loop.run_sync if self.attempt.joined_transaction else event_loop.run_aside
+        run = (
+            event_loop.run_sync if self.attempt.joined_transaction else event_loop.run_sync_unqueued
+        )
         return await self._add(run(write, *args))
 
     async def _add(self, written: Awaitable[StepCheckpoint]) -> StepCheckpoint:

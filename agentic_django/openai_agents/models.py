@@ -157,7 +157,7 @@ class JournaledModelCall:
         """Record the response with its usage, cost and events."""
         scope = self.scope
         if self.draft.has_begun:
-            await event_loop.run_aside(self.draft.close)
+            await event_loop.run_sync_unqueued(self.draft.close)
         usage = conversion.usage_counts(response.usage) | pricing.cost(self.model, response.usage)
         result = CallResult(
             key=self.key,

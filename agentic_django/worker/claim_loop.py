@@ -63,7 +63,7 @@ class ClaimLoop:
 
     def _claim(self, most: int) -> list[Attempt]:
         try:
-            return event_loop.run_recording(claims.claim_due, self.duty.queue, most)
+            return event_loop.run_in_records_pool(claims.claim_due, self.duty.queue, most)
         except Error as error:
             logger.warning("Cannot claim runs: %s", error)
             self.duty.ending.wait(_PATIENCE)

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import Error
 
-from agentic_django.concurrency import event_loop
+from agentic_django.concurrency import database_connections, event_loop
 from agentic_django.conf import settings
 from agentic_django.engine import claims, heartbeat, journal, recovery
 from agentic_django.engine.attempt import Attempt
@@ -25,7 +25,7 @@ def execute(run_id: str) -> None:
 
     In a worker with many slots the calling thread only waits, and the worker itself sweeps.
     """
-    if event_loop.is_pooled():
+    if event_loop.has_thread_pools():
         event_loop.start_on_loop(lambda: execute_on_loop(run_id)).result()
         return
     try:
@@ -33,7 +33,7 @@ def execute(run_id: str) -> None:
         if attempt is not None:
             event_loop.run_on_loop(lambda: run_attempt(attempt))
     except Error:  # The thread's next work needs a connection that works.
-        event_loop.drop_broken_connections()
+        database_connections.close_broken_connections()
         raise
     recovery.sweep_after_attempt()
 
@@ -75,5 +75,5 @@ async def _execute(context: RunContext) -> None:
 
 async def _run_verb(verb: Callable[..., None], *args: Any) -> None:
     """Call a verb even if the run's connection or its thread is what failed."""
-    await event_loop.run_aside(event_loop.drop_broken_connections)
-    await event_loop.run_aside(verb, *args)
+    await event_loop.run_sync_unqueued(database_connections.close_broken_connections)
+    await event_loop.run_sync_unqueued(verb, *args)

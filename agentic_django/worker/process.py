@@ -72,7 +72,7 @@ class WorkerProcess:
         self._asked = 0.0
         self._parent = os.getppid()
         self._over = threading.Event()
-        event_loop.use_pools(records=orders.records, work=orders.work)
+        event_loop.use_thread_pools(records=orders.records, host_code=orders.work)
         runner.install_runner()
         connections.close_all()
         self.claim_loop = ClaimLoop(self.duty, _notifications(orders.source, orders.queue))
@@ -106,7 +106,7 @@ class WorkerProcess:
         while not self.duty.slots.wait_until_free(0.2):
             if self.duty.leaving.is_set():
                 self.say(f"Process {os.getpid()} hands back runs: {heartbeat.lease_count()}.")
-                event_loop.run_recording(heartbeat.release_all)
+                event_loop.run_in_records_pool(heartbeat.release_all)
                 self.duty.slots.wait_until_free(_HAND_BACK_SECONDS)
                 return
 
@@ -117,7 +117,7 @@ class WorkerProcess:
             self._mind_parent()
             try:
                 if time.monotonic() - swept > recovery.sweep_interval():
-                    event_loop.run_recording(recovery.sweep_if_due)
+                    event_loop.run_in_records_pool(recovery.sweep_if_due)
                     swept = time.monotonic()
                 event_loop.start_on_loop(_nothing).result(30)
                 self.tell()

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from agentic_django import signals
-from agentic_django.concurrency import event_loop
+from agentic_django.concurrency import event_loop, executors
 from agentic_django.concurrency.batching import Batcher, WouldBlock
 from agentic_django.engine import claims, drafts, events, journal, lifecycle
 from agentic_django.engine.attempt import Attempt
@@ -294,8 +294,8 @@ def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
 
 
 @pytest.fixture
-def pools(in_project: Project) -> Iterator[event_loop.ThreadPools]:
-    with sharing(records=4, work=2) as pools:
+def pools(in_project: Project) -> Iterator[executors.ThreadPools]:
+    with sharing(records=4, host_code=2) as pools:
         yield pools
 
 
@@ -315,7 +315,7 @@ def _await_end(outcome: Completion) -> Callable[[], Any]:
 
 @pytest.mark.postgres
 def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
-    in_project: Project, pools: event_loop.ThreadPools
+    in_project: Project, pools: executors.ThreadPools
 ) -> None:
     owner = User.objects.create_user("ada")
     for _ in range(5):
@@ -339,7 +339,7 @@ def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
 
 @pytest.mark.postgres
 def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
-    in_project: Project, pools: event_loop.ThreadPools
+    in_project: Project, pools: executors.ThreadPools
 ) -> None:
     owner = User.objects.create_user("ada")
     for _ in range(5):

@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
 
-from agentic_django.concurrency import event_loop
+from agentic_django.concurrency import event_loop, executors
 from tests.support.processes import Project, wait_until
 
 
@@ -23,7 +23,7 @@ async def _what_follows(failing: bool) -> set[int]:
     for _ in range(200):
         with suppress(ZeroDivisionError):
             await event_loop.run_sync(lambda: 1 / 0 if failing else None)
-        seen.add(await event_loop.run_aside(threading.get_ident))
+        seen.add(await event_loop.run_sync_unqueued(threading.get_ident))
     return seen
 
 
@@ -37,7 +37,7 @@ def test_what_follows_on_work_stays_on_the_runs_thread(failing: bool) -> None:
 def test_what_follows_on_a_failure_joins_the_callers_transaction() -> None:
     async def work() -> Any:
         await event_loop.run_sync(Group.objects.create, name="before")
-        return await event_loop.run_aside(Group.objects.count)
+        return await event_loop.run_sync_unqueued(Group.objects.count)
 
     with transaction.atomic():
         assert event_loop.run_on_loop(work) == 1
@@ -89,7 +89,7 @@ def test_work_is_cancelled_if_its_thread_is_interrupted() -> None:
             raise
 
     with (
-        patch.object(event_loop.CallerThread, "serve", side_effect=KeyboardInterrupt),
+        patch.object(executors.CallerThreadExecutor, "serve", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         event_loop.run_on_loop(work)
@@ -125,7 +125,7 @@ def test_work_is_done_beside_a_thread_that_is_occupied() -> None:
         blocking = asyncio.create_task(asyncio.to_thread(release.wait, 20))
         queued = asyncio.create_task(asyncio.to_thread(threading.get_ident))
         await asyncio.sleep(0.05)
-        beside = await event_loop.run_aside(threading.get_ident)
+        beside = await event_loop.run_sync_unqueued(threading.get_ident)
         release.set()
         await blocking
         return beside, await queued

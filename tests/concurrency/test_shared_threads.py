@@ -13,7 +13,7 @@ from django.contrib.auth.models import Group, User
 from django.db import OperationalError, connection
 
 from agentic_django.concurrency import event_loop
-from agentic_django.concurrency.event_loop import ThreadPools
+from agentic_django.concurrency.executors import ThreadPools
 from agentic_django.worker import executor
 from tests.support.agents import call_tool
 from tests.support.attempts import sharing
@@ -21,13 +21,13 @@ from tests.support.rows import make_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-RECORDS, WORK = 2, 2
+RECORDS, HOST_CODE = 2, 2
 
 
 @pytest.fixture
 def pools(no_queue: None) -> Iterator[ThreadPools]:
     """Let this process's runs share threads for one test."""
-    with sharing(records=RECORDS, work=WORK) as pools:
+    with sharing(records=RECORDS, host_code=HOST_CODE) as pools:
         yield pools
 
 
@@ -50,20 +50,20 @@ def test_an_attempt_is_carried_while_its_thread_only_waits(
     executor.execute(str(run.pk))
     run.refresh_from_db()
     assert (run.status, run.final_output) == ("completed", "Done.")
-    assert seen[0].startswith("agentic-work")
+    assert seen[0].startswith("agentic-host-code")
 
 
 def test_what_a_host_does_keeps_no_thread_from_records(pools: ThreadPools) -> None:
     is_recorded = threading.Event()
 
     async def work() -> list[Any]:
-        blocking = [event_loop.run_host_code(is_recorded.wait, 20) for _ in range(WORK)]
+        blocking = [event_loop.run_host_code(is_recorded.wait, 20) for _ in range(HOST_CODE)]
         waiting = asyncio.gather(*blocking)
         await event_loop.run_sync(Group.objects.count)
         is_recorded.set()
         return await waiting
 
-    assert shared(work) == [True] * WORK
+    assert shared(work) == [True] * HOST_CODE
 
 
 def test_a_runs_own_calls_are_made_one_at_a_time_in_order(pools: ThreadPools) -> None:
@@ -96,7 +96,7 @@ def test_an_exception_reaches_who_asked(pools: ThreadPools) -> None:
     with pytest.raises(ZeroDivisionError):
         shared(work)
     with pytest.raises(ZeroDivisionError):
-        event_loop.run_recording(lambda: 1 / 0)
+        event_loop.run_in_records_pool(lambda: 1 / 0)
 
 
 def test_a_thread_parts_with_a_connection_that_broke(pools: ThreadPools) -> None:
@@ -108,8 +108,8 @@ def test_a_thread_parts_with_a_connection_that_broke(pools: ThreadPools) -> None
 
     for _ in range(RECORDS * 2):
         with pytest.raises(OperationalError):
-            event_loop.run_recording(break_it)
-    assert [event_loop.run_recording(Group.objects.count) for _ in range(RECORDS * 2)] == [
+            event_loop.run_in_records_pool(break_it)
+    assert [event_loop.run_in_records_pool(Group.objects.count) for _ in range(RECORDS * 2)] == [
         0
     ] * RECORDS * 2
 

@@ -85,7 +85,7 @@ class Commits:
         The heart and the writer of drafts commit whenever it is time, and are not counted; for
         the same reason only the parent sweeps.
         """
-        if threading.current_thread().name in {"agentic-heart", "agentic-draft"}:
+        if threading.current_thread().name in {"agentic-heartbeat", "agentic-drafts"}:
             return commit()
         self.count += 1
         chosen = self.count == self.at

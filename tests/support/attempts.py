@@ -12,7 +12,7 @@ from unittest.mock import patch
 from django.db import connections
 from django.db.models.functions import Now
 
-from agentic_django.concurrency import event_loop
+from agentic_django.concurrency import event_loop, executors
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import claims, journal, recovery
 from agentic_django.engine.attempt import Attempt
@@ -100,14 +100,14 @@ def numbered(run: AgentRun) -> list[str]:
 
 
 @contextmanager
-def sharing(*, records: int, work: int) -> Iterator[event_loop.ThreadPools]:
+def sharing(*, records: int, host_code: int) -> Iterator[executors.ThreadPools]:
     """Let the runs of this process share threads, as in a worker with many slots."""
     with patch.object(process.get(event_loop.EventLoop), "pools", None):
-        pools = event_loop.use_pools(records=records, work=work)
+        pools = event_loop.use_thread_pools(records=records, host_code=host_code)
         try:
             yield pools
         finally:
-            for pool, count in ((pools.records, records), (pools.work, work)):
+            for pool, count in ((pools.records, records), (pools.host_code, host_code)):
                 _close(pool, count)
 
 

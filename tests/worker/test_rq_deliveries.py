@@ -14,10 +14,11 @@ from rq import Queue, SimpleWorker
 from rq.suspension import resume, suspend
 from rq.timeouts import TimerDeathPenalty
 
+from agentic_django.concurrency.process_state import process
 from agentic_django.engine import claims, queues, recovery
 from agentic_django.models import AgentRun
 from agentic_django.services import cancel_agent_run
-from agentic_django.worker import backend
+from agentic_django.worker.backend import RunMayBeDue
 from agentic_django.worker.sources.rq import Deliveries, RQNotifications, pending_among
 from tests.project.test_infrastructure import write_group
 from tests.support.attempts import sharing
@@ -185,22 +186,22 @@ def test_removing_deliveries_sends_no_run_again(
 
 @pytest.fixture
 def notifications(queue: Queue) -> Iterator[RQNotifications]:
-    with sharing(records=1, work=1):
+    with sharing(records=1, host_code=1):
         found = RQNotifications("default")
         yield found
         found.stop()
 
 
 def is_woken(seconds: float = 5) -> bool:
-    woken = backend.arrivals.wait(seconds)
-    backend.arrivals.clear()
+    woken = process.get(RunMayBeDue).wait(seconds)
+    process.get(RunMayBeDue).clear()
     return woken
 
 
 def test_the_claim_loop_is_woken_by_each_job_that_is_appended(
     queue: Queue, notifications: RQNotifications
 ) -> None:
-    backend.arrivals.clear()
+    process.get(RunMayBeDue).clear()
     notifications.start()
     ids = []
     for _ in range(3):
@@ -249,7 +250,7 @@ def test_a_redis_that_is_away_is_reached_when_it_is_back(
     [run] = sent(user)
     notifications.claimed([run.task_id])
     wait_until(lambda: queue.job_ids == [], timeout=5)
-    backend.arrivals.clear()
+    process.get(RunMayBeDue).clear()
     plain(queue)
     assert is_woken()
 

@@ -62,7 +62,9 @@ class RQNotifications:
         self.is_suspended = False
         """Whether ``rq suspend`` has paused the workers."""
         self._queue = django_rq.get_queue(name, job_class=Job)
-        self._deliveries = Deliveries(self._queue, partial(event_loop.run_recording, pending_among))
+        self._deliveries = Deliveries(
+            self._queue, partial(event_loop.run_in_records_pool, pending_among)
+        )
         self._claimed: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._entry: bytes | str | None = None
