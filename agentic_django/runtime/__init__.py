@@ -5,9 +5,10 @@ from agentic_django.openai_agents.call_scope import current_step
 from agentic_django.openai_agents.errors import RetryDecision
 from agentic_django.openai_agents.errors import classify as classify_error
 from agentic_django.openai_agents.tool_marks import asks, at_most_once, editable
-from agentic_django.runtime.context import AgentRuntime, RunContext, RunResult, Runtime
+from agentic_django.runtime.context import AgentRuntime, RunContext, Runtime
 from agentic_django.runtime.messages import Message
 from agentic_django.runtime.model_calls import Answer
+from agentic_django.runtime.results import RunResult
 from agentic_django.runtime.tools import Tool, ToolRegistry
 
 __all__ = [

@@ -1,89 +1,47 @@
-"""What drives a run, and all that it may touch."""
+"""The object through which a host's code works on its run, and the forms that code may take."""
 
 from __future__ import annotations
 
 import copy
-import inspect
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 import agents
 from agents.models.interface import Model
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import events, fenced_writes
 from agentic_django.engine.events import Event, EventType
-from agentic_django.engine.journal import CallResult, Journal, load_journal
-from agentic_django.exceptions import BadSetting, Declined
-from agentic_django.models import AgentRun, AgentSession, StepCheckpoint, ToolApproval
+from agentic_django.engine.journal import Journal, load_journal
+from agentic_django.models import AgentRun, AgentSession
 from agentic_django.openai_agents import providers, runner
-from agentic_django.openai_agents.call_scope import (
-    CallScope,
-    CurrentCall,
-    current_call,
-    current_scope,
-    current_step,
-    digest,
-    enter_call,
-    enter_scope,
-)
-from agentic_django.openai_agents.tool_marks import asks, at_most_once, editable
-from agentic_django.runtime import inline, model_calls
-from agentic_django.runtime import messages as generation
-from agentic_django.runtime.messages import Message
+from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
+from agentic_django.runtime import inline, model_calls, questions, recorded_steps
 from agentic_django.runtime.model_calls import Answer
-from agentic_django.runtime.tools import Tool, ToolRegistry
-from agentic_django.serialization import is_storable, to_jsonable
+from agentic_django.runtime.results import RunResult, items_after_input, messages_of_input
+from agentic_django.serialization import to_jsonable
 from agentic_django.sessions import RunHistory
 
-__all__ = [
-    "AgentRuntime",
-    "Answer",
-    "Message",
-    "RunContext",
-    "RunResult",
-    "Runtime",
-    "Tool",
-    "ToolRegistry",
-    "asks",
-    "at_most_once",
-    "current_step",
-    "editable",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run came to.
-
-    ``final_output`` is anything that JSON can hold; ``final_messages``, in the chat format or
-    as the SDK's items, join the conversation behind the run's input. If they repeat that, what
-    stands behind it counts; without them, an output that is text is the agent's message.
-    """
-
-    final_output: Any = None
-    final_messages: Sequence[Any] = field(default_factory=tuple)
-
-    def __post_init__(self) -> None:
-        """Raise BadInput for messages that cannot be read."""
-        generation.to_input_items(self.final_messages)
+__all__ = ["AgentRuntime", "RunContext", "Runtime"]
 
 
 class RunContext:
-    """One attempt of a run, as a runtime sees it."""
+    """One attempt of a run: its input, and all that a host's code may do within it.
+
+    Methods that write raise StaleAttempt if the attempt has lost its run.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.run: AgentRun = journal.run
         self.history = RunHistory(journal.attempt)
+        """The conversation, as a session of the SDK."""
         self.state: dict[str, Any] = copy.deepcopy(journal.saved_state() or {})
-        """A dict of your own; ``checkpoint()`` keeps it."""
+        """A dict for the host's own use. ``checkpoint()`` saves it."""
         self.result: Any = None
         """The output of the run. Code in a ``RunContext.open`` block sets it, or a RunResult."""
 
@@ -99,14 +57,16 @@ class RunContext:
         params: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> AsyncIterator[RunContext]:
-        """Make a run, or resume the one of this id, and perform it in this block.
+        """Create a run, or resume the one with this id, and execute it in this block.
 
-        For code that is already running somewhere: the run has a lease, a journal and events
-        like any other, but no queue and no sweep ever starts it. It completes with the block,
-        with ``result`` as its output; an exception fails it, and the same ``run_id`` resumes
-        it then. Raises Conflict if the run to be resumed is held elsewhere or has completed,
-        or if its conversation is busy, and StepCancelledError if the run was cancelled, or
-        taken over, meanwhile. Synchronous steps and tools run on the host's own thread.
+        It is for code that runs already: the run has a lease, a journal and events like any
+        other, but it is never queued. It completes when the block ends, with ``result`` as its
+        output. An exception fails it, and then the same ``run_id`` resumes it. Synchronous steps
+        and tools run on the host's own thread.
+
+        Raises Conflict if the run has completed or is executed elsewhere, or if its conversation
+        is busy. Raises StepCancelledError if the run is cancelled, or claimed by another process,
+        while the block runs.
         """
         given = input_messages if isinstance(input_messages, str) else list(input_messages)
         first = {"params": params, "metadata": metadata, "input_messages": given}
@@ -122,32 +82,7 @@ class RunContext:
             await context.leave(outcome)
             context.result = outcome.final_output
 
-    @asynccontextmanager
-    async def recording(self) -> AsyncIterator[None]:
-        """Record the calls that the SDK makes within this block; if it fails, end its sub-steps."""
-        runner.install_runner()
-        scope = CallScope(self.journal, is_host_code=True)
-        try:
-            with enter_scope(scope):
-                yield
-        except BaseException as error:
-            await scope.end_tasks(error)
-            raise
-
-    async def leave(self, result: RunResult) -> None:
-        """Put the input and what was said behind it into the conversation.
-
-        If ``history`` was the session of an SDK run, both are there already.
-        """
-        given = generation.run_input_items(self.input_messages)
-        said = _behind(given, generation.to_input_items(result.final_messages, system=True))
-        if not self.history.added:
-            if not said and isinstance(result.final_output, str):
-                said = [{"role": "assistant", "content": result.final_output}]
-            said = [*given, *said]
-        await self.history.add_items(said)
-
-    # Who and what
+    # The run and its input
 
     @property
     def run_id(self) -> str:
@@ -171,12 +106,12 @@ class RunContext:
 
     @property
     def input_messages(self) -> list[Any]:
-        """What the run was given, as messages."""
-        return given_messages(self.run.input_payload)
+        """The run's input, as a list of messages."""
+        return messages_of_input(self.run.input_payload)
 
     @property
     def params(self) -> dict[str, Any]:
-        """The run's ``context``, as its submitter gave it."""
+        """The run's ``context``, as it was submitted."""
         params: dict[str, Any] = self.run.context
         return params
 
@@ -187,93 +122,58 @@ class RunContext:
         return metadata
 
     def cancelled(self) -> bool:
-        """Whether this attempt has lost its run: it was cancelled, or taken over."""
+        """Return whether this attempt has lost its run: cancelled, or claimed by another worker."""
         return self.journal.attempt.has_lost_run
 
-    # Telling
+    # Events
 
     async def emit(
         self, event_type: str, payload: dict[str, Any], visibility: str | None = None
     ) -> None:
-        """Write an event of the run; raises StaleAttempt if this attempt lost the run.
+        """Write an event of the run.
 
-        ``visibility`` is user, debug or internal; by default that of the type, and internal
-        for types of your own.
+        ``visibility`` is user, debug or internal. None means the default of the type, which is
+        internal for types of your own.
         """
         await self.write([events.new_event(event_type, visibility, **payload)])
 
     async def emit_user_message(self, text: str) -> None:
-        """Show a text to the person while the run goes on."""
+        """Show a text to the user while the run continues."""
         await self.emit(EventType.MESSAGE, {"text": text, "agent": self.run.agent_key})
 
     async def emit_error(self, error: BaseException | str) -> None:
-        """Write down something that went wrong and does not end the run."""
+        """Write an event for an error that does not end the run."""
         kind = "" if isinstance(error, str) else type(error).__name__
         await self.emit(EventType.ERROR, {"error": str(error), "type": kind})
 
-    async def write(self, drafts: Sequence[Event], **changes: Any) -> None:
-        """Write events and columns of the run in one transaction, if this attempt holds it."""
-        if events.enabled(drafts) or changes:
+    async def write(self, new_events: Sequence[Event], **columns: Any) -> None:
+        """Write events and columns of the run in one transaction."""
+        if events.enabled(new_events) or columns:
             await event_loop.run_sync(
-                fenced_writes.update_run, self.journal.attempt, drafts, **changes
+                fenced_writes.update_run, self.journal.attempt, new_events, **columns
             )
 
-    # Keeping
+    # State, steps and questions
 
     async def checkpoint(self, state: dict[str, Any] | None = None) -> None:
-        """Keep a state, by default ``state``, for an attempt after this one."""
+        """Save a state, by default ``state``. It replaces the state saved last."""
         await self.journal.save_state(to_jsonable(self.state if state is None else state, "state"))
 
     async def get_checkpoint(self) -> dict[str, Any] | None:
-        """Return the state that was kept last, by this attempt or one before it; or None."""
-        saved: dict[str, Any] | None = copy.deepcopy(self.journal.saved_state())
-        return saved
+        """Return the state that this attempt or an earlier one saved last, or None."""
+        return copy.deepcopy(self.journal.saved_state())
 
     async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Return what was recorded under a name, or call a function and record what it returns.
+        """Return the result recorded under a name, or call a function and record its result.
 
-        Names ("embed:42") are unique within the step or tool call that this is called in, or
-        else within the run. Several may be gathered; if what they are part of fails, those that
-        have not ended are cancelled. A synchronous function runs on the run's thread. Raises
-        BadSetting for a name that is used twice or cannot be one, and NotSerializable, with
-        nothing recorded, for a result that is not JSON.
+        A name ("embed:42") must be unique within the step or tool call that surrounds it, or
+        else within the run. Several steps may be gathered: if the code around them fails, those
+        that have not ended are cancelled. A synchronous function runs on the run's thread.
+
+        Raises BadSetting for a name that is used twice or cannot be used. Raises NotSerializable,
+        and records nothing, for a result that is not JSON.
         """
-        check_step_name(name)
-        outer = current_call()
-        short = name.replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
-        key = f"step:{outer.key}:{short}" if outer else f"step:{short}"
-        scope = current_scope() or CallScope(self.journal)
-        if not scope.claim_step_key(key):
-            raise BadSetting(f"Two steps here are called {name!r}. Give each a name of its own.")
-        row = self.journal.find(key)
-        if row is not None:
-            return copy.deepcopy(row.result)
-        began = time.monotonic()
-        with scope.track_task():
-            async with self.inside(name, key):
-                value = to_jsonable(await call_function(fn, *args, **kwargs), f"result of {name!r}")
-            result = CallResult(
-                key, StepCheckpoint.Kind.STEP, name, value, time.monotonic() - began
-            )
-            await self.journal.record(result)
-        return copy.deepcopy(value)
-
-    @asynccontextmanager
-    async def inside(self, name: str, key: str) -> AsyncIterator[None]:
-        """Keep what is called within a step apart from what other steps call.
-
-        If the step fails, what it left under way is ended.
-        """
-        outer = current_scope()
-        scope = CallScope(self.journal, f"{outer.path if outer else ''}//{key}", is_host_code=True)
-        try:
-            with enter_scope(scope), enter_call(CurrentCall(self.run_id, key, name)):
-                yield
-        except BaseException as error:
-            await scope.end_tasks(error)
-            raise
-
-    # Asking
+        return await recorded_steps.execute_step(self.journal, name, partial(fn, *args, **kwargs))
 
     async def ask(
         self,
@@ -283,38 +183,25 @@ class RunContext:
         schema: type[BaseModel] | None = None,
         key: str = "",
     ) -> Any:
-        """Ask a person, and return the answer; until there is one the run waits, and costs nothing.
+        """Ask a person, and return the answer. The run waits until there is one.
 
-        The answer is one of ``options``, or an instance of ``schema`` (a pydantic model with
-        plain fields, shown as a form), or a text. The work is performed again from its start
-        once the answer is there: put what must not be repeated into steps. The same question is
-        asked once in one place (step or tool call); ``key`` tells such apart. Raises Declined
-        if a person declines, or if nobody answers within AGENTIC_DJANGO_APPROVAL_TTL.
+        The answer is one of ``options``, an instance of ``schema`` (a pydantic model with plain
+        fields, shown as a form), or a text. Once it is there, the code is executed again from its
+        start, so put work that must not be repeated into steps. A question is asked once within a
+        step or tool call; ``key`` distinguishes equal questions.
+
+        Raises Declined if the person declines, or does not answer within
+        AGENTIC_DJANGO_APPROVAL_TTL.
         """
-        if options and schema is not None:
-            raise TypeError("Give options or a schema, not both.")
-        outer, shown = current_call(), question
-        place = f"ask:{outer.key if outer else ''}:{key or digest([question, list(options)])}"
-        for number in count(1):
-            decided = self.journal.decided(f"{place}#{number}")
-            if decided is None:
-                columns = {"options": list(options), "schema": _form(options, schema)}
-                raise self.journal.request(
-                    f"{place}#{number}",
-                    kind=ToolApproval.Kind.QUESTION,
-                    agent=self.run.agent_key,
-                    question=shown,
-                    **columns,
-                )
-            try:
-                return _answer(decided, schema)
-            except ValidationError as error:  # What only the model itself can tell.
-                shown = f"{question}\n\n{error.errors()[0]['msg']}"
+        return questions.ask_person(self.journal, question, options=options, schema=schema, key=key)
 
     # Models and agents
 
     def model(self, name: str | Model | None = None) -> Model:
-        """Return a model of the SDK's, journaled; by default AGENTIC_DJANGO_DEFAULT_MODEL."""
+        """Return a model of the SDK whose responses are recorded.
+
+        ``name`` is a name or an instance; None means AGENTIC_DJANGO_DEFAULT_MODEL.
+        """
         return providers.get_model(name)
 
     async def generate(
@@ -325,82 +212,66 @@ class RunContext:
         model: str | Model | None = None,
         **options: Any,
     ) -> Answer:
-        """Ask a model once, with messages in the chat format; the answer is recorded."""
+        """Call a model once with messages in the chat format, and record its answer.
+
+        ``options`` are fields of the SDK's ``ModelSettings``. See ``model_calls.generate``.
+        """
         return await model_calls.generate(messages, tools=tools, using=model, **options)
 
     async def run_agent(self, agent: agents.Agent[Any], given: Any) -> Any:
-        """Run an SDK agent on a text or items, and return its final output; it is journaled.
+        """Run an SDK agent on a text or on items, and return its final output.
 
-        Several may be gathered: if one has to wait for a person, the others come to their ends
-        first, or to what they ask.
+        All its calls are recorded. Several agents may be gathered: if one must wait for a
+        person, the others end first, or ask their own questions.
         """
         with (current_scope() or CallScope(self.journal)).track_task():
             return await runner.run_agent(agent, self.journal, given)
 
+    # For objects that implement Runtime
 
-def _form(options: Sequence[str], schema: type[BaseModel] | None) -> dict[str, Any] | None:
-    if options:
-        return None
-    return schema.model_json_schema() if schema else {"type": "string", "minLength": 1}
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[None]:
+        """Record the model and tool calls made in this block.
 
+        If the block fails, the tasks that it has left running are cancelled.
+        """
+        runner.install_runner()
+        scope = CallScope(self.journal, is_host_code=True)
+        try:
+            with enter_scope(scope):
+                yield
+        except BaseException as error:
+            await scope.end_tasks(error)
+            raise
 
-def _answer(decided: ToolApproval, schema: type[BaseModel] | None) -> Any:
-    if decided.decision != ToolApproval.Decision.ANSWERED:
-        expired = decided.decision == ToolApproval.Decision.EXPIRED
-        raise Declined(reason=decided.reason, expired=expired)
-    return schema.model_validate(decided.answer) if schema else decided.answer
+    async def leave(self, result: RunResult) -> None:
+        """Add the run's input and the messages of its result to the conversation.
 
-
-def check_step_name(name: Any) -> None:
-    """Raise BadSetting for what cannot be the name of a step: 1 to 255 characters of text."""
-    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
-        raise BadSetting(
-            f"A step's name is text of 1 to {_LONGEST_NAME} characters, not {name!r:.60}."
-        )
-    if not is_storable(name):
-        raise BadSetting(f"The step's name {name!r} has a character that databases refuse.")
-
-
-_LONGEST_NAME = 255
-
-
-def given_messages(payload: Any) -> list[Any]:
-    """Return a run's input as messages."""
-    return [{"role": "user", "content": payload}] if isinstance(payload, str) else list(payload)
-
-
-def _behind(given: list[Any], items: list[Any]) -> list[Any]:
-    """Return what stands behind the last place at which items repeat what was given."""
-    n = len(given)
-    for start in range(len(items) - n, -1, -1):
-        if n and items[start : start + n] == given:
-            return items[start + n :]
-    return items
-
-
-async def call_function(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a host's function: an asynchronous one here, another on the run's thread."""
-    if inspect.iscoroutinefunction(fn):
-        return await fn(*args, **kwargs)
-    value = await event_loop.run_host_code(fn, *args, **kwargs)
-    return await value if inspect.isawaitable(value) else value
+        If ``history`` was the session of an SDK run, its items are added already.
+        """
+        given, items = items_after_input(self.input_messages, result)
+        if not self.history.added:
+            if not items and isinstance(result.final_output, str):
+                items = [{"role": "assistant", "content": result.final_output}]
+            items = [*given, *items]
+        await self.history.add_items(items)
 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """What drives one kind of registered work; a factory may return one of a host's own."""
+    """An object that executes one kind of run. A registered factory may return one."""
 
     async def perform(self, context: RunContext) -> RunResult:
-        """Do the work of a run; raise what went wrong."""
+        """Execute a run, and return its result. An exception fails the run."""
         ...
 
 
 class AgentRuntime:
-    """A base class for work of your own: register the class, or a factory of instances."""
+    """A base class for a host's own code. Register the class, or a factory of instances."""
 
     key = ""
-    """The agent's key, for your own use."""
+    """The agent's key, for the host's own use."""
 
     async def run(self, ctx: RunContext) -> RunResult:
-        """Do the work; to be overridden."""
+        """Execute a run, and return its result or a plain output. Override this method."""
         raise NotImplementedError(f"{type(self).__name__} has no run() method.")

@@ -11,7 +11,7 @@ from typing import Any
 from django.utils.functional import Promise
 
 from agentic_django.exceptions import BadSetting
-from agentic_django.runtime.context import check_step_name
+from agentic_django.runtime.recorded_steps import check_step_name
 
 __all__ = ["Parallel", "Pipeline", "Step", "Steps", "check_names", "flat", "group_of"]
 

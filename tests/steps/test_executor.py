@@ -655,7 +655,7 @@ def refused(run: AgentRun, text: str) -> None:
 def test_another_version_of_the_steps_is_refused_at_resume(resumed: Carry, calls: Calls) -> None:
     steps = [does(calls, "a"), does(calls, "b", ValueError("no"), 1)]
     run = resumed(Pipeline(steps, version="1"), Pipeline(steps, version="2"))
-    refused(run, "was begun with version '1' of the steps, and they are version '2' now")
+    refused(run, "was started with version '1' of the steps, and they are version '2' now")
     assert calls == ["a", "b"]
     retry_agent_run(run, start_again=True)
     assert finish(run).status == "completed"
@@ -666,10 +666,10 @@ def test_another_version_of_the_steps_is_refused_at_resume(resumed: Carry, calls
     [
         (["A", "b", "c", "d"], "Step 'a' is done and is not among the steps any more"),
         (["b", "c", "d"], "Step 'a' is done and is not among the steps any more"),
-        (["b", "a", "c", "d"], "now they stand in another one"),
-        (["a", "c", "b", "d"], "others before them"),
-        (["new", "a", "b", "c", "d"], "others before them"),
-        (["a", "new", "b", "c", "d"], "others before them"),
+        (["b", "a", "c", "d"], "their order is another"),
+        (["a", "c", "b", "d"], "other steps come before them"),
+        (["new", "a", "b", "c", "d"], "other steps come before them"),
+        (["a", "new", "b", "c", "d"], "other steps come before them"),
     ],
     ids=["renamed", "removed", "reordered", "moved", "added in front", "added between"],
 )
