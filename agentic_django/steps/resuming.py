@@ -24,14 +24,14 @@ def check_resumable(
     if others:
         raise PipelineChanged(
             f"This run was started with version {others[0]!r} of the steps, and they are version "
-            f"{version!r} now. Start the run again."
+            f"{version!r} now. Start over."
         )
     position = {step.name: n for n, group in enumerate(groups) for step in group}
     missing = [name for name in recorded if name not in position]
     if missing:
         raise PipelineChanged(
             f"Step {missing[0]!r} is done and is not among the steps any more. Keep its name, "
-            "or start the run again."
+            "or start over."
         )
     order = [position[name] for name in recorded]
     before = [step for group in groups[: max(order, default=0)] for step in group]
@@ -40,7 +40,7 @@ def check_resumable(
         raise PipelineChanged(
             f"Steps {', '.join(recorded)} are done, in this order. Now their order is another "
             "one, or other steps come before them. Put new steps after those that are done, or "
-            "start the run again."
+            "start over."
         )
 
 

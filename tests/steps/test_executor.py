@@ -648,7 +648,7 @@ def test_long_and_odd_names_are_resumed_as_well(resumed: Carry, calls: Calls) ->
 def refused(run: AgentRun, text: str) -> None:
     """Check that a run was not resumed, and says why."""
     assert (run.status, run.error_code) == ("failed", "pipeline_changed"), run.error_detail
-    assert "steps of this job were changed" in run.error
+    assert "steps were changed after this run started" in run.error
     assert text in run.error_detail
 
 
