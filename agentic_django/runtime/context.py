@@ -161,7 +161,8 @@ class RunContext:
 
     async def get_checkpoint(self) -> dict[str, Any] | None:
         """Return the state that this attempt or an earlier one saved last, or None."""
-        return copy.deepcopy(self.journal.saved_state())
+        state: dict[str, Any] | None = copy.deepcopy(self.journal.saved_state())
+        return state
 
     async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return the result recorded under a name, or call a function and record its result.
