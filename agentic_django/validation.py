@@ -1,4 +1,8 @@
-"""Rate limits, and what input and run options may look like; services and views share it."""
+"""Validates the input and the options of runs, and JSON values, for services and views.
+
+Services validate the input and the options of every run. Views add the limits for clients:
+``check_item_count`` and ``check_client_options``.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,19 @@ from agentic_django.serialization import to_jsonable
 __all__ = [
     "MAX_DEPTH",
     "RunOptions",
+    "check_client_options",
     "check_item_count",
     "check_json",
     "validated",
-    "validated_client_options",
     "validated_input",
     "validated_run_options",
 ]
 
 MAX_DEPTH = 64
-"""How deeply lists and objects may stand within each other."""
+"""The maximum number of nested lists and objects."""
 
 SDK_MAX_TURNS = 10
-"""The SDK's own bound; importing the SDK only for it would slow every web process down."""
+"""The SDK's default. It is repeated here because importing the SDK would slow web processes."""
 
 
 # Input
@@ -39,11 +43,13 @@ SDK_MAX_TURNS = 10
 def validated_input(payload: Any) -> str | list[dict[str, Any]]:
     """Return a run's input as it is stored: a text, or a list of the SDK's input items.
 
-    Raises BadInput for anything else and for what is empty, NotSerializable for values that
-    JSON cannot hold.
+    Raises BadInput for other or empty input, and NotSerializable for values that JSON cannot
+    represent.
     """
     payload = to_jsonable(payload, "input")
-    if _is_text(payload) or _is_items(payload):
+    is_text = isinstance(payload, str) and payload.strip()
+    is_items = isinstance(payload, list) and payload and all(map(_is_item, payload))
+    if is_text or is_items:
         return payload  # type: ignore[no-any-return]
     raise BadInput(
         errors={
@@ -53,14 +59,6 @@ def validated_input(payload: Any) -> str | list[dict[str, Any]]:
             )
         }
     )
-
-
-def _is_text(payload: Any) -> bool:
-    return isinstance(payload, str) and bool(payload.strip())
-
-
-def _is_items(payload: Any) -> bool:
-    return isinstance(payload, list) and bool(payload) and all(map(_is_item, payload))
 
 
 def _is_item(item: Any) -> bool:
@@ -76,9 +74,10 @@ def check_item_count(payload: Any) -> None:
 
 
 def check_json(value: Any, path: str = "", depth: int = 0) -> None:
-    """Raise BadInput for what a database's JSON cannot hold, naming where it stands.
+    """Raise BadInput for a value that a JSON column cannot hold; the error names its path.
 
-    That is U+0000, lone surrogates, numbers that are not finite, and what is nested too deeply.
+    Refused are U+0000, lone surrogates, numbers that are not finite, and values that are nested
+    more than ``MAX_DEPTH`` levels deep.
     """
     if depth > MAX_DEPTH:
         text = _("The value is nested more than %(most)s levels deep.")
@@ -104,7 +103,7 @@ def _check_text(text: str, path: str) -> None:
 
 
 def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -> M:
-    """Return data as a model; raises BadInput, which names each field that is wrong."""
+    """Return data as a model; raise BadInput, which names each invalid field."""
     try:
         return model.model_validate(data, strict=strict)
     except ValidationError as error:
@@ -131,7 +130,7 @@ def _sentence(model: type[BaseModel], kind: str, message: str, loc: tuple[Any, .
 
 
 class RunOptions(BaseModel):
-    """The options a run may carry: those of the SDK's that JSON can hold.
+    """The options that a run may have: the SDK's options that JSON can represent.
 
     ``max_turns`` is an argument of the SDK's ``Runner``, the others belong to its ``RunConfig``.
     """
@@ -149,7 +148,7 @@ class RunOptions(BaseModel):
 
 
 def validated_run_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a host's code gives a run; raises BadInput for unknown ones."""
+    """Return the options of a run as they are stored; raise BadInput for invalid ones."""
     options = to_jsonable(dict(config), "config")
     check_json(options, "config")
     try:
@@ -158,22 +157,20 @@ def validated_run_options(config: Mapping[str, Any]) -> dict[str, Any]:
         raise BadInput(errors={f"config.{name}": e for name, e in error.errors.items()}) from None
 
 
-def validated_client_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a client asks for; raises BadInput for what it may not set.
+def check_client_options(config: Mapping[str, Any]) -> None:
+    """Raise BadInput for options that a client may not set.
 
-    ``AGENTIC_DJANGO_CLIENT_RUN_OPTIONS`` says what it may, and ``max_turns`` goes up to the
-    host's own.
+    ``AGENTIC_DJANGO_CLIENT_RUN_OPTIONS`` names the allowed options. ``max_turns`` may not exceed
+    the host's own value. ``validated_run_options`` checks the types.
     """
     names = settings.CLIENT_RUN_OPTIONS
     refused = {f"config.{name}": _allowed(names) for name in config if name not in names}
     if refused:
         raise BadInput(errors=refused)
-    options = validated_run_options(config)
-    most = _max_turns()
-    if most is not None and (options.get("max_turns", 1) or most + 1) > most:
+    most, turns = _max_turns(), config.get("max_turns", 1)
+    if most is not None and (turns is None or (isinstance(turns, int) and turns > most)):
         text = _("Enter a number from 1 to %(most)s.") % {"most": most}
         raise BadInput(errors={"config.max_turns": text})
-    return options
 
 
 def _max_turns() -> int | None:
@@ -185,6 +182,3 @@ def _allowed(names: Iterable[str]) -> str:
     most = _("max_turns (1 to %(most)s)") % {"most": _max_turns() or _("any number")}
     known = ", ".join(most if name == "max_turns" else name for name in names)
     return _("Not allowed. Allowed: %(names)s.") % {"names": known or _("none")}
-
-
-# Rate

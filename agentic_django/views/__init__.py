@@ -1,1 +1,1 @@
-"""What a browser, HTMX or a JSON client is shown."""
+"""Views for browsers, HTMX and JSON clients: each finds rows, acts on them, and renders them."""

@@ -1,25 +1,22 @@
-"""What waits for a person: the list, one of it, and the decision."""
+"""Views of approvals: list, show, decide."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from django.http import Http404, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
 from agentic_django import permissions, services, validation
-from agentic_django.conf import settings
 from agentic_django.engine import approvals
-from agentic_django.models import AgentRun, ToolApproval, database
-from agentic_django.presentation.approvals import PREFIX, as_seen_by, form_values, inbox
-from agentic_django.views import fragments, schemas, serializers
+from agentic_django.models import ToolApproval
+from agentic_django.presentation.approvals import PREFIX, form_values, inbox
+from agentic_django.views import fragments, lookup, pages, schemas, serializers
 from agentic_django.views.decorators import endpoint
-from agentic_django.views.negotiation import Format, Request, format_of
-from agentic_django.views.runs import run_id
+from agentic_django.views.negotiation import Format, Request, format_of, redirect_after_post
 
-__all__ = ["detail", "listing"]
+__all__ = ["approval_list", "detail"]
 
 
 class DecisionRequest(schemas.Body):
@@ -33,46 +30,47 @@ class DecisionRequest(schemas.Body):
 
 
 @endpoint("GET", "HEAD")
-def listing(request: Request) -> HttpResponse:
-    """Show what waits for the caller."""
-    asked = inbox(request.user, request.viewer)
+def approval_list(request: Request) -> HttpResponse:
+    """List the approvals that wait for the requester."""
+    waiting = inbox(request.user, request.viewer)
     if format_of(request) is Format.JSON:
-        return serializers.approvals([one.approval for one in asked])
-    context = {"asked": asked, "base_template": settings.BASE_TEMPLATE}
-    return render(request, "agentic_django/approvals.html", context)
+        return serializers.approvals([shown.approval for shown in waiting])
+    return pages.approval_list(request, waiting)
 
 
 @endpoint("GET", "HEAD", "POST")
 def detail(request: Request, pk: str) -> HttpResponse:
     """Show one approval, or decide it."""
-    approval = _find(request, pk)
-    if request.method != "POST":
-        return _shown(request, approval)
-    _decide(request, approval, _asked(request, approval))
-    if format_of(request) is Format.PAGE:
-        return _away(request, approval)
-    return _shown(request, approval)
+    approval = _get_approval(request, pk)
+    if request.method == "POST":
+        _decide(request, approval, _parse_decision(request, approval))
+        if format_of(request) is Format.PAGE:
+            return _redirect_after_decision(request, approval)
+    return _render(request, approval)
 
 
-def _find(request: Request, pk: str) -> ToolApproval:
+def _get_approval(request: Request, pk: str) -> ToolApproval:
+    """Return an approval that the requester may see or decide."""
     rows = approvals.approval_rows().select_related("run__session", "run__owner", "decided_by")
-    approval = get_object_or_404(rows, pk=run_id(pk))
-    is_own = rows.visible_to(request.viewer).filter(pk=approval.pk).exists()
-    if not is_own and not permissions.may_decide(request.user, approval):
+    approval = get_object_or_404(rows, pk=lookup.parse_uuid(pk))
+    is_visible = rows.visible_to(request.viewer).filter(pk=approval.pk).exists()
+    if not is_visible and not permissions.may_decide(request.user, approval):
         raise Http404
     return approval
 
 
-def _asked(request: Request, approval: ToolApproval) -> DecisionRequest:
-    """Return what the caller decides; a form gives arguments and answers field by field."""
-    if request.content_type not in schemas.FORMS:
+def _parse_decision(request: Request, approval: ToolApproval) -> DecisionRequest:
+    """Return the decision in the body. A form sends arguments and answers field by field."""
+    if request.content_type not in schemas.FORM_TYPES:
         return schemas.parse_body(request, DecisionRequest)
     posted = {name: str(value) for name, value in request.POST.items()}
-    known = DecisionRequest.model_fields
-    data: dict[str, Any] = {name: posted[name] for name in known if posted.get(name)}
+    fields = DecisionRequest.model_fields
+    data: dict[str, Any] = {name: posted[name] for name in fields if posted.get(name)}
     data.pop("arguments", None)
     if approval.is_editable:
-        if data.get("decision") == "approve" and _is_changed(posted):
+        # A form of unchecked boxes sends no fields, so it says itself that it was changed.
+        is_changed = "changed" in posted or any(name.startswith(PREFIX) for name in posted)
+        if data.get("decision") == "approve" and is_changed:
             data["arguments"] = form_values(approval, posted)
     elif "properties" in (approval.schema or {}):
         data["answer"] = form_values(approval, posted)
@@ -80,50 +78,38 @@ def _asked(request: Request, approval: ToolApproval) -> DecisionRequest:
     return validation.validated(DecisionRequest, data, strict=False)
 
 
-def _is_changed(posted: Mapping[str, str]) -> bool:
-    """Whether a form has fields; unchecked boxes alone leave none, so it says so itself."""
-    return "changed" in posted or any(name.startswith(PREFIX) for name in posted)
-
-
-def _decide(request: Request, approval: ToolApproval, asked: DecisionRequest) -> None:
-    by, reason = request.user, asked.reason
-    match asked.decision:
+def _decide(request: Request, approval: ToolApproval, body: DecisionRequest) -> None:
+    by, reason = request.user, body.reason
+    match body.decision:
         case "approve" | "reject" as verb:
             approve = verb == "approve"
             services.decide_approval(
-                approval, approve, by=by, reason=reason, arguments=asked.arguments
+                approval, approve, by=by, reason=reason, arguments=body.arguments
             )
         case "answer":
-            services.answer_approval(approval, asked.answer, by=by)
+            services.answer_approval(approval, body.answer, by=by)
         case outcome:
-            services.resolve_approval(approval, outcome, by=by, reason=reason, result=asked.result)
+            services.resolve_approval(approval, outcome, by=by, reason=reason, result=body.result)
 
 
-def _is_own(request: Request, approval: ToolApproval) -> bool:
-    return approval.run.principal == request.viewer.principal
+def _redirect_after_decision(request: Request, approval: ToolApproval) -> HttpResponse:
+    """Redirect the owner to the run, and other people to the approvals that still wait."""
+    if _is_owner(request, approval):
+        return redirect_after_post(request, reverse("agents:run-detail", args=[approval.run_id]))
+    return redirect_after_post(request, reverse("agents:approval-list"))
 
 
-def _away(request: Request, approval: ToolApproval) -> HttpResponse:
-    """Send a browser to where its decision is seen: the run, or what else waits."""
-    own = reverse("agents:run-detail", args=[approval.run_id])
-    response = redirect(own if _is_own(request, approval) else reverse("agents:approval-list"))
-    response.status_code = 303
-    return response
-
-
-def _shown(request: Request, approval: ToolApproval) -> HttpResponse:
+def _render(request: Request, approval: ToolApproval) -> HttpResponse:
     if format_of(request) is Format.JSON:
         return serializers.approval(approval)
-    in_run = "run-container" in request.headers.get("HX-Target", "")  # htmx 4 names the tag too.
-    if in_run and _is_own(request, approval):
-        run = AgentRun.objects.using(database()).select_related("session")
-        return fragments.shown(
-            request, run.with_queue_position().with_steps().get(pk=approval.run_id)
-        )
-    context = {
-        "one": as_seen_by(approval, request.user),
-        "base_template": settings.BASE_TEMPLATE,
-    }
-    is_page = format_of(request) is Format.PAGE
-    name = "approval_page.html" if is_page else "partials/approval.html"
-    return render(request, f"agentic_django/{name}", context)
+    # htmx 4 sends the tag together with the id of the target.
+    is_in_run = "run-container" in request.headers.get("HX-Target", "")
+    if is_in_run and _is_owner(request, approval):
+        run = lookup.get_run_for_display(request, str(approval.run_id))
+        return fragments.run_fragment(request, run)
+    render = pages.approval if format_of(request) is Format.PAGE else fragments.approval
+    return render(request, approval)
+
+
+def _is_owner(request: Request, approval: ToolApproval) -> bool:
+    return approval.run.principal == request.viewer.principal

@@ -1,4 +1,4 @@
-"""What went wrong, told in the caller's format; RFC 9457 for JSON."""
+"""Renders errors in the format that the requester expects; JSON follows RFC 9457."""
 
 from __future__ import annotations
 
@@ -26,13 +26,20 @@ from agentic_django.exceptions import (
     Conflict,
     InputTooLarge,
     NotAllowed,
+    NotSerializable,
     RateLimited,
     UnknownAgent,
 )
 from agentic_django.views.negotiation import Format, format_of
 
-__all__ = ["TOLD", "Problem", "Refused", "answer", "problem_of"]
-
+__all__ = [
+    "HANDLED_ERRORS",
+    "STATUS_BY_ERROR",
+    "Problem",
+    "RequestRefused",
+    "problem_of",
+    "render_error",
+]
 
 _TITLES = {
     400: gettext_lazy("Bad Request"),
@@ -49,7 +56,7 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error as its caller is told of it."""
+    """An error as the requester sees it."""
 
     status: int
     code: str
@@ -64,25 +71,26 @@ class Problem:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The problem details of RFC 9457; ``code`` and ``errors`` are extensions."""
-        told = {"type": "about:blank", "title": self.title, "status": self.status}
-        told |= {"detail": self.detail, "code": self.code}
+        """The problem details of RFC 9457. ``code`` and ``errors`` are extensions."""
+        document = {"type": "about:blank", "title": self.title, "status": self.status}
+        document |= {"detail": self.detail, "code": self.code}
         errors = [{"field": name, "detail": text} for name, text in self.errors.items()]
-        return {**told, "errors": errors} if errors else told
+        return {**document, "errors": errors} if errors else document
 
 
-class Refused(Exception):
-    """A request is answered with a problem."""
+class RequestRefused(Exception):
+    """The request is refused with a problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
 
 
-_STATUS: dict[type[Exception], tuple[int, str]] = {
+STATUS_BY_ERROR: dict[type[Exception], tuple[int, str]] = {
     InputTooLarge: (413, InputTooLarge.code),
     BadInput: (400, BadInput.code),
     UnknownAgent: (400, UnknownAgent.code),
+    NotSerializable: (400, NotSerializable.code),
     NotAllowed: (403, NotAllowed.code),
     Conflict: (409, Conflict.code),
     RateLimited: (429, RateLimited.code),
@@ -94,60 +102,59 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     MultiPartParserError: (400, BadInput.code),
     UnreadablePostError: (400, BadInput.code),
 }
-"""Errors whose text is meant for the caller, the special ones first."""
+"""Status and code of the errors whose text the requester may read, subclasses first."""
 
-TOLD: tuple[type[Exception], ...] = (Refused, *_STATUS)
-"""All errors that become an answer. Any other is a bug, and Django's to report."""
+HANDLED_ERRORS: tuple[type[Exception], ...] = (RequestRefused, *STATUS_BY_ERROR)
+"""The errors that become a response. Any other error is a bug, and Django reports it."""
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return what the caller is told of an error."""
-    if isinstance(error, Refused):
+    """Return the problem that describes a handled error."""
+    if isinstance(error, RequestRefused):
         return error.problem
-    status, code = next(told for kind, told in _STATUS.items() if isinstance(error, kind))
-    if isinstance(error, AgenticError):
-        code = error.code
-    return Problem(status, code, _detail(error), _errors(error), _headers(error))
+    status, code = next(pair for kind, pair in STATUS_BY_ERROR.items() if isinstance(error, kind))
+    detail = str(error) or _("The request cannot be accepted.")
+    match error:
+        case Http404():
+            detail = _("This does not exist, or you do not have access to it.")
+            return Problem(status, code, detail)
+        case UnknownAgent():
+            return Problem(status, code, detail, errors={"agent_key": str(error)})
+        case RateLimited():
+            return Problem(status, code, detail, headers={"Retry-After": str(error.retry_after)})
+        case BadInput():
+            return Problem(status, error.code, detail, errors=error.errors)
+        case AgenticError():
+            return Problem(status, error.code, detail)
+    return Problem(status, code, detail)
 
 
-def _detail(error: Exception) -> str:
-    if isinstance(error, Http404):
-        return _("This does not exist, or you do not have access to it.")
-    return str(error) or _("The request cannot be accepted.")
-
-
-def _errors(error: Exception) -> dict[str, str]:
-    if isinstance(error, UnknownAgent):
-        return {"agent_key": str(error)}
-    return error.errors if isinstance(error, BadInput) else {}
-
-
-def _headers(error: Exception) -> dict[str, str]:
-    return {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else {}
-
-
-def answer(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Return the answer to a request that ended with an error."""
+def render_error(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Return the response to a request that ended with a handled error."""
     problem = problem_of(error)
-    response = _ANSWERS[format_of(request)](request, problem)
+    response = _RENDERERS[format_of(request)](request, problem)
     for name, value in problem.headers.items():
         response.headers[name] = value
     return response
 
 
-def _document(request: HttpRequest, problem: Problem) -> HttpResponse:
+def _render_json(request: HttpRequest, problem: Problem) -> HttpResponse:
     document = {**problem.document, "instance": request.path}
     return JsonResponse(document, status=problem.status, content_type="application/problem+json")
 
 
-def _fragment(request: HttpRequest, problem: Problem) -> HttpResponse:
+def _render_fragment(request: HttpRequest, problem: Problem) -> HttpResponse:
     template = "agentic_django/partials/problem.html"
     return render(request, template, {"problem": problem}, status=problem.status)
 
 
-def _page(request: HttpRequest, problem: Problem) -> HttpResponse:
+def _render_page(request: HttpRequest, problem: Problem) -> HttpResponse:
     context = {"problem": problem, "base_template": settings.BASE_TEMPLATE}
     return render(request, "agentic_django/problem.html", context, status=problem.status)
 
 
-_ANSWERS = {Format.JSON: _document, Format.FRAGMENT: _fragment, Format.PAGE: _page}
+_RENDERERS = {
+    Format.JSON: _render_json,
+    Format.FRAGMENT: _render_fragment,
+    Format.PAGE: _render_page,
+}

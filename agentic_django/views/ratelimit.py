@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import connections
 from django.db.models import F
 from django.utils.translation import gettext as _
@@ -21,20 +23,31 @@ _CLOCKS = {
 
 
 def consume(viewer: Viewer) -> None:
-    """Count one run against ``AGENTIC_DJANGO_RATE_LIMIT``; raises RateLimited if none is left.
+    """Count one run in the viewer's current window; raise RateLimited if the window is full.
 
-    Windows are fixed, by the database's clock. To be called in the transaction that submits
-    the run, so that a run that is refused takes nothing.
+    Windows are fixed, by the database's clock. Call it in the transaction that submits the run, so
+    that a refused run is not counted.
     """
     rate = settings.rate
     if rate is None:
         return
     now = _now()
-    window = RateWindow(
-        tenant=viewer.tenant, principal=viewer.principal, starts_at=now - now % rate.seconds
-    )
-    if not (_counted(window, rate.count) or _counted(_opened(window), rate.count)):
-        raise _limited(window.starts_at + rate.seconds - now)
+    starts_at = now - now % rate.seconds
+    key: dict[str, Any] = {
+        "tenant": viewer.tenant,
+        "principal": viewer.principal,
+        "starts_at": starts_at,
+    }
+    windows = RateWindow.objects.using(database())
+    free = windows.filter(**key, count__lt=rate.count)
+    if free.update(count=F("count") + 1):
+        return
+    # The window is full or missing. Another process may insert it at the same time.
+    windows.bulk_create([RateWindow(**key)], ignore_conflicts=True)
+    if not free.update(count=F("count") + 1):
+        seconds = starts_at + rate.seconds - now
+        text = _("You sent too many requests. Retry in %(seconds)s s.") % {"seconds": seconds}
+        raise RateLimited(text, retry_after=seconds)
 
 
 def _now() -> int:
@@ -43,22 +56,3 @@ def _now() -> int:
     with connection.cursor() as cursor:
         cursor.execute(_CLOCKS[connection.vendor])
         return int(cursor.fetchone()[0])
-
-
-def _counted(window: RateWindow, most: int) -> bool:
-    """Raise the window's count unless it is full; the guard is in the write."""
-    same = RateWindow.objects.using(database()).filter(
-        tenant=window.tenant, principal=window.principal, starts_at=window.starts_at
-    )
-    return bool(same.filter(count__lt=most).update(count=F("count") + 1))
-
-
-def _opened(window: RateWindow) -> RateWindow:
-    """Insert the window, unless another process just did."""
-    RateWindow.objects.using(database()).bulk_create([window], ignore_conflicts=True)
-    return window
-
-
-def _limited(seconds: int) -> RateLimited:
-    text = _("You sent too many requests. Retry in %(seconds)s s.")
-    return RateLimited(text % {"seconds": seconds}, retry_after=seconds)

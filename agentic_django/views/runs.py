@@ -1,94 +1,88 @@
-"""Find a run, act on it, show it."""
+"""Views of runs: create, show, cancel, retry; their events and images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-from uuid import UUID
 
-from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.http import Http404, HttpResponse, HttpResponseRedirect
-from django.shortcuts import get_object_or_404
+from django.http import Http404, HttpResponse
 from django.urls import reverse
-from django.utils.translation import gettext as _
 
 from agentic_django import services, validation
 from agentic_django.conf import settings
 from agentic_django.engine import events
-from agentic_django.models import AgentRun, AgentSession, database
-from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models import AgentRun, database
 from agentic_django.presentation import images
 from agentic_django.steps import submitted
-from agentic_django.views import fragments, pages, ratelimit, schemas, serializers
-from agentic_django.views.decorators import check_agent, endpoint
-from agentic_django.views.negotiation import Format, Request, format_of
+from agentic_django.views import fragments, lookup, pages, ratelimit, schemas, serializers
+from agentic_django.views.decorators import check_agent_access, endpoint
+from agentic_django.views.negotiation import Format, Request, format_of, redirect_after_post
 from agentic_django.views.schemas import RunRequest
 
-__all__ = ["cancel", "create", "detail", "event_list", "fragment", "picture", "retry"]
+__all__ = ["cancel", "create", "detail", "event_list", "fragment", "image", "retry"]
 
 MAX_EVENTS = 1000
 
 
 @endpoint("POST")
 def create(request: Request) -> HttpResponse:
-    """Start a run."""
-    asked = schemas.parse_body(request, RunRequest)
-    run = _submit(request, asked)
+    """Submit a run."""
+    body = schemas.parse_body(request, RunRequest)
+    run = _submit(request, body)
     match format_of(request):
         case Format.JSON:
-            return serializers.created(_find(request, str(run.pk)))
-        case Format.PAGE if asked.show == "conversation" and run.session is not None:
-            return _seen(
-                "agents:session-detail", run.session.session_key, f"run-container-{run.pk}"
+            return serializers.created_run(lookup.get_run_for_display(request, str(run.pk)))
+        case Format.PAGE if body.show == "conversation" and run.session is not None:
+            url = reverse(
+                "agents:session-detail",
+                args=[run.session.session_key],
+                fragment=f"run-container-{run.pk}",
             )
-    return _moved(request, run)
+            return redirect_after_post(request, url)
+    return _show_changed_run(request, run)
 
 
-def _submit(request: Request, asked: RunRequest) -> AgentRun:
-    validation.check_item_count(asked.input)
-    config = validation.validated_client_options(asked.config)
-    agent_key = _agent_key(request, asked)
-    check_agent(request, agent_key)
+def _submit(request: Request, body: RunRequest) -> AgentRun:
+    """Check the limits that hold for clients only, and submit the run."""
+    validation.check_item_count(body.input)
+    validation.check_client_options(body.config)
+    agent_key = body.agent_key or _agent_of_session(request, body.session_key)
+    check_agent_access(request, agent_key)
     with transaction.atomic(using=database()):
         ratelimit.consume(request.viewer)
         return services.submit_agent_run(
             owner=request.user,
             tenant=request.viewer.tenant,
-            input_payload=asked.input,
-            session_key=asked.session_key,
+            input_payload=body.input,
+            session_key=body.session_key,
             agent_key=agent_key,
-            config=config,
-            context=asked.context,
-            on_busy=asked.on_busy,
+            config=body.config,
+            context=body.context,
+            on_busy=body.on_busy,
         )
 
 
-def _agent_key(request: Request, asked: RunRequest) -> str:
-    if asked.agent_key:
-        return asked.agent_key
-    own = AgentSession.objects.using(database()).visible_to(request.viewer)
-    keys = own.filter(session_key=asked.session_key or "").values_list("agent_key", flat=True)
-    return keys.first() or settings.DEFAULT_AGENT_KEY
+def _agent_of_session(request: Request, session_key: str | None) -> str:
+    sessions = lookup.visible_sessions(request).filter(session_key=session_key or "")
+    return sessions.values_list("agent_key", flat=True).first() or settings.DEFAULT_AGENT_KEY
 
 
 @endpoint("GET", "HEAD")
 def detail(request: Request, pk: str) -> HttpResponse:
     """Show a run."""
-    return _shown(request, _find(request, pk))
+    return _render(request, lookup.get_run_for_display(request, pk))
 
 
 @endpoint("GET", "HEAD")
 def fragment(request: Request, pk: str) -> HttpResponse:
-    """Show a run's fragment, if it is not the version that the caller has."""
-    return fragments.poll(request, _find(request, pk))
+    """Show the fragment of a run, unless the requester already has its current version."""
+    return fragments.run_fragment_if_changed(request, lookup.get_run_for_display(request, pk))
 
 
 @endpoint("GET", "HEAD")
-def picture(request: Request, pk: str, call_id: str, number: int) -> HttpResponse:
-    """Serve a picture that a tool returned or the model made."""
-    run = get_object_or_404(_runs(request), pk=run_id(pk))
-    found = images.find_image(run, call_id, number)
+def image(request: Request, pk: str, call_id: str, number: int) -> HttpResponse:
+    """Serve an image that a tool returned or the model generated."""
+    found = images.find_image(lookup.get_run(request, pk), call_id, number)
     if found is None:
         raise Http404
     headers = {
@@ -101,81 +95,49 @@ def picture(request: Request, pk: str, call_id: str, number: int) -> HttpRespons
 
 @endpoint("GET", "HEAD")
 def event_list(request: Request, pk: str) -> HttpResponse:
-    """List a run's events behind a sequence number."""
-    asked = schemas.parse_query(request, schemas.EventsQuery)
-    levels = visible_levels(request, asked.visibility)
-    run = get_object_or_404(_runs(request), pk=run_id(pk))
-    limit = min(asked.limit, MAX_EVENTS)
-    return serializers.events(
-        run, events.events_after(run, asked.after, limit=limit, levels=levels), asked.after
-    )
-
-
-def visible_levels(request: Request, visibility: str) -> tuple[str, ...]:
-    """Return which events a requester may read; raises PermissionDenied if he asks for more."""
-    try:
-        return events.readable_levels(staff=request.viewer.staff, asked=visibility)
-    except PermissionError:
-        raise PermissionDenied(_("Only staff may read debug events.")) from None
+    """List the events of a run after a sequence number."""
+    query = schemas.parse_query(request, schemas.EventsQuery)
+    levels = lookup.readable_levels(request, query.visibility)
+    run = lookup.get_run(request, pk)
+    limit = min(query.limit, MAX_EVENTS)
+    found = events.events_after(run, query.after, limit=limit, levels=levels)
+    return serializers.events(run, found, query.after)
 
 
 @endpoint("POST")
 def cancel(request: Request, pk: str) -> HttpResponse:
-    """Stop a run."""
+    """Cancel a run."""
     schemas.parse_body(request, schemas.CancelRequest)
-    run = get_object_or_404(_runs(request), pk=run_id(pk))
-    return _moved(request, services.cancel_agent_run(run, by=request.user))
+    run = services.cancel_agent_run(lookup.get_run(request, pk), by=request.user)
+    return _show_changed_run(request, run)
 
 
 @endpoint("POST")
 def retry(request: Request, pk: str) -> HttpResponse:
-    """Queue a run again."""
-    asked = schemas.parse_body(request, schemas.RetryRequest)
-    run = get_object_or_404(_runs(request), pk=run_id(pk))
-    if not run.is_inline and run.agent_key != submitted.AGENT_KEY:  # Else it is no agent's.
-        check_agent(request, run.agent_key)
+    """Retry a run."""
+    body = schemas.parse_body(request, schemas.RetryRequest)
+    run = lookup.get_run(request, pk)
+    if not run.is_inline and run.agent_key != submitted.AGENT_KEY:  # Those have no agent.
+        check_agent_access(request, run.agent_key)
     with transaction.atomic(using=database()):
         ratelimit.consume(request.viewer)
-        run = services.retry_agent_run(run, start_again=asked.start_again, by=request.user)
-    return _moved(request, run)
+        run = services.retry_agent_run(run, start_again=body.start_again, by=request.user)
+    return _show_changed_run(request, run)
 
 
-def _runs(request: Request) -> RunQuerySet:
-    own = AgentRun.objects.using(database()).visible_to(request.viewer)
-    return own.select_related("session")
-
-
-def run_id(pk: str) -> UUID:
-    """Return what stands for a run in an address; raises Http404 for what can be no run."""
-    try:
-        return UUID(pk)
-    except ValueError:
-        raise Http404 from None
-
-
-def _find(request: Request, pk: str) -> AgentRun:
-    return get_object_or_404(_runs(request).with_queue_position().with_steps(), pk=run_id(pk))
-
-
-def _moved(request: Request, run: AgentRun) -> HttpResponse:
-    """Show a run that this request changed: as it is now, for it may have gone on since."""
+def _show_changed_run(request: Request, run: AgentRun) -> HttpResponse:
+    """Show a run after a POST, in its current state: a worker may have changed it since."""
     if format_of(request) is Format.PAGE:
-        return _seen("agents:run-detail", run.pk)
-    return _shown(request, _find(request, str(run.pk)))
+        return redirect_after_post(request, reverse("agents:run-detail", args=[run.pk]))
+    return _render(request, lookup.get_run_for_display(request, str(run.pk)))
 
 
-def _seen(name: str, key: Any, place: str = "") -> HttpResponse:
-    """Send a browser to a page that shows what was done, or to a place on it."""
-    address = reverse(name, args=[key], fragment=place or None)
-    return HttpResponseRedirect(address, status=303)
+def _render(request: Request, run: AgentRun) -> HttpResponse:
+    return _RENDERERS[format_of(request)](request, run)
 
 
-def _shown(request: Request, run: AgentRun) -> HttpResponse:
-    return _FACES[format_of(request)](request, run)
-
-
-_FACES: dict[Format, Callable[[Request, AgentRun], HttpResponse]] = {
+_RENDERERS: dict[Format, Callable[[Request, AgentRun], HttpResponse]] = {
     Format.JSON: serializers.run,
-    Format.FRAGMENT: fragments.shown,
+    Format.FRAGMENT: fragments.run_fragment,
     Format.PAGE: pages.run,
 }

@@ -1,4 +1,7 @@
-"""What a request asks for: JSON or form bodies and query strings, as pydantic models."""
+"""Parses JSON bodies, forms and query strings into pydantic models.
+
+The models define fields and types. Services validate the input and the options of a run.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,16 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from agentic_django import validation
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadInput, InputTooLarge
-from agentic_django.models import SESSION_KEY
 from agentic_django.services import OnBusy
-from agentic_django.views.problems import Problem, Refused
+from agentic_django.views.problems import Problem, RequestRefused
 
 __all__ = [
-    "FORMS",
+    "FORM_TYPES",
     "ArchiveRequest",
     "Body",
     "CancelRequest",
@@ -37,27 +39,20 @@ __all__ = [
     "parse_query",
 ]
 
-FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "")
+FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "")
 
 
 class Body(BaseModel):
-    """What a body may hold: its fields, and no others."""
+    """A body, which may have no other fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-def _valid_input(value: Any) -> Any:
-    try:
-        return validation.validated_input(value)
-    except BadInput as error:
-        raise ValueError(error.errors["input"]) from None
-
-
 class RunRequest(Body):
-    """``POST runs/``."""
+    """``POST runs/``. The service validates the input, the session key and the options."""
 
-    input: Annotated[Any, BeforeValidator(_valid_input)]
-    session_key: Annotated[str, StringConstraints(pattern=f"^{SESSION_KEY}$")] | None = None
+    input: Any
+    session_key: str | None = None
     agent_key: str | None = None
     config: dict[str, Any] = {}
     context: dict[str, Any] = {}
@@ -66,7 +61,7 @@ class RunRequest(Body):
 
 
 class CancelRequest(Body):
-    """``POST runs/<uuid>/cancel/``: nothing to say."""
+    """``POST runs/<uuid>/cancel/``: no fields."""
 
 
 class RetryRequest(Body):
@@ -88,17 +83,17 @@ class ArchiveRequest(Body):
 
 
 class DeleteRequest(Body):
-    """``POST sessions/<slug>/delete/``: nothing to say."""
+    """``POST sessions/<slug>/delete/``: no fields."""
 
 
 class NewQuery(BaseModel):
-    """``GET`` of the page for a new conversation."""
+    """``GET`` of the page of a new conversation."""
 
     agent: str = ""
 
 
 class SessionsQuery(BaseModel):
-    """``GET sessions/``; ``current`` is the key of the one that is looked at."""
+    """``GET sessions/``; ``current`` is the key of the conversation that the page shows."""
 
     q: Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)] = ""
     archived: bool = False
@@ -107,7 +102,7 @@ class SessionsQuery(BaseModel):
 
 
 class EventsQuery(BaseModel):
-    """``GET runs/<uuid>/events/``; more than 1000 at once are not given."""
+    """``GET runs/<uuid>/events/``; a response has at most 1000 events."""
 
     after: Annotated[int, Ge(0)] = 0
     limit: Annotated[int, Ge(1)] = 100
@@ -115,19 +110,19 @@ class EventsQuery(BaseModel):
 
 
 class ItemsQuery(BaseModel):
-    """``GET sessions/<slug>/items/``; more than 500 at once are not given."""
+    """``GET sessions/<slug>/items/``; a response has at most 500 items."""
 
     limit: Annotated[int, Ge(1)] = 50
 
 
 class TurnsQuery(BaseModel):
-    """``GET sessions/<slug>/turns/``; ``after`` is the place of the last turn that is there."""
+    """``GET sessions/<slug>/turns/``; ``after`` is the position of the last turn on the page."""
 
     after: Annotated[int, Ge(0), Le(2**31 - 1)] = 0
 
 
 class StreamQuery(BaseModel):
-    """``GET …/stream/``; ``after`` is where a reader stands that cannot send Last-Event-ID."""
+    """``GET …/stream/``; ``after`` replaces the header Last-Event-ID."""
 
     format: Literal["html", "json"] = "html"
     after: str = ""
@@ -135,32 +130,27 @@ class StreamQuery(BaseModel):
 
 
 def parse_query[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
-    """Return the query string as a model; parameters that it does not know are ignored."""
+    """Return the query string as a model; unknown parameters are ignored."""
     known = {name: v for name, v in request.GET.lists() if name in model.model_fields}
-    return validation.validated(model, _single(known), strict=False)
+    return validation.validated(model, _single_values(known), strict=False)
 
 
 def parse_body[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
-    """Return the body as a model; raises BadInput, InputTooLarge or Refused (415)."""
+    """Return the body as a model; raise BadInput, InputTooLarge or RequestRefused (415)."""
     if request.content_type == "application/json":
-        data, is_form = _json(request), False
-    elif request.content_type in FORMS:
-        data, is_form = _form(request, model), True
+        data, is_form = _parse_json_body(request), False
+    elif request.content_type in FORM_TYPES:
+        data, is_form = _parse_form_body(request, model), True
     else:
-        raise Refused(_unsupported(request.content_type or ""))
+        text = _("The content type %r is not supported. Send application/json or a form.")
+        detail = text % (request.content_type or "")
+        raise RequestRefused(Problem(415, "unsupported_media_type", detail))
     validation.check_json(data)
     return validation.validated(model, data, strict=not is_form)
 
 
-def _unsupported(content_type: str) -> Problem:
-    detail = (
-        _("The content type %r is not supported. Send application/json or a form.") % content_type
-    )
-    return Problem(415, "unsupported_media_type", detail)
-
-
 def check_length(request: HttpRequest) -> None:
-    """Raise InputTooLarge by the announced length, before anything is read."""
+    """Raise InputTooLarge by the Content-Length, before the body is read."""
     length = request.META.get("CONTENT_LENGTH") or "0"
     if not (length.isascii() and length.isdigit()):
         raise BadInput(_("Content-Length is not a number."))
@@ -174,23 +164,23 @@ def _check_bytes(size: int) -> None:
         raise InputTooLarge(text % {"size": size, "most": most})
 
 
-def _json(request: HttpRequest) -> Any:
-    _check_bytes(len(request.body))  # A chunked body has no announced length.
+def _parse_json_body(request: HttpRequest) -> Any:
+    _check_bytes(len(request.body))  # A chunked body has no Content-Length.
     try:
         text = request.body.decode() or "{}"
     except UnicodeDecodeError as error:
         raise BadInput(_("The body is not UTF-8.")) from error
-    return _parsed(text)
+    return _parse_json_object(text)
 
 
-def _parsed(text: str, field: str = "(body)") -> Any:
+def _parse_json_object(text: str, field: str = "(body)") -> Any:
     try:
-        data = json.loads(text, object_pairs_hook=_once)
+        data = json.loads(text, object_pairs_hook=_unique_fields)
     except BadInput:
         raise
     except RecursionError:
         raise BadInput(errors={field: _("The value is nested too deeply.")}) from None
-    except ValueError as error:  # Not only JSONDecodeError: also numbers of too many digits.
+    except ValueError as error:  # Also for numbers with too many digits.
         text = _("Invalid JSON: %(why)s.") % {"why": error}
         raise BadInput(errors={field: text}) from None
     if not isinstance(data, dict):
@@ -198,7 +188,8 @@ def _parsed(text: str, field: str = "(body)") -> Any:
     return data
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object; raise BadInput for a field that is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _value in pairs]
@@ -209,30 +200,33 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_form(request: HttpRequest) -> None:
-    """Parse a form's body, so that what is wrong with it is raised here."""
+    """Parse the body of a form, and raise BadInput if it is invalid."""
     if request.content_type == "application/x-www-form-urlencoded":
         _check_bytes(len(request.body))
     try:
-        request.POST  # noqa: B018 - parsing is its effect
-    except (LookupError, UnicodeError) as error:  # A charset that is no encoding of text.
+        request.POST  # noqa: B018 - the access parses the body
+    except (LookupError, UnicodeError) as error:  # The charset is not a text encoding.
         raise BadInput(_("The charset of the form is unknown.")) from error
 
 
-def _form(request: HttpRequest, model: type[BaseModel]) -> dict[str, Any]:
+def _parse_form_body(request: HttpRequest, model: type[BaseModel]) -> dict[str, Any]:
     lists = {name: values for name, values in request.POST.lists() if any(values)}
     lists.pop("csrfmiddlewaretoken", None)
     if request.FILES:
         raise BadInput(errors=dict.fromkeys(request.FILES, _("Files are not accepted here.")))
-    return {name: _read(model, name, value) for name, value in _single(lists).items()}
+    return {name: _form_value(model, name, value) for name, value in _single_values(lists).items()}
 
 
-def _read(model: type[BaseModel], name: str, value: str) -> Any:
-    """Return a form's value; objects are given as JSON in forms."""
+def _form_value(model: type[BaseModel], name: str, value: str) -> Any:
+    """Return the value of a form's field. Forms give objects as JSON."""
     known = model.model_fields.get(name)
-    return _parsed(value, name) if known and known.annotation == dict[str, Any] else value
+    return (
+        _parse_json_object(value, name) if known and known.annotation == dict[str, Any] else value
+    )
 
 
-def _single(lists: Mapping[str, Any]) -> dict[str, str]:
+def _single_values(lists: Mapping[str, Any]) -> dict[str, str]:
+    """Return the only value of each field; raise BadInput for a field that is given twice."""
     text = _("This field is given more than once.")
     twice = {name: text for name, values in lists.items() if len(values) > 1}
     if twice:

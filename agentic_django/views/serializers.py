@@ -1,4 +1,4 @@
-"""Rows as JSON."""
+"""Renders rows as JSON."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from agentic_django.models import AgentEvent, AgentRun, AgentSession, ToolApprov
 from agentic_django.views.negotiation import Request
 
 if TYPE_CHECKING:
-    from agentic_django.views.pages import Listed
+    from agentic_django.views.session_list import SessionList
 
-__all__ = ["approval", "approvals", "events", "items", "run", "session", "sessions"]
+__all__ = [
+    "approval",
+    "approvals",
+    "created_run",
+    "events",
+    "items",
+    "run",
+    "session",
+    "sessions",
+]
 
 
 def run(request: Request, run: AgentRun) -> JsonResponse:
-    """Answer with a run."""
-    return JsonResponse(_run(run))
+    """Render a run."""
+    return JsonResponse(_run_document(run))
 
 
-def created(run: AgentRun) -> JsonResponse:
-    """Answer with a run that was just created."""
-    document = _run(run)
+def created_run(run: AgentRun) -> JsonResponse:
+    """Render a run that was just created, with its location."""
+    document = _run_document(run)
     return JsonResponse(document, status=201, headers={"Location": document["urls"]["self"]})
 
 
-def _run(run: AgentRun) -> dict[str, Any]:
+def _run_document(run: AgentRun) -> dict[str, Any]:
     return {
         "run_id": str(run.pk),
         "status": run.status,
@@ -58,63 +67,65 @@ def _session_urls(session: AgentSession, itself: str) -> dict[str, str]:
 
 
 def approval(row: ToolApproval) -> JsonResponse:
-    """Answer with an approval."""
-    return JsonResponse(_approval(row))
+    """Render an approval."""
+    return JsonResponse(_approval_document(row))
 
 
 def approvals(rows: Sequence[ToolApproval]) -> JsonResponse:
-    """Answer with what waits for the caller."""
-    return JsonResponse({"approvals": [_approval(row) for row in rows]})
+    """Render the approvals that wait for the requester."""
+    return JsonResponse({"approvals": [_approval_document(row) for row in rows]})
 
 
-def _approval(row: ToolApproval) -> dict[str, Any]:
-    asked = ("kind", "call_id", "tool", "agent", "question", "action")
-    given = ("arguments", "options", "schema")
-    decided = ("requested_at", "expires_at", "decision", "answer", "reason", "decided_at")
+def _approval_document(row: ToolApproval) -> dict[str, Any]:
+    names = (
+        *("kind", "call_id", "tool", "agent", "question", "action"),
+        *("arguments", "options", "schema"),
+        *("requested_at", "expires_at", "decision", "answer", "reason", "decided_at"),
+    )
     urls = {"self": ("approval", row.pk), "run": ("run", row.run_id)}
     return {
         "approval_id": str(row.pk),
         "run_id": str(row.run_id),
         "status": row.run.status,
-        **{name: getattr(row, name) for name in (*asked, *given, *decided)},
+        **{name: getattr(row, name) for name in names},
         "urls": {key: reverse(f"agents:{n}-detail", args=[pk]) for key, (n, pk) in urls.items()},
     }
 
 
 def events(run: AgentRun, rows: Sequence[AgentEvent], after: int) -> JsonResponse:
-    """Answer with events of a run, and where to go on."""
+    """Render events of a run, and the sequence number from which to continue."""
     return JsonResponse(
         {
             "run_id": str(run.pk),
             "status": run.status,
-            "events": [_event(row) for row in rows],
+            "events": [_event_document(row) for row in rows],
             "next_after": rows[-1].sequence if rows else after,
         }
     )
 
 
-def _event(event: AgentEvent) -> dict[str, Any]:
+def _event_document(event: AgentEvent) -> dict[str, Any]:
     names = ("sequence", "event_type", "visibility", "payload", "created_at")
     return {name: getattr(event, name) for name in names}
 
 
 def session(request: Request, session: AgentSession) -> JsonResponse:
-    """Answer with a conversation."""
-    return JsonResponse(_session(session))
+    """Render a conversation."""
+    return JsonResponse(_session_document(session))
 
 
-def _session(session: AgentSession) -> dict[str, Any]:
+def _session_document(session: AgentSession) -> dict[str, Any]:
     names = ("session_key", "title", "agent_key", "created_at", "updated_at", "archived_at")
     document = {name: getattr(session, name) for name in names}
     return {**document, "urls": _session_urls(session, "self")}
 
 
-def sessions(listed: Listed) -> JsonResponse:
-    """Answer with a page of the list of conversations."""
-    rows = [_session(row) | {"last_status": row.last_status} for row in listed.sessions]  # type: ignore[attr-defined]
-    return JsonResponse({"sessions": rows, "next": listed.next or None})
+def sessions(found: SessionList) -> JsonResponse:
+    """Render a page of the list of conversations."""
+    rows = [_session_document(row) | {"last_status": row.last_status} for row in found.sessions]  # type: ignore[attr-defined]
+    return JsonResponse({"sessions": rows, "next": found.next_url or None})
 
 
 def items(request: Request, session: AgentSession, items: Sequence[Any]) -> JsonResponse:
-    """Answer with items of a conversation."""
+    """Render items of a conversation."""
     return JsonResponse({"session_key": session.session_key, "items": items})

@@ -1,7 +1,7 @@
-"""Server-sent events: what is new of runs, as it happens.
+"""Streams changes of runs as server-sent events.
 
-Under ASGI a stream stays open. Under WSGI it would keep a thread, so there it sends what is
-there, says when to come back, and closes.
+Under ASGI a stream stays open. Under WSGI it would occupy a thread, so it sends the current state
+and closes; the browser connects again after a pause.
 """
 
 from __future__ import annotations
@@ -16,39 +16,38 @@ from django.conf import settings as django_settings
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections, transaction
 from django.http import Http404, HttpResponse, StreamingHttpResponse
-from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
 
 from agentic_django.concurrency import event_loop
 from agentic_django.conf import settings
 from agentic_django.engine import recovery
 from agentic_django.exceptions import BadInput
-from agentic_django.models import AgentRun, AgentSession, database
-from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models import AgentRun
 from agentic_django.streaming import hub, messages
 from agentic_django.streaming.changes import StreamScope
 from agentic_django.streaming.messages import Cursor, EventFeed, Feed, PageFeed
-from agentic_django.views import schemas, sessions
+from agentic_django.views import lookup, schemas
 from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Request
-from agentic_django.views.runs import run_id, visible_levels
 
-__all__ = ["everything", "run", "session"]
+__all__ = ["run_stream", "session_stream", "stream"]
 
-MOST_RUNS = 100
-"""So many runs a page may ask for at once."""
+MAX_RUNS = 100
+"""The number of runs that one stream may name."""
 
 ALIVE_SECONDS = 5.0
-"""A page is told so often that the stream is alive, for its browser does not tell it."""
+"""The interval at which a page receives a sign of life; browsers do not report a dead stream."""
 
 KEEP_ALIVE_SECONDS = 15.0
+"""The interval at which a quiet stream of events sends a comment, so that proxies keep it open."""
+
 _HEADERS = {"Cache-Control": "private, no-store, no-transform", "X-Accel-Buffering": "no"}
 
 type View = Callable[..., HttpResponse]
 
 
 def _non_atomic(view: View) -> View:
-    """Let a view be, where each request is a transaction: a stream lasts too long for one."""
+    """Exclude a view from ATOMIC_REQUESTS: a stream lasts too long for a transaction."""
     for alias in django_settings.DATABASES:
         view = transaction.non_atomic_requests(using=alias)(view)
     return view
@@ -56,138 +55,132 @@ def _non_atomic(view: View) -> View:
 
 @_non_atomic
 @endpoint("GET", "HEAD")
-def run(request: Request, pk: str) -> HttpResponse:
+def run_stream(request: Request, pk: str) -> HttpResponse:
     """Stream one run."""
-    found = get_object_or_404(_runs(request), pk=run_id(pk))
-    asked = schemas.parse_query(request, schemas.StreamQuery)
-    place = _place(request, asked)
-    if asked.format == "json":
-        cursor = _cursor(place)
-        if found.is_finished and cursor.sequence >= found.event_count:
-            return HttpResponse(status=204)  # Which ends a browser's attempts to come back.
-        return _stream(
-            request,
-            EventFeed([found.pk], levels=visible_levels(request, asked.visibility), cursor=cursor),
-        )
-    return _pages(request, place, [found])
+    run = lookup.get_run(request, pk)
+    query = schemas.parse_query(request, schemas.StreamQuery)
+    last_event_id = _last_event_id(request, query)
+    if query.format == "html":
+        return _stream_to_page(request, last_event_id, [run])
+    cursor = _parse_cursor(last_event_id)
+    if run.is_finished and cursor.sequence >= run.event_count:
+        return HttpResponse(status=204)  # A browser does not connect again after this status.
+    levels = lookup.readable_levels(request, query.visibility)
+    return _respond(request, EventFeed([run.pk], levels=levels, cursor=cursor))
 
 
 @_non_atomic
 @endpoint("GET", "HEAD")
-def session(request: Request, session_key: str) -> HttpResponse:
+def session_stream(request: Request, session_key: str) -> HttpResponse:
     """Stream all runs of a conversation."""
-    found: AgentSession = sessions.find(request, session_key)
-    return _scoped(request, StreamScope(request.viewer, found.pk))
+    session = lookup.get_session(request, session_key)
+    return _stream_scope(request, StreamScope(request.viewer, session.pk))
 
 
 @_non_atomic
 @endpoint("GET", "HEAD")
-def everything(request: Request) -> HttpResponse:
-    """Stream all runs that the requester may see, or those that are named.
+def stream(request: Request) -> HttpResponse:
+    """Stream all runs that the requester may see, or the named ones.
 
-    ``run`` names one, ``session`` a conversation with all that are in it, now and later.
+    ``run`` names a run. ``session`` names a conversation with its current and future runs.
     """
-    asked, key = request.GET.getlist("run"), request.GET.get("session")
-    if not asked and key is None:
-        return _scoped(request, StreamScope(request.viewer))
-    if len(asked) > MOST_RUNS:
-        raise BadInput(errors={"run": _("Name at most %(most)s runs.") % {"most": MOST_RUNS}})
-    found = list(_runs(request).filter(pk__in={run_id(pk) for pk in asked}))
-    scope = None if key is None else StreamScope(request.viewer, sessions.find(request, key).pk)
-    if not found and scope is None:
+    names, session_key = request.GET.getlist("run"), request.GET.get("session")
+    if not names and session_key is None:
+        return _stream_scope(request, StreamScope(request.viewer))
+    if len(names) > MAX_RUNS:
+        raise BadInput(errors={"run": _("Name at most %(most)s runs.") % {"most": MAX_RUNS}})
+    ids = {lookup.parse_uuid(name) for name in names}
+    runs = list(lookup.visible_runs(request).filter(pk__in=ids))
+    scope = None
+    if session_key is not None:
+        scope = StreamScope(request.viewer, lookup.get_session(request, session_key).pk)
+    if not runs and scope is None:
         raise Http404
     if schemas.parse_query(request, schemas.StreamQuery).format == "json":
         text = _("Only pages can name runs. Request the stream of one run, or of all runs.")
         raise BadInput(errors={"run": text})
-    return _pages(request, _place(request, schemas.StreamQuery()), found, scope)
+    return _stream_to_page(request, request.headers.get("Last-Event-ID", ""), runs, scope)
 
 
-def _runs(request: Request) -> RunQuerySet:
-    return AgentRun.objects.using(database()).visible_to(request.viewer)
-
-
-def _pages(
-    request: Request, place: str, found: list[AgentRun], scope: StreamScope | None = None
+def _stream_to_page(
+    request: Request, last_event_id: str, runs: list[AgentRun], scope: StreamScope | None = None
 ) -> HttpResponse:
-    if scope is None and place == messages.END and all(run.is_finished for run in found):
+    if scope is None and last_event_id == messages.END and all(run.is_finished for run in runs):
         return HttpResponse(status=204)
-    return _stream(request, PageFeed([run.pk for run in found], scope))
+    return _respond(request, PageFeed([run.pk for run in runs], scope))
 
 
-def _scoped(request: Request, scope: StreamScope) -> HttpResponse:
-    asked = schemas.parse_query(request, schemas.StreamQuery)
-    if asked.format == "html":
-        return _stream(request, PageFeed(scope=scope))
-    cursor = _cursor(_place(request, asked))
+def _stream_scope(request: Request, scope: StreamScope) -> HttpResponse:
+    query = schemas.parse_query(request, schemas.StreamQuery)
+    if query.format == "html":
+        return _respond(request, PageFeed(scope=scope))
+    cursor = _parse_cursor(_last_event_id(request, query))
     if cursor.sequence:
-        raise BadInput(errors={"after": _("This is not a valid cursor for this stream.")})
-    return _stream(
-        request,
-        EventFeed(scope=scope, levels=visible_levels(request, asked.visibility), cursor=cursor),
-    )
+        raise _invalid_cursor()
+    levels = lookup.readable_levels(request, query.visibility)
+    return _respond(request, EventFeed(scope=scope, levels=levels, cursor=cursor))
 
 
-def _place(request: Request, asked: schemas.StreamQuery) -> str:
-    return request.headers.get("Last-Event-ID") or asked.after
+def _last_event_id(request: Request, query: schemas.StreamQuery) -> str:
+    return request.headers.get("Last-Event-ID") or query.after
 
 
-def _cursor(place: str) -> Cursor:
+def _parse_cursor(text: str) -> Cursor:
     try:
-        return Cursor.parse(place) if place else Cursor()
+        return Cursor.parse(text) if text else Cursor()
     except (ValueError, OverflowError, OSError) as error:
-        raise BadInput(
-            errors={"after": _("This is not a valid cursor for this stream.")}
-        ) from error
+        raise _invalid_cursor() from error
 
 
-# Sending
+def _invalid_cursor() -> BadInput:
+    return BadInput(errors={"after": _("This is not a valid cursor for this stream.")})
 
 
-def _stream(request: Request, follower: Feed) -> HttpResponse:
+# Responses
+
+
+def _respond(request: Request, feed: Feed) -> HttpResponse:
     recovery.start_sweeper()
     parts: Any = ()
     if request.method == "GET":
-        parts = _open(follower) if isinstance(request, ASGIRequest) else [_closed(follower)]
+        parts = _open_stream(feed) if isinstance(request, ASGIRequest) else [_current_state(feed)]
     kind = "text/event-stream"
     return cast("HttpResponse", StreamingHttpResponse(parts, content_type=kind, headers=_HEADERS))
 
 
-def _closed(follower: Feed) -> bytes:
-    """Return what there is, and when to come back."""
-    told = hub.read_once(follower)
-    if isinstance(follower, PageFeed):  # It asks for its fragments anyway.
-        told += messages.SseMessage("poll", {}).encoded()
-    return _begin(follower, settings.POLL_SECONDS) + told
+def _current_state(feed: Feed) -> bytes:
+    """Return the messages that exist now, and the pause before the next connection."""
+    parts = hub.read_once(feed)
+    if isinstance(feed, PageFeed):  # The page polls its fragments.
+        parts += messages.SseMessage("poll", {}).encoded()
+    return _first_part(feed, settings.POLL_SECONDS) + parts
 
 
-def _begin(follower: Feed, pause: float) -> bytes:
-    place = f"id: {Cursor.at(follower.started_at)}\n" if _is_by_time(follower) else ""
-    return f"{place}retry: {round(pause * 1000)}\n\n".encode()
+def _first_part(feed: Feed, pause: float) -> bytes:
+    is_by_time = isinstance(feed, EventFeed) and feed.scope is not None
+    event_id = f"id: {Cursor.at(feed.started_at)}\n" if is_by_time else ""
+    return f"{event_id}retry: {round(pause * 1000)}\n\n".encode()
 
 
-def _is_by_time(follower: Feed) -> bool:
-    return isinstance(follower, EventFeed) and follower.scope is not None
-
-
-async def _open(follower: Feed) -> AsyncIterator[bytes]:
-    """Yield what is told, until the stream has lasted long enough or there is no more to tell."""
-    # The request's thread, and its connections, would be kept for as long as the answer takes.
-    await sync_to_async(_disconnect)()
+async def _open_stream(feed: Feed) -> AsyncIterator[bytes]:
+    """Yield messages until the feed ends or ``AGENTIC_DJANGO_STREAM_SECONDS`` have passed."""
+    # Without this, the request's thread and its connections are kept until the stream ends.
+    await sync_to_async(_close_connections)()
     event_loop.release_request_thread()
-    is_page = isinstance(follower, PageFeed)
-    quiet = ALIVE_SECONDS if is_page else KEEP_ALIVE_SECONDS
+    is_page = isinstance(feed, PageFeed)
+    quiet_seconds = ALIVE_SECONDS if is_page else KEEP_ALIVE_SECONDS
     alive = messages.SseMessage("alive", {}).encoded() if is_page else b": keep-alive\n\n"
-    # Those who were cut off together do not come back together.
-    end = time.monotonic() + settings.STREAM_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
-    yield _begin(follower, random.uniform(0.5, 2.0)) + alive  # noqa: S311 - no secret
-    async for part in hub.Subscription(follower).chunks(quiet):
+    # Random durations and pauses, so that not all readers connect again at the same moment.
+    end = time.monotonic() + settings.STREAM_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
+    yield _first_part(feed, random.uniform(0.5, 2.0)) + alive  # noqa: S311 - not a secret
+    async for part in hub.Subscription(feed).chunks(quiet_seconds):
         yield part or alive
         if time.monotonic() > end:
             yield b"retry: 100\n\n"
             return
 
 
-def _disconnect() -> None:
+def _close_connections() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()

@@ -348,7 +348,9 @@ def _readable(pattern: str) -> str:
 def test_every_problem_is_told_with_its_status() -> None:
     source = "".join(path.read_text() for path in (PACKAGE / "views").glob("*.py"))
     literal = re.findall(r'Problem\(\s*(\d{3}),\s*"(\w+)"', source)
-    made = {(int(status), code) for status, code in literal} | set(problems._STATUS.values())
+    made = {(int(status), code) for status, code in literal} | set(
+        problems.STATUS_BY_ERROR.values()
+    )
     made.add((409, exceptions.SessionBusy.code))
     table = section("reference/http.md", "## Errors")
     assert {(int(row[0]), names(row[1])[0]) for row in rows(table)[1:]} == made

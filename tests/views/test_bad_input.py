@@ -1,4 +1,4 @@
-"""Every kind of bad input: its status, what its sender is told, and that nothing is written."""
+"""Bad input is refused with a status and a message, and nothing is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROWSER = {"Accept": "text/html"}
 
 @pytest.fixture(autouse=True)
 def limited(settings: Any) -> None:
-    """A rate limit, so that the tests see whether a refused request took from it."""
+    """Set a rate limit, so that the tests see whether a refused request is counted."""
     settings.AGENTIC_DJANGO_RATE_LIMIT = "20/m"
 
 
@@ -86,13 +86,13 @@ def assert_nothing_was_written() -> None:
         ("[" * 100_000, "(body)", "nested too deeply"),
     ],
 )
-def test_body_that_is_no_sound_json_object(
+def test_an_invalid_json_body_is_refused(
     client: Client, body: str, field: str, detail: str
 ) -> None:
     assert_refused(send(client, body), 400, detail, field)
 
 
-def test_json_that_is_nested_too_deeply(client: Client) -> None:
+def test_json_that_is_nested_too_deeply_is_refused(client: Client) -> None:
     body = '{"input": "a", "context": {"b": ' + "[" * 70 + "]" * 70 + "}}"
     response = send(client, body)
     assert response.status_code == 400
@@ -102,18 +102,28 @@ def test_json_that_is_nested_too_deeply(client: Client) -> None:
     assert_nothing_was_written()
 
 
-def test_body_that_is_not_utf8(client: Client) -> None:
+@pytest.mark.parametrize("field", ["input", "context"])
+def test_a_number_that_is_too_long_to_store_is_refused(client: Client, field: str) -> None:
+    item = '{"role": "user", "content": "Hi", "n": ' + "9" * 4100 + "}"
+    value = f"[{item}]" if field == "input" else item
+    body = f'{{"input": {value}}}' if field == "input" else f'{{"input": "a", "context": {value}}}'
+    response = send(client, body)
+    assert_refused(response, 400, "more than 4,000 digits")
+    assert response.json()["code"] == "not_serializable"
+
+
+def test_a_body_that_is_not_utf8_is_refused(client: Client) -> None:
     assert_refused(send(client, b'{"input": "\xff"}'), 400, "not UTF-8")
 
 
 @pytest.mark.parametrize("value", ["", " \n", None, 3, True, {}, [], ["Hi"], [{}], [{"x": 1}]])
-def test_input_that_is_neither_text_nor_items(client: Client, value: Any) -> None:
+def test_input_that_is_neither_text_nor_items_is_refused(client: Client, value: Any) -> None:
     detail = "Give a text that is not empty, or a list of at least one input item"
     assert_refused(send_json(client, input=value), 400, detail, "input")
 
 
 @pytest.mark.parametrize("value", ["", "a b", "a/b", "a.b", "ä", "x" * 256, "a\n", 7, ["a"]])
-def test_session_key_of_another_shape(client: Client, value: Any) -> None:
+def test_an_invalid_session_key_is_refused(client: Client, value: Any) -> None:
     assert_refused(send_json(client, input="Hi", session_key=value), 400, "", "session_key")
 
 
@@ -128,16 +138,16 @@ def test_session_key_of_another_shape(client: Client, value: Any) -> None:
         ("on_busy", "wait"),
     ],
 )
-def test_field_of_a_wrong_type(client: Client, field: str, value: Any) -> None:
+def test_a_field_of_a_wrong_type_is_refused(client: Client, field: str, value: Any) -> None:
     assert_refused(send_json(client, **{"input": "Hi", field: value}), 400, f"{field}: ", field)
 
 
-def test_unknown_field_is_named_with_a_suggestion(client: Client) -> None:
+def test_an_unknown_field_is_refused_with_a_suggestion(client: Client) -> None:
     response = send_json(client, input="Hi", sesion_key="s")
     assert_refused(response, 400, "Unknown field. Did you mean 'session_key'?", "sesion_key")
 
 
-def test_all_wrong_fields_are_named_at_once(client: Client) -> None:
+def test_the_error_names_all_wrong_fields(client: Client) -> None:
     response = send_json(client, agent_key=7, tools=[])
     assert [error["field"] for error in response.json()["errors"]] == [
         "input",
@@ -147,19 +157,19 @@ def test_all_wrong_fields_are_named_at_once(client: Client) -> None:
     assert_nothing_was_written()
 
 
-def test_unknown_agent_is_named_with_a_suggestion(client: Client) -> None:
+def test_an_unknown_agent_is_refused_with_a_suggestion(client: Client) -> None:
     response = send_json(client, input="Hi", agent_key="ecko")
     assert_refused(response, 400, "Unknown agent 'ecko'. Did you mean 'echo'?", "agent_key")
 
 
 @pytest.mark.parametrize("option", ["model", "tools", "conversation_id", "previous_response_id"])
-def test_option_that_a_client_may_not_set(client: Client, option: str) -> None:
+def test_an_option_that_a_client_may_not_set_is_refused(client: Client, option: str) -> None:
     response = send_json(client, input="Hi", config={option: "x"})
     assert_refused(response, 400, "Allowed: max_turns (1 to 10).", f"config.{option}")
 
 
 @pytest.mark.parametrize("turns", [0, -1, 11, 10**30, 1.5, "3", True, None, [1]])
-def test_turns_beyond_the_bound(client: Client, turns: Any) -> None:
+def test_max_turns_beyond_the_limit_is_refused(client: Client, turns: Any) -> None:
     response = send_json(client, input="Hi", config={"max_turns": turns})
     assert_refused(response, 400, "config.max_turns: ", "config.max_turns")
 
@@ -167,7 +177,9 @@ def test_turns_beyond_the_bound(client: Client, turns: Any) -> None:
 # Sizes
 
 
-def test_body_that_is_announced_as_too_long_is_not_read(user: User, settings: Any) -> None:
+def test_a_body_with_a_content_length_beyond_the_limit_is_not_read(
+    user: User, settings: Any
+) -> None:
     class Unread:
         def read(self, *args: Any) -> bytes:
             raise AssertionError("The body was read.")
@@ -184,7 +196,9 @@ def test_body_that_is_announced_as_too_long_is_not_read(user: User, settings: An
 
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
-def test_body_that_is_too_long(client: Client, settings: Any, content_type: str) -> None:
+def test_a_body_beyond_the_limit_is_refused(
+    client: Client, settings: Any, content_type: str
+) -> None:
     settings.AGENTIC_DJANGO_MAX_INPUT_BYTES = 100
     response = send(client, "x" * 101, content_type)
     assert_refused(response, 413, "101 bytes. The limit is 100")
@@ -192,7 +206,7 @@ def test_body_that_is_too_long(client: Client, settings: Any, content_type: str)
 
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
-def test_body_that_is_longer_than_announced_is_not_parsed(
+def test_a_long_body_without_content_length_is_not_parsed(
     user: User, settings: Any, content_type: str
 ) -> None:
     settings.AGENTIC_DJANGO_MAX_INPUT_BYTES = 100
@@ -206,24 +220,24 @@ def test_body_that_is_longer_than_announced_is_not_parsed(
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "1e3", "٣"])
-def test_length_that_is_no_number(client: Client, length: str) -> None:
+def test_a_content_length_that_is_not_a_number_is_refused(client: Client, length: str) -> None:
     response = send(client, '{"input": "a"}', CONTENT_LENGTH=length)
     assert response.status_code == 400
     assert_nothing_was_written()
 
 
-def test_body_beyond_djangos_own_bound(client: Client, settings: Any) -> None:
+def test_a_body_beyond_djangos_own_limit_is_refused(client: Client, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
     for content_type in (JSON, FORM):
         assert_refused(send(client, "x" * 11, content_type), 413, "DATA_UPLOAD_MAX_MEMORY_SIZE")
 
 
-def test_more_fields_than_django_accepts(client: Client, settings: Any) -> None:
+def test_more_fields_than_django_accepts_are_refused(client: Client, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = 2
     assert_refused(send(client, "a=1&b=2&c=3", FORM), 400, "DATA_UPLOAD_MAX_NUMBER_FIELDS")
 
 
-def test_too_many_items(client: Client, settings: Any) -> None:
+def test_too_many_items_are_refused(client: Client, settings: Any) -> None:
     settings.AGENTIC_DJANGO_MAX_INPUT_ITEMS = 2
     items = [{"role": "user", "content": "Hi"}] * 3
     assert_refused(send_json(client, input=items), 413, "Too many items: 3", "input")
@@ -244,10 +258,12 @@ def test_too_many_items(client: Client, settings: Any) -> None:
         ("input=a&config=x", "config", "Invalid JSON"),
         ("input=a&context=[1]", "context", "Send a JSON object"),
         ('input=a&context={"b":NaN}', "context.b", "does not allow NaN"),
-        ("input=a&session_key=a+b", "session_key", "pattern"),
+        ("input=a&session_key=a+b", "session_key", "1 to 255 ASCII letters"),
     ],
 )
-def test_form_with_wrong_fields(client: Client, body: str, field: str, detail: str) -> None:
+def test_a_form_with_wrong_fields_is_refused(
+    client: Client, body: str, field: str, detail: str
+) -> None:
     assert_refused(send(client, body, FORM), 400, detail, field)
 
 
@@ -261,7 +277,7 @@ def test_form_with_wrong_fields(client: Client, body: str, field: str, detail: s
         f"{FORM}; charset=latin-1",
     ],
 )
-def test_form_that_cannot_be_parsed(client: Client, content_type: str) -> None:
+def test_a_form_that_cannot_be_parsed_is_refused(client: Client, content_type: str) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="input"\r\n\r\nHi\r\n--x--\r\n'
     response = send(client, body, content_type)
     assert response.status_code == 400, response.text
@@ -269,7 +285,7 @@ def test_form_that_cannot_be_parsed(client: Client, content_type: str) -> None:
     assert_nothing_was_written()
 
 
-def test_file_is_no_input(client: Client) -> None:
+def test_a_file_is_refused(client: Client) -> None:
     body = (
         b'--x\r\nContent-Disposition: form-data; name="input"; filename="a.txt"\r\n\r\nHi\r\n'
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="b.txt"\r\n\r\nHi\r\n'
@@ -282,28 +298,28 @@ def test_file_is_no_input(client: Client) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "application/jsonx"])
-def test_body_of_another_type(client: Client, content_type: str) -> None:
+def test_a_body_of_another_content_type_is_refused(client: Client, content_type: str) -> None:
     response = send(client, '{"input": "a"}', content_type)
     assert_refused(response, 415, "Send application/json or a form")
 
 
-# Who asks, and how
+# Methods, login, CSRF
 
 
 @pytest.mark.parametrize("method", ["get", "put", "patch", "delete", "options"])
-def test_wrong_method_is_told_the_right_one(client: Client, method: str) -> None:
+def test_the_error_of_a_wrong_method_names_the_allowed_ones(client: Client, method: str) -> None:
     response = getattr(client, method)(CREATE)
     assert_refused(response, 405, f"{method.upper()} is not allowed here. Allowed: POST.")
     assert response.headers["Allow"] == "POST"
 
 
-def test_json_caller_must_log_in(anonymous_client: Client) -> None:
+def test_a_json_client_must_log_in(anonymous_client: Client) -> None:
     response = send_json(anonymous_client, input="Hi")
     assert_refused(response, 401, "Log in first")
     assert response.json()["code"] == "login_required"
 
 
-def test_htmx_is_sent_to_the_login_and_back(anonymous_client: Client) -> None:
+def test_htmx_is_redirected_to_the_login_and_back(anonymous_client: Client) -> None:
     headers = {**HTMX, "HX-Current-URL": "http://testserver/desk/?a=1"}
     response = anonymous_client.post(CREATE, {"input": "Hi"}, headers=headers)
     assert response.status_code == 401
@@ -312,21 +328,21 @@ def test_htmx_is_sent_to_the_login_and_back(anonymous_client: Client) -> None:
 
 
 @pytest.mark.parametrize("page", ["https://evil.example/", "javascript:alert(1)", ""])
-def test_login_leads_back_to_no_other_site(anonymous_client: Client, page: str) -> None:
+def test_the_login_does_not_redirect_to_another_site(anonymous_client: Client, page: str) -> None:
     headers = {**HTMX, "HX-Current-URL": page}
     response = anonymous_client.post(CREATE, {"input": "Hi"}, headers=headers)
     assert "evil" not in response.headers["HX-Redirect"]
     assert "alert" not in response.headers["HX-Redirect"]
 
 
-def test_browser_is_sent_to_the_login_and_back(anonymous_client: Client) -> None:
+def test_a_browser_is_redirected_to_the_login_and_back(anonymous_client: Client) -> None:
     address = "/agents/sessions/s/"
     response = anonymous_client.get(address, headers=BROWSER)
     assert response.status_code == 302
     assert response.headers["Location"] == f"/admin/login/?next={address}"
 
 
-def test_form_of_a_browser_is_sent_to_the_login_and_back_to_its_page(
+def test_a_browsers_form_is_redirected_to_the_login_and_back_to_its_page(
     anonymous_client: Client,
 ) -> None:
     headers = {**BROWSER, "Referer": "http://testserver/desk/"}
@@ -336,7 +352,7 @@ def test_form_of_a_browser_is_sent_to_the_login_and_back_to_its_page(
 
 
 @pytest.mark.parametrize("content_type", [JSON, FORM, "multipart/form-data; boundary=x"])
-def test_request_without_a_csrf_token(user: User, content_type: str) -> None:
+def test_a_request_without_a_csrf_token_is_refused(user: User, content_type: str) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
     response = send(client, '{"input": "a"}' if content_type == JSON else "", content_type)
@@ -345,7 +361,7 @@ def test_request_without_a_csrf_token(user: User, content_type: str) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_request_with_its_csrf_token(user: User) -> None:
+def test_a_request_with_a_csrf_token_is_accepted(user: User) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
     client.cookies["csrftoken"] = token = "a" * 32
@@ -358,7 +374,7 @@ def test_request_with_its_csrf_token(user: User) -> None:
 
 
 @pytest.mark.parametrize(("headers", "is_page"), [(HTMX, False), (BROWSER, True)])
-def test_error_is_html_for_those_who_read_html(
+def test_browsers_and_htmx_receive_errors_as_html(
     client: Client, headers: dict[str, str], is_page: bool
 ) -> None:
     response = client.post(CREATE, {"input": "a", "agent_key": "<ecko>"}, headers=headers)
@@ -380,7 +396,7 @@ def run(user: User, settings: Any) -> AgentRun:
 
 @pytest.mark.parametrize("name", ["after", "limit"])
 @pytest.mark.parametrize("value", ["-1", "x", "", "1.5", "9" * 5000, "NaN", "0x1", "%00"])
-def test_events_by_a_number_that_is_none(
+def test_an_invalid_number_in_the_query_of_events_is_refused(
     client: Client, run: AgentRun, name: str, value: str
 ) -> None:
     response = client.get(f"/agents/runs/{run.pk}/events/?{name}={value}")
@@ -388,24 +404,26 @@ def test_events_by_a_number_that_is_none(
     assert [error["field"] for error in response.json()["errors"]] == [name]
 
 
-def test_events_behind_a_number_that_no_column_holds(client: Client, run: AgentRun) -> None:
+def test_events_after_a_number_beyond_the_column_are_none(client: Client, run: AgentRun) -> None:
     response = client.get(f"/agents/runs/{run.pk}/events/?after={10**30}")
     assert (response.status_code, response.json()["next_after"]) == (200, 10**30)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1&limit=2", "visibility=internal"])
-def test_events_by_a_wrong_parameter(client: Client, run: AgentRun, query: str) -> None:
+def test_a_wrong_parameter_of_events_is_refused(client: Client, run: AgentRun, query: str) -> None:
     assert client.get(f"/agents/runs/{run.pk}/events/?{query}").status_code == 400
 
 
 @pytest.mark.django_db(transaction=True)  # A poll looks after lost runs, in a thread.
 @pytest.mark.parametrize("version", ["", "%00", "x" * 5000, "a&v=b"])
-def test_poll_by_any_version_is_answered(client: Client, run: AgentRun, version: str) -> None:
+def test_a_poll_accepts_any_version(client: Client, run: AgentRun, version: str) -> None:
     assert client.get(f"/agents/runs/{run.pk}/fragment/?v={version}").status_code == 200
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry"])
-def test_unknown_field_of_a_verb(client: Client, run: AgentRun, verb: str) -> None:
+def test_an_unknown_field_of_cancel_or_retry_is_refused(
+    client: Client, run: AgentRun, verb: str
+) -> None:
     body = json.dumps({"start_agian": True})
     response = client.post(f"/agents/runs/{run.pk}/{verb}/", body, content_type=JSON)
     assert response.status_code == 400
@@ -414,7 +432,7 @@ def test_unknown_field_of_a_verb(client: Client, run: AgentRun, verb: str) -> No
 
 
 @pytest.mark.parametrize("value", ["true", 1, None, []])
-def test_start_again_is_true_or_false(client: Client, run: AgentRun, value: Any) -> None:
+def test_start_again_must_be_a_boolean(client: Client, run: AgentRun, value: Any) -> None:
     body = json.dumps({"start_again": value})
     response = client.post(f"/agents/runs/{run.pk}/retry/", body, content_type=JSON)
     assert response.status_code == 400

@@ -98,7 +98,7 @@ def test_quiet_stream_says_that_it_is_there(
     monkeypatch.setattr(stream, "KEEP_ALIVE_SECONDS", 0.02)
 
     async def heard() -> bool:
-        parts = stream._open(follower([run.pk]))
+        parts = stream._open_stream(follower([run.pk]))
         begin = await anext(parts)
         assert begin.startswith(b"retry: ")
         found = [await anext(parts) for _ in range(5)]
