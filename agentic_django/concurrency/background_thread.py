@@ -25,11 +25,12 @@ thread, so it does not keep the process alive.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from django.db import Error, connections
 
-__all__ = ["BackgroundThread"]
+__all__ = ["BackgroundThread", "RepeatingThread"]
 
 
 class BackgroundThread:
@@ -102,3 +103,18 @@ class BackgroundThread:
             if not is_wanted:
                 self._thread = None
             return is_wanted
+
+
+class RepeatingThread(BackgroundThread):
+    """Calls a function at an interval, in seconds, until it is stopped.
+
+    The function must catch its errors: one that it raises ends the thread.
+    """
+
+    def __init__(self, name: str, interval: float, function: Callable[[], None]) -> None:
+        super().__init__()
+        self.name, self.interval, self.function = name, interval, function
+
+    def _run(self) -> None:
+        while self._pause(self.interval):
+            self.function()

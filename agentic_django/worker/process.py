@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from django.db import connections
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.background_thread import RepeatingThread
 from agentic_django.engine import heartbeat, recovery
 from agentic_django.openai_agents import runner
 from agentic_django.signals import logger
@@ -71,7 +71,8 @@ class WorkerProcess:
         self.say, self.tell = say, tell
         self._asked = 0.0
         self._parent = os.getppid()
-        self._over = threading.Event()
+        self._beat = RepeatingThread("agentic-worker", 1.0, self._report_alive)
+        self._swept_at = 0.0
         event_loop.use_thread_pools(records=orders.records, host_code=orders.work)
         runner.install_runner()
         connections.close_all()
@@ -81,15 +82,13 @@ class WorkerProcess:
         """Take and carry runs until told to end."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        beat = threading.Thread(target=self._beat, name="agentic-worker", daemon=True)
-        beat.start()
+        self._beat.start()
         self.say(f"Process {os.getpid()} takes runs of {self.duty.queue!r}.")
         try:
             self.claim_loop.work()
         finally:
             self._drain()
-            self._over.set()
-            beat.join(5)
+            self._beat.stop(5)
             self.claim_loop.close()
 
     def _on_signal(self, number: int, _: Any) -> None:
@@ -110,19 +109,17 @@ class WorkerProcess:
                 self.duty.slots.wait_until_free(_HAND_BACK_SECONDS)
                 return
 
-    def _beat(self) -> None:
-        """Sweep, and tell the supervisor that this process lives and its event loop responds."""
-        swept = 0.0
-        while not self._over.wait(1):
-            self._mind_parent()
-            try:
-                if time.monotonic() - swept > recovery.sweep_interval():
-                    event_loop.run_in_records_pool(recovery.sweep_if_due)
-                    swept = time.monotonic()
-                event_loop.start_on_loop(_nothing).result(30)
-                self.tell()
-            except Exception as error:  # noqa: BLE001 - whatever is away comes back
-                logger.warning("The worker's beat failed: %r", error)
+    def _report_alive(self) -> None:
+        """Sweep if it is time, and report that this process lives and its event loop responds."""
+        self._mind_parent()
+        try:
+            if time.monotonic() - self._swept_at > recovery.sweep_interval():
+                event_loop.run_in_records_pool(recovery.sweep_if_due)
+                self._swept_at = time.monotonic()
+            event_loop.start_on_loop(_nothing).result(30)
+            self.tell()
+        except Exception as error:  # noqa: BLE001 - the database or the loop may respond again
+            logger.warning("The worker's beat failed: %r", error)
 
     def _mind_parent(self) -> None:
         """Drain if the supervisor is gone: another may have been started."""

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from agentic_django.concurrency.background_thread import BackgroundThread
+from agentic_django.concurrency.background_thread import BackgroundThread, RepeatingThread
 from tests.support.processes import wait_until
 
 
@@ -110,3 +110,16 @@ def test_stop_waits_no_longer_than_its_timeout() -> None:
     assert collector.is_running
     collector.may_end.set()
     wait_until(lambda: not collector.is_running)
+
+
+def test_a_repeating_thread_calls_its_function_until_it_is_stopped() -> None:
+    calls: list[str] = []
+    thread = RepeatingThread("repeat", 0.01, lambda: calls.append(threading.current_thread().name))
+    thread.start()
+    wait_until(lambda: calls[2:] != [])
+    thread.stop(5)
+    count = len(calls)
+    assert not thread.is_running
+    assert set(calls) == {"repeat"}
+    threading.Event().wait(0.05)
+    assert len(calls) == count
