@@ -1,4 +1,7 @@
-"""The record of sessions and runs for operators: read, stop, try again, delete; never edit."""
+"""The admin of sessions, runs, events and approvals: view, cancel, retry, decide, delete.
+
+No row can be edited: runs change only through the services.
+"""
 
 from agentic_django.admin.approvals import ApprovalAdmin
 from agentic_django.admin.events import EventAdmin

@@ -1,9 +1,9 @@
-"""What runs ask, and what was decided."""
+"""The admin of approvals: people with the permission decide them here."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
@@ -13,24 +13,23 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from agentic_django import services
-from agentic_django.admin.base import Record, link, shown
+from agentic_django.admin.base import RecordAdmin, apply_to_each, link, shown
 from agentic_django.engine import approvals
-from agentic_django.exceptions import AgenticError
 from agentic_django.models import ToolApproval
 
 
 class OpenFilter(admin.SimpleListFilter):
-    """What waits for a decision, and what does not."""
+    """Filters approvals by whether they are decided."""
 
     title = _("decision")
     parameter_name = "open"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
-        """Return the two."""
+        """Return the choices."""
         return [("yes", _("waiting")), ("no", _("decided"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Return the chosen ones."""
+        """Return the approvals of the chosen kind."""
         match self.value():
             case "yes":
                 return approvals.approval_rows().open()
@@ -40,8 +39,8 @@ class OpenFilter(admin.SimpleListFilter):
 
 
 @admin.register(ToolApproval)
-class ApprovalAdmin(Record):
-    """What runs ask, and what was decided; those who may can decide here."""
+class ApprovalAdmin(RecordAdmin):
+    """Shows approvals. People with the permission can approve and reject them."""
 
     date_hierarchy = "requested_at"
     list_display = (
@@ -81,42 +80,37 @@ class ApprovalAdmin(Record):
     shown_answer = shown("answer", _("answer"))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: they go with their run."""
+        """Return False: approvals are deleted with their run."""
         return False
 
     def has_decide_permission(self, request: HttpRequest) -> bool:
-        """Whether the decisions are offered; each is looked at again when it is taken."""
+        """Whether the actions are offered. ``decide_approval`` checks each approval again."""
         return request.user.has_perm("agentic_django.change_toolapproval")
 
     @admin.display(description=_("run"), ordering="run")
     def run_link(self, approval: ToolApproval) -> str:
-        """Link to the run that asks."""
+        """Link to the run that waits for the approval."""
         return link(approval.run)
 
     @admin.action(description=_("Approve"), permissions=["decide"])
     def approve(self, request: HttpRequest, queryset: QuerySet[ToolApproval]) -> None:
-        """Approve the chosen calls."""
+        """Approve the selected calls."""
         self._decide(request, queryset, approve=True)
 
     @admin.action(description=_("Reject"), permissions=["decide"])
     def reject(self, request: HttpRequest, queryset: QuerySet[ToolApproval]) -> None:
-        """Reject the chosen calls, and decline the chosen questions."""
+        """Reject the selected calls, and decline the selected questions."""
         self._decide(request, queryset, approve=False)
 
     def _decide(
         self, request: HttpRequest, queryset: QuerySet[ToolApproval], *, approve: bool
     ) -> None:
-        """Decide as the one who is logged in: an operator who may; say what was left and why."""
-        done, refused = 0, Counter[str]()
-        for approval in queryset.select_related("run"):
-            try:
-                services.decide_approval(approval, approve, by=request.user)
-                done += 1
-            except AgenticError as error:
-                refused[str(error)] += 1
-        told = ngettext("%d decision was saved.", "%d decisions were saved.", done) % done
-        self.message_user(request, told, messages.SUCCESS if done else messages.WARNING)
-        for reason, count in refused.items():
+        """Decide as the user who is logged in; report the number of decisions and the errors."""
+        decide = partial(services.decide_approval, approve=approve, by=request.user)
+        saved, errors = apply_to_each(queryset.select_related("run"), decide)
+        text = ngettext("%d decision was saved.", "%d decisions were saved.", saved) % saved
+        self.message_user(request, text, messages.SUCCESS if saved else messages.WARNING)
+        for reason, count in errors.items():
             text = ngettext(
                 "%(n)d decision was not saved: %(why)s",
                 "%(n)d decisions were not saved: %(why)s",

@@ -1,4 +1,4 @@
-"""What happened to runs."""
+"""The admin of events."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from agentic_django.admin.base import Record, link, shown
+from agentic_django.admin.base import RecordAdmin, link, shown
 from agentic_django.engine.events import EventType
 from agentic_django.models import AgentEvent
 
 
 class TypeFilter(admin.SimpleListFilter):
-    """The types of events that the app writes, without a look through the whole table."""
+    """Filters events by type; offers the app's own types, without a query over the table."""
 
     title = _("type")
     parameter_name = "event_type"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, Any]]:
-        """Return each type."""
+        """Return the types."""
         return [(kind.value, kind.value) for kind in EventType]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -31,8 +31,8 @@ class TypeFilter(admin.SimpleListFilter):
 
 
 @admin.register(AgentEvent)
-class EventAdmin(Record):
-    """Events; one run's come from its page."""
+class EventAdmin(RecordAdmin):
+    """Shows events. The page of a run links to its events."""
 
     list_display = ("sequence", "event_type", "visibility", "run_link", "created_at")
     list_filter = (TypeFilter, "visibility", "created_at")
@@ -49,7 +49,7 @@ class EventAdmin(Record):
     shown_payload = shown("payload", _("payload"))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: events go with their run, or by the retention policy."""
+        """Return False: events are deleted with their run, or by the retention policy."""
         return False
 
     @admin.display(description=_("run"), ordering="run")

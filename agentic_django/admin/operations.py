@@ -1,4 +1,4 @@
-"""How the whole installation does, for its staff: figures over runs, in a few statements."""
+"""Computes the figures of all runs for the page of operations, in a few statements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
     "AgentFigures",
     "Bar",
     "Figures",
-    "Part",
+    "RunCount",
     "charts",
     "choices",
     "columns",
@@ -30,21 +30,21 @@ __all__ = [
 ]
 
 PERIODS = (1, 7, 30)
-"""So many days one may look back."""
+"""The periods that the page offers, in days."""
 
 MAX_AGENTS = 50
-"""So many agents have a row of their own, those with the most runs first."""
+"""The number of agents in the table, those with the most runs first."""
 
 SORTS = ("agent", "runs", "failed", "p50", "p95", "tokens")
-"""By what the table of agents can be sorted."""
+"""The columns by which the table of agents can be sorted."""
 
 Status = AgentRun.Status
-_TOOK = ExpressionWrapper(F("finished_at") - F("started_at"), output_field=DurationField())
+_DURATION = ExpressionWrapper(F("finished_at") - F("started_at"), output_field=DurationField())
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """How many runs of one kind."""
+class RunCount:
+    """The number of runs with one status or error code."""
 
     key: str
     label: str
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of a chart: an hour or a day, and its figure."""
+    """One bar of a chart: an hour or a day, and its value."""
 
     moment: datetime | date
     value: float
@@ -65,7 +65,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class AgentFigures:
-    """One agent's runs in the period; times in seconds, None where none completed."""
+    """The runs of one agent in the period. Times are in seconds, None if no run completed."""
 
     agent: str
     runs: int
@@ -77,18 +77,18 @@ class AgentFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All figures of the page; ages in seconds, None where nothing waits."""
+    """All figures of the page. ``queue_age`` is in seconds, None if no run waits."""
 
     days: int
     agent: str
-    states: Sequence[Part]
+    states: Sequence[RunCount]
     queue_age: float | None
     queue_length: int
     lost: int
     per_hour: float
     finished: Sequence[Bar]
     by_hour: bool
-    failures: Sequence[Part]
+    failures: Sequence[RunCount]
     agents: Sequence[AgentFigures]
     tokens: Sequence[Bar]
     total_tokens: float
@@ -97,7 +97,7 @@ class Figures:
 
 
 def operations(*, days: int = 1, agent: str = "", sort: str = "-runs") -> Figures:
-    """Return the figures of the last days, of all agents or of one."""
+    """Return the figures of the last days, for all agents or for one."""
     rows = AgentRun.objects.using(database())
     rows = rows.filter(agent_key=agent) if agent else rows
     since = timezone.now() - timedelta(days=days)
@@ -125,7 +125,7 @@ def operations(*, days: int = 1, agent: str = "", sort: str = "-runs") -> Figure
 
 
 def agent_keys() -> list[str]:
-    """Return the agents that have runs, for a choice."""
+    """Return the keys of the agents that have runs, sorted."""
     keys = AgentRun.objects.using(database()).values_list("agent_key", flat=True)
     return sorted(keys.order_by().distinct())
 
@@ -134,18 +134,18 @@ def _age(moment: datetime | None) -> float | None:
     return max((timezone.now() - moment).total_seconds(), 0.0) if moment else None
 
 
-def _states(rows: RunQuerySet, since: datetime) -> list[Part]:
-    """Count what is unfinished now, and what ended since."""
+def _states(rows: RunQuerySet, since: datetime) -> list[RunCount]:
+    """Count the unfinished runs, and the runs that ended since a time."""
     wanted = rows.filter(~Q(status__in=FINISHED) | Q(finished_at__gte=since))
     counted = wanted.order_by().values_list("status").annotate(n=Count("*"))
     found: dict[str, int] = dict(counted)
-    return [Part(state.value, str(state.label), found.get(state, 0)) for state in Status]
+    return [RunCount(state.value, str(state.label), found.get(state, 0)) for state in Status]
 
 
-def _failures(ended: RunQuerySet) -> list[Part]:
+def _failures(ended: RunQuerySet) -> list[RunCount]:
     bad = ended.filter(status__in=(Status.FAILED, Status.TIMED_OUT)).order_by()
     counted = bad.values_list("error_code").annotate(n=Count("*")).order_by("-n", "error_code")
-    return [Part(code, str(message_for_code(code)), n) for code, n in counted[:20]]
+    return [RunCount(code, str(message_for_code(code)), n) for code, n in counted[:20]]
 
 
 # Agents
@@ -176,7 +176,7 @@ def _key(row: AgentFigures, name: str) -> Any:
 def _agent(ended: RunQuerySet, row: Mapping[str, Any]) -> AgentFigures:
     key, count = row["agent_key"], row["good"]
     times = ended.filter(agent_key=key, status=Status.COMPLETED, started_at__isnull=False)
-    times = times.annotate(took=_TOOK).order_by("took")
+    times = times.annotate(duration=_DURATION).order_by("duration")
     p50, p95 = (_percentile(times, count, share) for share in (0.5, 0.95))
     return AgentFigures(key, row["n"], row["bad"], p50, p95, row["tokens"] or 0.0)
 
@@ -186,8 +186,8 @@ def _percentile(times: Any, count: int, share: float) -> float | None:
     if not count:
         return None
     at = max(-(-count * round(share * 100) // 100) - 1, 0)
-    took: timedelta | None = times.values_list("took", flat=True)[at : at + 1].first()
-    return took.total_seconds() if took is not None else None
+    duration: timedelta | None = times.values_list("duration", flat=True)[at : at + 1].first()
+    return duration.total_seconds() if duration is not None else None
 
 
 # Charts
@@ -196,14 +196,14 @@ CHART = (1000, 120)
 """Width and height of a chart, in units of the drawing."""
 
 HEADROOM = 16
-"""What is left free above the highest bar."""
+"""The space above the highest bar."""
 
-MOST_WIDE = 60.0
-"""A bar is no wider, however few there are."""
+MAX_BAR_WIDTH = 60.0
+"""The maximum width of a bar."""
 
 
 def _finished(ended: RunQuerySet, days: int) -> list[Bar]:
-    """Return how many runs ended in each hour of a day, or on each of many days."""
+    """Return the number of runs that ended in each hour of one day, or on each of several days."""
     if days > 1:
         return _bars(_per_day(ended, Count("*")), _days(days))
     hours = ended.annotate(hour=TruncHour("finished_at")).order_by().values_list("hour")
@@ -238,40 +238,41 @@ def _bars(values: dict[Any, float], moments: Sequence[Any]) -> list[Bar]:
 
 def _bar(moment: Any, value: float, most: float, x: float, each: float, height: float) -> Bar:
     tall = max(value / most * (height - HEADROOM), 2.0) if value else 0.0
-    wide = min(each * 0.8, MOST_WIDE)
+    wide = min(each * 0.8, MAX_BAR_WIDTH)
     return Bar(moment, value, x + (each - wide) / 2, height - tall, wide, tall)
 
 
 # The page's links and charts
 
 
-def parse_filters(given: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the page of figures is asked for; what is none of its choices is the default."""
-    days, sort = given.get("days", ""), given.get("sort", "")
+def parse_filters(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the filters in a query string; invalid values become the default."""
+    days, sort = query.get("days", ""), query.get("sort", "")
     return {
         "days": int(days) if days in map(str, PERIODS) else PERIODS[0],
-        "agent": given.get("agent", "")[:100].replace("\0", ""),
+        "agent": query.get("agent", "")[:100].replace("\0", ""),
         "sort": sort if sort.removeprefix("-") in SORTS else "-runs",
     }
 
 
-def _choice(asked: dict[str, Any], name: str, value: Any, label: Any) -> dict[str, Any]:
-    query = {key: each for key, each in {**asked, name: value}.items() if each}
+def _choice(filters: dict[str, Any], name: str, value: Any, label: Any) -> dict[str, Any]:
+    """Return the link that changes one filter."""
+    query = {key: each for key, each in {**filters, name: value}.items() if each}
     address = reverse("admin:agentic_django_operations", query=query)
-    return {"label": label, "address": address, "is_chosen": asked[name] == value}
+    return {"label": label, "address": address, "is_chosen": filters[name] == value}
 
 
-def choices(asked: dict[str, Any]) -> list[dict[str, Any]]:
+def choices(filters: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the links that choose a period and an agent."""
     labels = {1: _("Last 24 hours"), 7: _("Last 7 days"), 30: _("Last 30 days")}
-    periods = [_choice(asked, "days", days, label) for days, label in labels.items()]
-    keys = [_choice(asked, "agent", key, key) for key in agent_keys()]
-    agents = [_choice(asked, "agent", "", _("All agents")), *keys]
+    periods = [_choice(filters, "days", days, label) for days, label in labels.items()]
+    keys = [_choice(filters, "agent", key, key) for key in agent_keys()]
+    agents = [_choice(filters, "agent", "", _("All agents")), *keys]
     return [{"label": _("Period"), "links": periods}, {"label": _("Agent"), "links": agents}]
 
 
-def columns(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the headings of the table of agents, each a link that sorts by it."""
+def columns(filters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the headings of the table of agents, with the links that sort it."""
     labels = {
         "agent": _("agent"),
         "runs": _("runs"),
@@ -280,16 +281,17 @@ def columns(asked: dict[str, Any]) -> list[dict[str, Any]]:
         "p95": _("95th percentile"),
         "tokens": _("Tokens"),
     }
-    return [_column(asked, name, label) for name, label in labels.items()]
+    return [_column(filters, name, label) for name, label in labels.items()]
 
 
-def _column(asked: dict[str, Any], name: str, label: Any) -> dict[str, Any]:
-    is_down, is_up = asked["sort"] == f"-{name}", asked["sort"] == name
+def _column(filters: dict[str, Any], name: str, label: Any) -> dict[str, Any]:
+    is_down, is_up = filters["sort"] == f"-{name}", filters["sort"] == name
     order = "descending" if is_down else "ascending" if is_up else ""
-    return {**_choice(asked, "sort", name if is_down else f"-{name}", label), "order": order}
+    return {**_choice(filters, "sort", name if is_down else f"-{name}", label), "order": order}
 
 
 def charts(figures: Figures) -> list[dict[str, Any]]:
+    """Return the charts of the page: finished runs, tokens and, if known, cost."""
     per_day = {"by_hour": False, "is_money": False}
     ended = _("Finished runs per hour") if figures.by_hour else _("Finished runs per day")
     charts = [

@@ -1,8 +1,7 @@
-"""Runs: what was asked, what came of it, and why not; how all of them do."""
+"""The admin of runs, with the page of operations."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -21,21 +20,21 @@ from agentic_django.admin import operations
 from agentic_django.admin.base import (
     SHOWN_ROWS,
     OwnerFilter,
-    Record,
-    Rows,
+    RecordAdmin,
+    RelatedRows,
+    apply_to_each,
     link,
     list_link,
     owner_search,
     pretty,
     shown,
 )
-from agentic_django.exceptions import AgenticError
 from agentic_django.models import AgentEvent, AgentRun, StepCheckpoint
 from agentic_django.presentation import wording
 from agentic_django.steps import ExecutionState
 
 
-class EventRows(Rows):
+class EventRows(RelatedRows):
     """The last events of a run."""
 
     model = AgentEvent
@@ -56,8 +55,8 @@ class EventRows(Rows):
         return rows.filter(sequence__gt=F("run__event_count") - SHOWN_ROWS)
 
 
-class CheckpointRows(Rows):
-    """The last calls that a run recorded."""
+class CheckpointRows(RelatedRows):
+    """The last recorded calls of a run."""
 
     model = StepCheckpoint
     verbose_name_plural = _("last recorded calls")
@@ -67,7 +66,7 @@ class CheckpointRows(Rows):
         "name",
         "attempt",
         "finished_at",
-        "took",
+        "duration",
         "error",
         "shown_result",
     )
@@ -81,14 +80,14 @@ class CheckpointRows(Rows):
         return rows.filter(pk__in=Subquery(beside[:SHOWN_ROWS]))
 
     @admin.display(description=_("duration"))
-    def took(self, row: StepCheckpoint) -> str:
-        """Return how long the call took, with its unit."""
+    def duration(self, row: StepCheckpoint) -> str:
+        """Return the duration of the call, with its unit."""
         return wording.duration(row.duration_seconds)
 
 
 @admin.register(AgentRun)
-class RunAdmin(Record):
-    """Runs: what was asked, what came of it, and why not."""
+class RunAdmin(RecordAdmin):
+    """Shows runs. People with the permission can stop and retry them."""
 
     list_display = (
         "__str__",
@@ -182,41 +181,41 @@ class RunAdmin(Record):
     shown_usage = shown("usage", _("usage"))
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
-        """Return what a search looks at."""
+        """Return the fields that a search uses."""
         return ("^id", "session__session_key", "error", "error_detail", owner_search())
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
-        """Leave the long columns out of the list, and look up what a page links to."""
+        """Defer long columns in the list, and select the related rows that a page links to."""
         rows = super().get_queryset(request)
         if request.resolver_match and request.resolver_match.url_name.endswith("_changelist"):  # type: ignore[union-attr]
             return rows.defer("input_payload", "final_output", "error_detail", "context")
         return rows.select_related("owner", "session", "parent")
 
     def get_urls(self) -> list[Any]:
-        """Return the admin's addresses, and that of the figures."""
+        """Return the URLs of the admin and of the page of operations."""
         view = self.admin_site.admin_view(self.operations)
         return [path("operations/", view, name="agentic_django_operations"), *super().get_urls()]
 
     def operations(self, request: HttpRequest) -> HttpResponse:
-        """Show how the whole installation does."""
+        """Show the figures of all runs."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        asked = operations.parse_filters(request.GET)
-        figures = operations.operations(**asked)
+        filters = operations.parse_filters(request.GET)
+        figures = operations.operations(**filters)
         context = {
             **self.admin_site.each_context(request),
             "title": _("Operations"),
             "opts": self.opts,
             "figures": figures,
             "charts": operations.charts(figures),
-            "choices": operations.choices(asked),
-            "columns": operations.columns(asked),
+            "choices": operations.choices(filters),
+            "columns": operations.columns(filters),
             "runs_address": reverse("admin:agentic_django_agentrun_changelist"),
         }
         return TemplateResponse(request, "admin/agentic_django/operations.html", context)
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Whether the person may stop runs and try them again."""
+        """Whether the user may stop and retry runs."""
         return bool(request.user.has_perm("agentic_django.change_agentrun"))
 
     @admin.display(description=_("session"), ordering="session__session_key")
@@ -236,7 +235,7 @@ class RunAdmin(Record):
 
     @admin.display(description=_("step state"))
     def shown_state(self, run: AgentRun) -> str:
-        """Return what the steps of a pipeline keep between them, and which are done."""
+        """Return the completed steps of a pipeline, and the state that they share."""
         state = ExecutionState.for_run(run)
         if not state.completed_steps:
             return "-"
@@ -247,15 +246,15 @@ class RunAdmin(Record):
         """Link to all events of the run."""
         return list_link(AgentEvent, str(run.event_count), run__id__exact=run.pk)
 
-    def busy(self, rows: Iterable[Any]) -> Iterable[AgentRun]:
-        """Return those of the runs that have not ended."""
+    def unfinished_runs(self, rows: Iterable[Any]) -> Iterable[AgentRun]:
+        """Return the unfinished runs among these."""
         return [run for run in rows if run.is_active]
 
     @admin.action(description=_("Stop selected runs"), permissions=["operate"])
     def stop_runs(self, request: HttpRequest, queryset: QuerySet[AgentRun]) -> None:
         """Cancel the selected runs."""
         cancel = partial(services.cancel_agent_run, by=request.user)
-        done = self._each(request, queryset, cancel)
+        done = self._apply(request, queryset, cancel)
         if done:
             text = ngettext("%d run was stopped.", "%d runs were stopped.", done) % done
             self.message_user(request, text)
@@ -264,26 +263,19 @@ class RunAdmin(Record):
     def retry_runs(self, request: HttpRequest, queryset: QuerySet[AgentRun]) -> None:
         """Retry the selected runs."""
         retry = partial(services.retry_agent_run, by=request.user)
-        done = self._each(request, queryset, retry)
+        done = self._apply(request, queryset, retry)
         if done:
             text = ngettext("%d run was queued again.", "%d runs were queued again.", done) % done
             self.message_user(request, text)
 
-    def _each(
-        self, request: HttpRequest, runs: QuerySet[AgentRun], verb: Callable[[AgentRun], Any]
+    def _apply(
+        self, request: HttpRequest, runs: QuerySet[AgentRun], action: Callable[[AgentRun], Any]
     ) -> int:
-        """Do something to each run; tell the reasons of those that refused, return the rest."""
-        refused: Counter[str] = Counter()
-        done = 0
-        for run in runs.select_related("session", "owner"):
-            try:
-                verb(run)
-                done += 1
-            except AgenticError as error:
-                refused[str(error)] += 1
-        for reason, count in refused.items():
+        """Apply an action to each run, report its errors, and return how often it succeeded."""
+        succeeded, errors = apply_to_each(runs.select_related("session", "owner"), action)
+        for reason, count in errors.items():
             text = ngettext(
                 "%(n)d run was not changed: %(why)s", "%(n)d runs were not changed: %(why)s", count
             )
             self.message_user(request, text % {"n": count, "why": reason}, messages.WARNING)
-        return done
+        return succeeded

@@ -1,4 +1,4 @@
-"""Conversations and what they hold."""
+"""The admin of conversations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from django.utils.translation import gettext_lazy as _
 from agentic_django.admin.base import (
     SHOWN_ROWS,
     OwnerFilter,
-    Record,
-    Rows,
+    RecordAdmin,
+    RelatedRows,
     link,
     list_link,
     owner_search,
@@ -23,7 +23,7 @@ from agentic_django.admin.base import (
 from agentic_django.models import ACTIVE, AgentRun, AgentSession, AgentSessionItem
 
 
-class ItemRows(Rows):
+class ItemRows(RelatedRows):
     """The last items of a session."""
 
     model = AgentSessionItem
@@ -44,8 +44,8 @@ class ItemRows(Rows):
 
 
 @admin.register(AgentSession)
-class SessionAdmin(Record):
-    """Conversations."""
+class SessionAdmin(RecordAdmin):
+    """Shows conversations, their runs and their last items."""
 
     list_display = (
         "session_key",
@@ -78,7 +78,7 @@ class SessionAdmin(Record):
     shown_metadata = shown("metadata", _("metadata"))
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
-        """Return what a search looks at."""
+        """Return the fields that a search uses."""
         return ("^id", "session_key", "title", owner_search())
 
     @admin.display(description=_("runs"))
@@ -86,6 +86,6 @@ class SessionAdmin(Record):
         """Link to the session's runs."""
         return list_link(AgentRun, str(session.run_count), session__id__exact=session.pk)
 
-    def busy(self, rows: Iterable[Any]) -> Iterable[AgentRun]:
+    def unfinished_runs(self, rows: Iterable[Any]) -> Iterable[AgentRun]:
         """Return the sessions' unfinished runs."""
         return AgentRun.objects.filter(session__in=rows, status__in=ACTIVE)
