@@ -84,7 +84,8 @@ class Heartbeat(BackgroundThread):
                 if event_loop.is_interpreter_exiting():
                     _release(leases)
                 elif elapsed >= settings.LEASE_SECONDS / 3:
-                    _renew(leases, elapsed)
+                    run_ids = [lease.attempt.run.pk for lease in leases]
+                    fenced_writes.renew_leases(run_ids, elapsed)
                     renewed = time.monotonic()
                 _cancel_lost(leases)
             except Exception as error:  # noqa: BLE001 - leases outlast a short absence of the database
@@ -95,10 +96,6 @@ class Heartbeat(BackgroundThread):
 
 def _interval() -> float:
     return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
-
-
-def _renew(leases: set[Lease], seconds: float) -> None:
-    fenced_writes.renew_leases([lease.attempt.run.pk for lease in leases], seconds)
 
 
 def _cancel_lost(leases: set[Lease]) -> None:

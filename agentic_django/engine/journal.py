@@ -31,6 +31,7 @@ __all__ = [
     "Journal",
     "load_journal",
     "record_intent",
+    "save_entries",
     "short_key",
     "total_usage",
     "write_entries",
@@ -311,15 +312,18 @@ def write_entries(entries: Sequence[Entry], *, waits: bool = True) -> list[StepC
         change.columns |= entry.run_columns
     with fenced_writes.fenced(*changes, waits=waits):
         fenced_writes.write_changes(list(changes.values()), waits=waits)
-        _save(entries)
+        save_entries(entries)
         for entry in entries:
             if entry.has_draft:
                 drafts.delete_draft(entry.row.run, entry.row.key)
     return [entry.row for entry in entries]
 
 
-def _save(entries: Sequence[Entry]) -> None:
-    """Insert new rows and overwrite replaced ones, also when an earlier try was rolled back."""
+def save_entries(entries: Sequence[Entry]) -> None:
+    """Insert new rows and overwrite replaced ones, in the transaction of ``write_entries``.
+
+    It may be called again with the same entries after a rollback.
+    """
     for entry in entries:
         entry.row.pk, entry.row._state.adding = entry.replaces.pk if entry.replaces else None, True
     new = [entry.row for entry in entries if entry.replaces is None]

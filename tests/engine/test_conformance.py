@@ -186,7 +186,7 @@ def test_its_calls_are_recorded_and_billed(work: Work, carry: Carry, kind: str) 
 
 
 @in_transaction
-def test_its_events_tell_its_story_in_order(work: Work, carry: Carry, kind: str) -> None:
+def test_its_events_are_in_order(work: Work, carry: Carry, kind: str) -> None:
     work(LOOK, "It is fine.")
     run = carry("work")
     told = numbered(run)
@@ -201,7 +201,7 @@ def test_its_events_tell_its_story_in_order(work: Work, carry: Carry, kind: str)
 
 
 @in_transaction
-def test_its_conversation_holds_what_was_said(
+def test_its_messages_join_the_conversation(
     work: Work, carry: Carry, session: AgentSession, kind: str
 ) -> None:
     work("Hello, you.")
@@ -211,7 +211,9 @@ def test_its_conversation_holds_what_was_said(
 
 
 @in_transaction
-def test_it_fails_and_says_why(work: Work, carry: Carry, session: AgentSession, kind: str) -> None:
+def test_its_failure_has_a_code_and_a_sentence(
+    work: Work, carry: Carry, session: AgentSession, kind: str
+) -> None:
     work(LOOK, *[ValueError("secret")] * 2)
     run = carry("work", session=session)
     assert (run.status, run.attempt) == ("failed", 1)
@@ -225,7 +227,7 @@ def test_it_fails_and_says_why(work: Work, carry: Carry, session: AgentSession, 
 
 
 @in_transaction
-def test_what_may_pass_is_tried_again_and_nothing_recorded_is_repeated(
+def test_a_transient_failure_is_retried_and_recorded_calls_are_not_repeated(
     work: Work, carry: Carry, kind: str
 ) -> None:
     talk = work(LOOK, AWAY, "It is fine.")
@@ -239,7 +241,9 @@ def test_what_may_pass_is_tried_again_and_nothing_recorded_is_repeated(
 
 
 @in_transaction
-def test_what_does_not_pass_is_given_up(work: Work, carry: Carry, settings: Any, kind: str) -> None:
+def test_it_fails_after_the_last_attempt(
+    work: Work, carry: Carry, settings: Any, kind: str
+) -> None:
     settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 2
     talk = work(*[AWAY] * 4)
     run = carry("work")
@@ -249,7 +253,7 @@ def test_what_does_not_pass_is_given_up(work: Work, carry: Carry, settings: Any,
 
 
 @in_transaction
-def test_a_person_may_try_it_again_from_where_it_failed(
+def test_a_person_may_retry_it_from_its_last_result(
     work: Work, carry: Carry, session: AgentSession, kind: str
 ) -> None:
     talk = work(LOOK, *[ValueError("no")] * (2 if kind == "pipeline" else 1), "It is fine.")
@@ -263,7 +267,7 @@ def test_a_person_may_try_it_again_from_where_it_failed(
 
 
 @in_transaction
-def test_a_person_may_start_it_again(work: Work, carry: Carry, kind: str) -> None:
+def test_a_person_may_start_it_from_the_beginning(work: Work, carry: Carry, kind: str) -> None:
     errors = [ValueError("no")] * (2 if kind == "pipeline" else 1)
     talk = work(LOOK, *errors, LOOK, "It is fine.")
     run = carry("work")
@@ -340,7 +344,7 @@ def test_a_model_that_exits_fails_the_run_alone(work: Work, carry: Carry) -> Non
 
 
 @in_transaction
-def test_an_input_of_several_items_reaches_the_model(
+def test_an_input_of_several_items_is_sent_to_the_model(
     work: Work, carry: Carry, session: AgentSession, kind: str
 ) -> None:
     items = [
@@ -365,7 +369,9 @@ def test_odd_characters_are_kept(work: Work, carry: Carry) -> None:
 
 
 @in_transaction
-def test_it_waits_for_a_person_and_goes_on(work: Work, carry: Carry, session: AgentSession) -> None:
+def test_it_waits_for_a_person_and_continues(
+    work: Work, carry: Carry, session: AgentSession
+) -> None:
     talk = work(LOOK, "It is fine.")
     talk.asks_first = True
     run = carry("work", session=session)
@@ -383,7 +389,7 @@ def test_it_waits_for_a_person_and_goes_on(work: Work, carry: Carry, session: Ag
 
 
 @in_transaction
-def test_it_is_stopped_while_it_waits(work: Work, carry: Carry) -> None:
+def test_it_is_cancelled_while_it_waits(work: Work, carry: Carry) -> None:
     talk = work(LOOK, "It is fine.")
     talk.asks_first = True
     run = carry("work")
@@ -414,7 +420,7 @@ async def perform(run_id: str, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_hosts_run_that_is_abandoned_is_marked_failed_and_resumable_and_never_requeued(
+def test_an_orphaned_inline_run_fails_is_resumable_and_is_never_queued(
     sqlite_project: Project, settings: Any, django_db_blocker: Any
 ) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 1.0

@@ -17,7 +17,7 @@ from django.db import OperationalError, connections, transaction
 from django.db.models.functions import Now
 
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import heartbeat, recovery
+from agentic_django.engine import fenced_writes, heartbeat, recovery
 from agentic_django.models import AgentRun
 from agentic_django.services import cancel_agent_run, submit_agent_run
 from agentic_django.worker import executor
@@ -107,7 +107,7 @@ def slow() -> Iterator[Slow]:
     work.release.set()
 
 
-def test_a_tool_that_blocks_cannot_stop_the_lease_from_being_renewed(
+def test_a_blocking_tool_does_not_stop_the_renewal_of_the_lease(
     scripted: Any, run: AgentRun, slow: Slow, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 3
@@ -130,7 +130,7 @@ def test_a_tool_that_blocks_cannot_stop_the_lease_from_being_renewed(
     assert 3 < run.active_seconds < 20
 
 
-def test_a_lease_that_ends_after_all_is_not_renewed_for_another(
+def test_an_attempt_that_lost_its_run_does_not_renew_the_lease(
     scripted: Any, run: AgentRun, slow: Slow, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 0.6
@@ -194,7 +194,7 @@ def test_a_synchronous_tool_is_abandoned_and_its_result_refused(
 
 
 @pytest.mark.parametrize("what", ["wait", "block", "model"])
-def test_a_run_whose_time_is_up_ends_at_once(
+def test_a_run_times_out_at_its_deadline(
     scripted: Any, run: AgentRun, slow: Slow, settings: Any, what: str
 ) -> None:
     settings.AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 0.8
@@ -214,7 +214,7 @@ def test_a_run_whose_time_is_up_ends_at_once(
     assert recorded(run) == ([] if what == "model" else [("model", "default")])
 
 
-def test_time_counts_over_attempts(scripted: Any, run: AgentRun, settings: Any) -> None:
+def test_active_time_is_summed_over_attempts(scripted: Any, run: AgentRun, settings: Any) -> None:
     scripted("default", "Done.")
     settings.AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 10
     AgentRun.objects.update(active_seconds=11)
@@ -222,7 +222,7 @@ def test_time_counts_over_attempts(scripted: Any, run: AgentRun, settings: Any) 
     assert attempt(run).status == "timed_out"
 
 
-def test_an_interrupting_message_takes_the_place_of_the_running_one(
+def test_an_interrupting_message_cancels_the_running_run(
     scripted: Any, run: AgentRun, slow: Slow, user: User
 ) -> None:
     scripted("default", call_tool("wait"), "Next.", tools=slow.tools())
@@ -241,7 +241,7 @@ def test_an_interrupting_message_takes_the_place_of_the_running_one(
     assert finish(following).final_output == "Next."
 
 
-def test_a_heart_outlives_a_database_that_is_away(
+def test_the_heartbeat_survives_an_unreachable_database(
     scripted: Any,
     run: AgentRun,
     slow: Slow,
@@ -251,7 +251,7 @@ def test_a_heart_outlives_a_database_that_is_away(
 ) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 3
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.1)
-    renew = heartbeat._renew
+    renew = fenced_writes.renew_leases
     failed: list[int] = []
 
     def failing(*args: Any) -> None:
@@ -261,7 +261,7 @@ def test_a_heart_outlives_a_database_that_is_away(
         renew(*args)
         failed.append(2)
 
-    monkeypatch.setattr(heartbeat, "_renew", failing)
+    monkeypatch.setattr(fenced_writes, "renew_leases", failing)
     scripted("default", call_tool("block"), "Done.", tools=slow.tools())
     with working(run):
         wait_until(lambda: 2 in failed, timeout=10)
@@ -280,7 +280,7 @@ def test_the_thread_ends_after_the_last_lease(
     wait_until(lambda: not process.get(heartbeat.Heartbeat).is_running, timeout=5)
 
 
-def test_a_run_within_a_transaction_is_not_looked_for_from_outside(
+def test_a_run_in_its_callers_transaction_has_no_heartbeat(
     scripted: Any, run: AgentRun, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)

@@ -66,11 +66,11 @@ def test_a_result_is_recorded_once(held: Attempt) -> None:
     assert numbered(held.run) == ["run.started", "message", "message"]
 
 
-def test_what_was_not_written_is_not_remembered(
+def test_a_rollback_restores_the_run_in_memory(
     held: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(journal, "_save", _away)
+        broken.setattr(journal, "save_entries", _away)
         with pytest.raises(OperationalError):
             record(held, result(), told(3))
     assert held.run.event_count == 1
@@ -82,13 +82,13 @@ def _away(*args: Any, **kwargs: Any) -> None:
     raise OperationalError("The database is away.")
 
 
-def test_what_is_recorded_shows_that_an_attempt_was_not_in_vain(held: Attempt) -> None:
+def test_a_recorded_result_resets_the_count_of_failures(held: Attempt) -> None:
     AgentRun.objects.update(failures=3)
     record(held, result())
     assert AgentRun.objects.get().failures == 0
 
 
-def test_an_intent_becomes_its_result(held: Attempt) -> None:
+def test_a_result_replaces_its_intent(held: Attempt) -> None:
     intent = journal.record_intent(held, "pay", "tool", "pay")
     assert intent.is_intent
     row = record(held, result("pay", kind="tool", name="pay"), told(), intent)
@@ -114,7 +114,7 @@ def test_a_later_attempt_finds_what_earlier_ones_recorded(held: Attempt) -> None
     assert found.result == "x"
 
 
-def test_another_generation_finds_nothing_and_is_billed_for_all(held: Attempt) -> None:
+def test_a_new_generation_finds_nothing_and_is_billed_for_all(held: Attempt) -> None:
     record(held, result())
     held.number, held.run.generation = 2, 2
     loaded = journal.load_journal(held)
@@ -123,7 +123,7 @@ def test_another_generation_finds_nothing_and_is_billed_for_all(held: Attempt) -
 
 
 @pytest.mark.parametrize("length", [10, 200, 201, 5000])
-def test_long_keys_are_shortened_and_stay_apart(held: Attempt, length: int) -> None:
+def test_long_keys_are_shortened_and_stay_different(held: Attempt, length: int) -> None:
     keys = ["k" * length + ending for ending in ("a", "b")]
     for key in keys:
         record(held, result(key, value=key))
@@ -136,7 +136,7 @@ def test_long_keys_are_shortened_and_stay_apart(held: Attempt, length: int) -> N
 
 
 @pytest.mark.parametrize("text", ["half \ud83d of a smiley", "a\0b", '{"b": 1.0, "a": 1e400}'])
-def test_results_come_back_as_they_were(held: Attempt, text: str) -> None:
+def test_results_are_stored_without_a_change(held: Attempt, text: str) -> None:
     value = {"text": text, "numbers": [1.0, 10**30], "none": None, text: True}
     row = record(held, result(value=value))
     row.refresh_from_db()
@@ -144,7 +144,7 @@ def test_results_come_back_as_they_were(held: Attempt, text: str) -> None:
     assert list(row.result) == list(value)
 
 
-def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: Attempt) -> None:
+def test_an_error_that_must_end_the_attempt_is_raised_after_it_was_swallowed(held: Attempt) -> None:
     kept = Journal(held)
     AgentRun.objects.update(status="cancelled")
 
@@ -157,7 +157,7 @@ def test_the_end_of_an_attempt_is_remembered_whatever_is_made_of_it(held: Attemp
         pass
 
 
-def test_a_deferred_event_goes_with_the_next_write(held: Attempt) -> None:
+def test_a_deferred_event_is_part_of_the_next_write(held: Attempt) -> None:
     kept = Journal(held)
     kept.defer(events.new_event("log", message="first"))
     event_loop.run_on_loop(lambda: kept.record(result(), told()))

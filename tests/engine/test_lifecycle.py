@@ -132,7 +132,7 @@ def end_by_time_out(run: AgentRun) -> Any:
         (end_by_time_out, "timed_out"),
     ],
 )
-def test_an_unfinished_run_leaves_a_history_that_the_next_turn_can_use(
+def test_an_unfinished_run_adds_a_history_that_the_next_run_can_use(
     scripted: Any, make: Make, end: Any, status: str
 ) -> None:
     run = make("Is it sunny?")
@@ -177,7 +177,7 @@ def test_an_unfinished_run_leaves_a_history_that_the_next_turn_can_use(
         ),
     ],
 )
-def test_results_are_left_as_a_completed_run_would_leave_them(
+def test_an_unfinished_run_adds_results_like_a_completed_one(
     scripted: Any, make: Make, value: Any, output: Any
 ) -> None:
     looked = tool("look", lambda: value)
@@ -189,7 +189,7 @@ def test_results_are_left_as_a_completed_run_would_leave_them(
     assert items(failed)[2]["output"] == output
 
 
-def test_a_handoff_that_was_followed_is_left_as_one(scripted: Any, make: Make) -> None:
+def test_an_unfinished_run_adds_its_handoffs(scripted: Any, make: Make) -> None:
     other = test_agents.echo()
     other.name = "other"
     other.model = test_agents.answering(lambda call: ValueError("a mistake"))
@@ -207,7 +207,9 @@ def _calls_once(call: Any) -> Any:
     return call_tool("look", call_id="c9")
 
 
-def test_what_nested_agents_said_is_not_left(scripted: Any, make: Make) -> None:
+def test_an_unfinished_run_does_not_add_messages_of_nested_agents(
+    scripted: Any, make: Make
+) -> None:
     inner = test_agents.echo()
     ask = inner.as_tool(tool_name="ask", tool_description="Ask.")
     step = call_tool("ask", input="Hello inside")
@@ -217,7 +219,7 @@ def test_what_nested_agents_said_is_not_left(scripted: Any, make: Make) -> None:
     assert left[2]["output"] == "You said: Hello inside"
 
 
-def test_a_run_that_began_leaves_what_the_person_said(scripted: Any, make: Make) -> None:
+def test_a_run_that_started_adds_its_input(scripted: Any, make: Make) -> None:
     scripted("default", AWAY)
     run = make([{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}])
     assert attempt(run).status == "pending"
@@ -225,7 +227,7 @@ def test_a_run_that_began_leaves_what_the_person_said(scripted: Any, make: Make)
     assert [item["content"] for item in items(run)] == ["One", "Two"]
 
 
-def test_a_run_that_never_began_leaves_nothing(make: Make) -> None:
+def test_a_run_that_never_started_adds_nothing(make: Make) -> None:
     """What stands before it has yet to end, and would come behind it in the history."""
     run = make()
     cancel_agent_run(run)
@@ -241,7 +243,7 @@ def test_a_run_that_has_ended_cannot_be_cancelled(user: User, status: str) -> No
 # Trying again, because a person wants that
 
 
-def test_a_retry_goes_on_behind_what_is_recorded(scripted: Any, make: Make) -> None:
+def test_a_retry_continues_after_the_recorded_results(scripted: Any, make: Make) -> None:
     looks: list[int] = []
     looked = tool("look", looking(looks))
     scripted("default", call_tool("look"), ValueError("a mistake"), "Done.", tools=[looked])
@@ -259,7 +261,7 @@ def test_a_retry_goes_on_behind_what_is_recorded(scripted: Any, make: Make) -> N
     assert payloads(run, "run.retrying")[0]["reason"] == "by ada"
 
 
-def test_to_start_again_does_everything_anew_and_keeps_the_old_rows_for_the_bill(
+def test_a_fresh_retry_repeats_all_calls_and_bills_the_earlier_ones_too(
     scripted: Any, make: Make
 ) -> None:
     looks: list[int] = []
@@ -277,7 +279,7 @@ def test_to_start_again_does_everything_anew_and_keeps_the_old_rows_for_the_bill
     assert run.usage["total_tokens"] == 3 * 15
 
 
-def test_only_the_last_run_of_a_conversation_is_tried_again(scripted: Any, make: Make) -> None:
+def test_only_the_last_run_of_a_conversation_can_be_retried(scripted: Any, make: Make) -> None:
     scripted("default", ValueError("a mistake"), "Done.")
     run = attempt(make())
     following = finish(make("Next", run.session))
@@ -291,7 +293,7 @@ def test_only_the_last_run_of_a_conversation_is_tried_again(scripted: Any, make:
 # Trying again by itself
 
 
-def test_a_failure_that_may_pass_is_tried_again_a_bounded_number_of_times(
+def test_a_transient_failure_is_retried_a_limited_number_of_times(
     scripted: Any, make: Make
 ) -> None:
     model = scripted("default", *[AWAY] * 9)
@@ -301,7 +303,7 @@ def test_a_failure_that_may_pass_is_tried_again_a_bounded_number_of_times(
     assert numbered(run) == [*["run.started", "run.retrying"] * 3, "run.started", "run.failed"]
 
 
-def test_attempts_that_add_to_the_journal_are_not_counted(scripted: Any, make: Make) -> None:
+def test_attempts_that_record_results_do_not_count_as_failures(scripted: Any, make: Make) -> None:
     steps = [(call_tool("look", call_id=f"c{n}"), AWAY, AWAY, AWAY) for n in range(3)]
     looked = tool("look", lambda: "sunny")
     scripted("default", *chain.from_iterable(steps), "Done.", tools=[looked])
@@ -328,7 +330,7 @@ def test_the_number_of_attempts_is_set_for_all_for_an_agent_or_for_a_run(
     assert finish(make(metadata=metadata)).attempt == attempts
 
 
-def test_a_run_in_back_off_keeps_its_place(
+def test_a_run_in_back_off_keeps_its_position(
     scripted: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retries, "backoff", lambda failures: 30.0)
@@ -359,7 +361,7 @@ def test_delays_grow_and_differ() -> None:
 # Lost
 
 
-def test_a_run_that_is_lost_again_and_again_fails(make: Make, scripted: Any) -> None:
+def test_a_run_orphaned_too_often_fails(make: Make, scripted: Any) -> None:
     run = make()
     for _ in range(3):
         assert lose(run).status == "pending"
@@ -372,7 +374,7 @@ def test_a_run_that_is_lost_again_and_again_fails(make: Make, scripted: Any) -> 
     assert finish(run).final_output == "Done."
 
 
-def test_the_next_run_starts_when_a_lost_one_has_failed(make: Make, scripted: Any) -> None:
+def test_the_next_run_starts_when_an_orphaned_one_has_failed(make: Make, scripted: Any) -> None:
     scripted("default", "Done.")
     run = make()
     following = make("Next", run.session)
@@ -398,7 +400,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, act)
 
 
-def test_a_write_that_fails_with_the_database_is_made_again(
+def test_a_call_whose_recording_failed_is_made_again_by_the_next_attempt(
     scripted: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
@@ -421,7 +423,7 @@ def test_a_write_that_fails_with_the_database_is_made_again(
     assert len(looks) == 1
 
 
-def test_an_end_that_fails_with_the_database_comes_after_the_lease(
+def test_a_completion_that_failed_is_written_by_the_attempt_after_the_lease(
     scripted: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = scripted("default", "Done.")
@@ -442,7 +444,7 @@ def test_an_end_that_fails_with_the_database_comes_after_the_lease(
 # Many
 
 
-def test_a_long_line_of_one_conversation_is_worked_off_without_recursion(user: User) -> None:
+def test_many_queued_runs_of_one_conversation_execute_without_recursion(user: User) -> None:
     depths: list[int] = []
 
     def respond(call: Any) -> Any:

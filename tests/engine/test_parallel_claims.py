@@ -89,7 +89,7 @@ def test_twenty_threads_claim_one_run_of_each_session(in_project: Project) -> No
 
 
 @pytest.mark.postgres
-def test_positions_are_unique_and_without_gaps_whoever_adds_runs(in_project: Project) -> None:
+def test_concurrent_runs_get_unique_positions_without_gaps(in_project: Project) -> None:
     owner = User.objects.create_user("ada")
     session = make_session(owner)
 
@@ -112,7 +112,7 @@ def test_positions_are_unique_in_threads_on_every_database(user: User) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_items_are_numbered_without_gaps_whoever_writes_them(user: User) -> None:
+def test_concurrent_items_are_numbered_without_gaps(user: User) -> None:
     session = make_session(user)
 
     def add() -> None:
@@ -125,7 +125,7 @@ def test_items_are_numbered_without_gaps_whoever_writes_them(user: User) -> None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_one_session_comes_of_many_first_messages(user: User) -> None:
+def test_concurrent_first_messages_create_one_session(user: User) -> None:
     stores = at_once(8, lambda: sessions.get_session("orders", user))
     assert len({store.session.pk for store in stores}) == AgentSession.objects.count() == 1
 
@@ -159,7 +159,7 @@ def decide(pk: Any, approve: bool = True) -> str:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_many_who_decide_at_once_one_wins(user: User, no_queue: None) -> None:
+def test_of_many_concurrent_decisions_one_is_recorded(user: User, no_queue: None) -> None:
     run = make_waiting(user, 1)
     pk = run.approvals.get().pk
     told = at_once(8, lambda: decide(pk))
@@ -171,7 +171,7 @@ def test_of_many_who_decide_at_once_one_wins(user: User, no_queue: None) -> None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_last_of_many_decisions_at_once_sends_the_run_on(user: User, no_queue: None) -> None:
+def test_the_last_of_many_concurrent_decisions_queues_the_run(user: User, no_queue: None) -> None:
     for _ in range(3):
         run = make_waiting(user, 6)
         left = list(run.approvals.values_list("pk", flat=True))

@@ -27,7 +27,7 @@ print(run.status, run.failures, run.events.latest("sequence").payload["reason"])
 
 
 @pytest.mark.slow
-def test_a_process_with_a_thread_pool_hands_its_runs_back_as_it_ends(
+def test_a_process_with_a_thread_pool_releases_its_runs_when_it_ends(
     sqlite_project: Project,
 ) -> None:
     sqlite_project.extra["AGENTIC_TEST_TASKS"] = "threads"

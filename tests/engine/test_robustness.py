@@ -77,7 +77,7 @@ def guarded_agent(first_delay: float, asked: list[str]) -> agents.Agent[Any]:
     return made
 
 
-def test_guardrails_that_ask_the_same_agent_keep_their_own_answers(
+def test_guardrails_that_run_the_same_agent_get_their_own_results(
     user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays, asked, made = iter([0.2, 0.0, 0.0]), [], []
@@ -97,7 +97,7 @@ def test_guardrails_that_ask_the_same_agent_keep_their_own_answers(
     assert len(made) == run.attempt == 2
 
 
-def test_a_run_that_is_cancelled_in_line_leaves_nothing_before_its_turn(user: User) -> None:
+def test_a_run_cancelled_in_the_queue_adds_nothing_to_its_session(user: User) -> None:
     session = make_session(user)
     first, second = pending(user, session), pending(user, session)
     claim(first)
@@ -107,7 +107,7 @@ def test_a_run_that_is_cancelled_in_line_leaves_nothing_before_its_turn(user: Us
     assert said_by(first) == [("user", "hi")]
 
 
-def test_what_a_host_adds_during_a_run_is_not_in_its_next_attempts_history(user: User) -> None:
+def test_items_added_during_a_run_are_not_in_the_history_of_its_next_attempt(user: User) -> None:
     session = make_session(user)
     session_items.append_items(session, [{"role": "user", "content": "before"}])
     run = pending(user, session)
@@ -121,7 +121,7 @@ def test_what_a_host_adds_during_a_run_is_not_in_its_next_attempts_history(user:
     assert [item["content"] for item in sessions.RunHistory(Attempt(again))._read()] == ["before"]
 
 
-def test_an_error_with_half_a_character_is_stored(user: User) -> None:
+def test_an_error_with_a_lone_surrogate_is_stored(user: User) -> None:
     run = pending(user)
     lifecycle.fail(claim(run), lifecycle.Failure("internal", ValueError("half \ud83d\0")))
     run.refresh_from_db()
@@ -129,7 +129,7 @@ def test_an_error_with_half_a_character_is_stored(user: User) -> None:
 
 
 @pytest.mark.parametrize("metadata", [{"max_attempts": "3"}, {"max_attempts": -1}, [], None])
-def test_a_hosts_odd_metadata_keeps_no_run_from_being_recovered(user: User, metadata: Any) -> None:
+def test_invalid_metadata_does_not_prevent_recovery(user: User, metadata: Any) -> None:
     odd, plain = (claim(pending(user)).run for _ in range(2))
     if metadata is not None:
         AgentRun.objects.filter(pk=odd.pk).update(metadata=metadata)
@@ -138,7 +138,7 @@ def test_a_hosts_odd_metadata_keeps_no_run_from_being_recovered(user: User, meta
     assert recovery.sweep("requeue").requeued == 2
 
 
-def test_saving_a_run_writes_what_is_the_hosts_and_nothing_else(user: User) -> None:
+def test_saving_a_run_writes_only_the_hosts_columns(user: User) -> None:
     run = claim(pending(user)).run
     lifecycle.cancel(AgentRun.objects.get(pk=run.pk))
     run.metadata["seen"] = True
@@ -147,7 +147,7 @@ def test_saving_a_run_writes_what_is_the_hosts_and_nothing_else(user: User) -> N
     assert (run.status, run.metadata["seen"]) == ("cancelled", True)
 
 
-def test_a_place_that_was_left_over_does_not_keep_others_out(user: User) -> None:
+def test_a_stale_slot_does_not_block_other_runs(user: User) -> None:
     with override_settings(AGENTIC_DJANGO_CONCURRENCY_LIMIT=1):
         first = claim(pending(user))
     lifecycle.complete([lifecycle.Completion(first, "done", [], {})])
@@ -156,7 +156,7 @@ def test_a_place_that_was_left_over_does_not_keep_others_out(user: User) -> None
         claim(pending(user))
 
 
-def test_a_retry_counts_for_the_rate_limit(client: Client, user: User) -> None:
+def test_a_retry_consumes_the_rate_limit(client: Client, user: User) -> None:
     run = make_run(user, status="failed")
     with override_settings(AGENTIC_DJANGO_RATE_LIMIT="1/h"):
         answers = []
@@ -167,7 +167,7 @@ def test_a_retry_counts_for_the_rate_limit(client: Client, user: User) -> None:
 
 
 @pytest.mark.parametrize("key", ["order 1042", "é", "", "x" * 256, "a\n"])
-def test_a_session_key_that_no_address_can_hold_is_refused(user: User, key: str) -> None:
+def test_a_session_key_that_does_not_fit_a_url_is_refused(user: User, key: str) -> None:
     with pytest.raises(BadInput, match="session_key"):
         AgentSession.objects.create(owner=user, session_key=key)
 
@@ -181,12 +181,12 @@ def test_an_odd_charset_of_a_form_is_a_bad_request(client: Client, charset: str)
 
 def test_an_agent_as_a_tool_cannot_be_marked_as_at_most_once() -> None:
     tool = agents.Agent(name="sub").as_tool("sub", "A sub-agent.")
-    with pytest.raises(BadSetting, match="own tools"):
+    with pytest.raises(BadSetting, match="Mark the tools of that agent"):
         at_most_once(tool)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_task_that_was_taken_and_came_to_nothing_is_sent_again(
+def test_a_run_whose_task_died_before_the_claim_is_enqueued_again(
     user: User, use_tasks: Any
 ) -> None:
     use_tasks("database")

@@ -50,16 +50,16 @@ def told(verb: str) -> list[events.Event]:
 # The table
 
 
-def test_every_state_can_be_left_but_the_completed_one() -> None:
+def test_every_status_but_completed_has_a_transition() -> None:
     left = {source for step in TRANSITIONS.values() for source in step.sources}
     assert left == set(STATES) - {"completed"}
 
 
-def test_every_state_can_be_reached() -> None:
+def test_every_status_is_the_target_of_a_transition() -> None:
     assert {step.target for step in TRANSITIONS.values()} == set(STATES)
 
 
-def test_every_transition_tells_of_itself_to_the_user() -> None:
+def test_every_transition_has_an_event_that_users_see() -> None:
     for step in TRANSITIONS.values():
         assert step.event.startswith("run.")
         assert events.EVENT_KINDS[step.event].visibility == "user"
@@ -69,7 +69,9 @@ def test_every_transition_tells_of_itself_to_the_user() -> None:
 
 
 @pytest.mark.parametrize(("verb", "state"), list(product(WORKERS_VERBS, STATES)))
-def test_a_worker_moves_a_run_that_it_holds_and_no_other(user: User, verb: str, state: str) -> None:
+def test_an_attempt_moves_its_run_only_from_the_right_status(
+    user: User, verb: str, state: str
+) -> None:
     run = make_run(user, state)
     before = stored(run)
     if state in TRANSITIONS[verb].sources:
@@ -100,14 +102,16 @@ def test_a_stale_attempt_changes_nothing(user: User, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", WORKERS_VERBS)
-def test_an_attempt_that_is_ahead_of_its_row_changes_nothing(user: User, verb: str) -> None:
+def test_an_attempt_with_a_higher_number_than_its_row_changes_nothing(
+    user: User, verb: str
+) -> None:
     run = make_run(user, "running")
     run.attempt += 1
     with pytest.raises(StaleAttempt):
         fenced_writes.end_attempt(Attempt(run), verb, told(verb))
 
 
-def test_a_worker_of_a_deleted_run_learns_of_it(user: User) -> None:
+def test_an_attempt_of_a_deleted_run_is_stale(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.all().delete()
     with pytest.raises(StaleAttempt):
@@ -123,7 +127,7 @@ def test_an_attempt_writes_only_while_its_run_is_running(user: User, state: str)
     assert stored(run) == before
 
 
-def test_the_fence_is_the_first_statement(user: User) -> None:
+def test_the_guarded_update_is_the_first_statement(user: User) -> None:
     run = make_run(user, "running")
     with CaptureQueriesContext(connection) as queries:
         fenced_writes.update_run(Attempt(run), [events.new_event(EventType.MESSAGE, text="hi")])
@@ -132,11 +136,11 @@ def test_the_fence_is_the_first_statement(user: User) -> None:
     assert len(statements) == 2
 
 
-def test_that_a_run_moved_is_no_ordinary_exception(user: User) -> None:
+def test_a_stale_attempt_is_not_an_ordinary_exception(user: User) -> None:
     assert not issubclass(StaleAttempt, Exception)
 
 
-def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
+def test_the_end_of_a_run_sets_its_time_and_its_active_seconds(user: User) -> None:
     run = make_run(user, "pending")
     attempt = claim(run)
     attempt.started -= 2
@@ -148,7 +152,7 @@ def test_finishing_notes_when_and_how_long_it_ran(user: User) -> None:
     assert run.finished_at >= run.started_at
 
 
-def test_a_parked_run_is_not_finished(user: User) -> None:
+def test_a_waiting_run_is_not_finished(user: User) -> None:
     run = make_run(user, "running")
     fenced_writes.end_attempt(Attempt(run), "suspend")
     run.refresh_from_db()
@@ -160,7 +164,7 @@ def test_a_parked_run_is_not_finished(user: User) -> None:
 
 
 @pytest.mark.parametrize(("verb", "state"), list(product(OUTSIDE_VERBS, STATES)))
-def test_a_person_moves_a_run_from_the_right_states_only(user: User, verb: str, state: str) -> None:
+def test_a_person_moves_a_run_only_from_the_right_status(user: User, verb: str, state: str) -> None:
     run = make_run(user, state)
     before = stored(run)
     if state in TRANSITIONS[verb].sources:
@@ -184,7 +188,7 @@ def test_a_stale_page_can_still_cancel(user: User, state: str) -> None:
     assert stored(run)["events"][-1] == (6, "run.cancelled")
 
 
-def test_a_refused_move_reads_the_row_again(user: User) -> None:
+def test_a_refused_transition_reloads_the_run(user: User) -> None:
     run = make_run(user, "running")
     AgentRun.objects.filter(pk=run.pk).update(status="completed")
     with pytest.raises(Conflict, match="its status is Completed"):
@@ -192,7 +196,7 @@ def test_a_refused_move_reads_the_row_again(user: User) -> None:
     assert run.status == "completed"
 
 
-def test_a_guard_narrows_a_move(user: User) -> None:
+def test_a_guard_restricts_a_transition(user: User) -> None:
     run = make_run(user, "running")
     with pytest.raises(Conflict):
         fenced_writes.change_status(run, "requeue", guard=Q(attempt=99))
@@ -215,7 +219,7 @@ def test_a_cancelled_attempt_cannot_complete(user: User) -> None:
 
 
 @pytest.mark.parametrize("verb", WORKERS_VERBS)
-def test_a_verb_and_its_event_commit_or_vanish_together(
+def test_a_transition_and_its_event_commit_together(
     user: User, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(user, "running")
@@ -226,7 +230,7 @@ def test_a_verb_and_its_event_commit_or_vanish_together(
     assert stored(run) == before
 
 
-def test_events_are_numbered_on_over_attempts(user: User) -> None:
+def test_events_are_numbered_without_gaps_over_attempts(user: User) -> None:
     run = make_run(user, "pending")
     for _ in range(2):
         held = claim(run)
@@ -240,7 +244,7 @@ def test_events_are_numbered_on_over_attempts(user: User) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_without_events_only_the_runs_own_life_is_told(
+def test_with_events_disabled_only_transitions_write_events(
     user: User, settings: Any, enabled: bool
 ) -> None:
     settings.AGENTIC_DJANGO_ENABLE_EVENTS = enabled
@@ -269,7 +273,7 @@ def test_only_a_pending_run_is_claimed(user: User, state: str) -> None:
         assert stored(run) == before
 
 
-def test_a_claim_raises_the_attempt_and_takes_a_lease(user: User, settings: Any) -> None:
+def test_a_claim_raises_the_attempt_and_starts_a_lease(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_LEASE_SECONDS = 40
     run = make_run(user, "pending")
     claim(run)
@@ -306,7 +310,7 @@ def test_a_delivery_is_permission_to_work_and_not_an_order(user: User) -> None:
     assert claimed(done) == waiting
 
 
-def test_the_most_urgent_run_is_taken_first_then_the_oldest(user: User) -> None:
+def test_the_most_urgent_run_is_claimed_first_then_the_oldest(user: User) -> None:
     done = make_run(user, "completed")
     made = [make_run(user, "pending", priority=p) for p in (0, 5, 0, 5)]
     order = [made[n] for n in (1, 3, 0, 2)]
@@ -314,7 +318,7 @@ def test_the_most_urgent_run_is_taken_first_then_the_oldest(user: User) -> None:
     assert claimed(done) is None
 
 
-def test_a_delivery_to_one_queue_is_no_permission_for_another(user: User, settings: Any) -> None:
+def test_a_delivery_on_one_queue_claims_no_run_of_another(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_QUEUES = {"*": "default", "slow": "slow", "research": "slow"}
     quick, slow = (make_run(user, "completed", agent_key=key) for key in ("echo", "slow"))
     waiting_quick = make_run(user, "pending", agent_key="default")
@@ -324,7 +328,7 @@ def test_a_delivery_to_one_queue_is_no_permission_for_another(user: User, settin
     assert claimed(quick) == waiting_quick
 
 
-def test_a_delivery_for_a_deleted_run_does_nothing(user: User) -> None:
+def test_a_delivery_of_a_deleted_run_does_nothing(user: User) -> None:
     make_run(user, "pending")
     assert claims.claim_run("00000000-0000-0000-0000-000000000000") is None
 
@@ -333,7 +337,7 @@ def test_a_delivery_for_a_deleted_run_does_nothing(user: User) -> None:
 
 
 @pytest.mark.parametrize("state", ["pending", "running", "waiting"])
-def test_a_run_waits_for_the_unfinished_ones_before_it(user: User, state: str) -> None:
+def test_a_run_waits_for_earlier_unfinished_runs_of_its_session(user: User, state: str) -> None:
     session = make_session(user)
     make_run(user, state, session=session)
     AgentRun.objects.update(available_at=Now() + timedelta(hours=1))  # It keeps its place.
@@ -342,7 +346,7 @@ def test_a_run_waits_for_the_unfinished_ones_before_it(user: User, state: str) -
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "timed_out"])
-def test_a_run_does_not_wait_for_finished_ones(user: User, state: str) -> None:
+def test_a_run_does_not_wait_for_finished_runs(user: User, state: str) -> None:
     session = make_session(user)
     make_run(user, state, session=session)
     later = make_run(user, "pending", session=session)
@@ -361,7 +365,7 @@ def test_runs_without_a_session_do_not_wait_for_each_other(user: User) -> None:
     assert claimed(other) == other
 
 
-def test_a_delivery_for_a_run_that_waits_serves_the_one_before_it(user: User) -> None:
+def test_a_delivery_of_a_run_that_waits_claims_the_one_before_it(user: User) -> None:
     session = make_session(user)
     first, second = (make_run(user, "pending", session=session) for _ in range(2))
     assert claimed(second) == first
@@ -380,7 +384,7 @@ def test_no_more_runs_are_claimed_than_the_limit_allows(user: User, settings: An
 
 
 @pytest.mark.parametrize("verb", [*WORKERS_VERBS, "cancel"])
-def test_a_place_is_free_again_once_its_run_leaves(user: User, settings: Any, verb: str) -> None:
+def test_a_slot_is_free_once_its_run_is_not_running(user: User, settings: Any, verb: str) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 1
     held = claim(make_run(user, "pending"))
     waiting = make_run(user, "pending")
@@ -392,14 +396,14 @@ def test_a_place_is_free_again_once_its_run_leaves(user: User, settings: Any, ve
     assert claimed(waiting) == waiting
 
 
-def test_a_deleted_run_leaves_its_place(user: User, settings: Any) -> None:
+def test_a_deleted_run_releases_its_slot(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 1
     claims.claim_run(str(make_run(user, "pending").pk))
     AgentRun.objects.all().delete()
     assert claims.claim_run(str(make_run(user, "pending").pk)) is not None
 
 
-def test_no_place_is_taken_without_a_limit(user: User) -> None:
+def test_no_slot_is_acquired_without_a_limit(user: User) -> None:
     claims.claim_run(str(make_run(user, "pending").pk))
     assert not RunSlot.objects.exists()
 
@@ -427,7 +431,7 @@ def test_a_signal_about_a_run_waits_for_the_commit(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_run_whose_transaction_is_rolled_back_is_not_sent(user: User) -> None:
+def test_a_run_whose_transaction_is_rolled_back_is_not_enqueued(user: User) -> None:
     def submit() -> None:
         with transaction.atomic():
             dispatch.enqueue_on_commit(make_run(user, "pending"))
@@ -438,7 +442,7 @@ def test_a_run_whose_transaction_is_rolled_back_is_not_sent(user: User) -> None:
     assert not AgentRun.objects.exists()
 
 
-def test_a_queue_that_is_away_leaves_the_run_pending(
+def test_a_run_stays_pending_if_the_queue_cannot_be_reached(
     user: User, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -452,7 +456,7 @@ def test_a_queue_that_is_away_leaves_the_run_pending(
     assert (run.status, run.enqueued_at) == ("pending", None)
 
 
-def test_the_next_run_of_a_session_is_sent_when_one_ends(
+def test_the_next_run_of_a_session_is_enqueued_when_one_ends(
     user: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     session = make_session(user)

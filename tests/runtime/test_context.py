@@ -710,7 +710,7 @@ def test_a_failed_run_leaves_what_its_agent_said_in_the_conversation(
 def test_a_write_that_failed_ends_the_attempt_even_if_the_host_swallows_it(
     register: Register, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = journal._save
+    save = journal.save_entries
     failures = [OperationalError("The database is away.")]
 
     def fail_once(entries: Sequence[Entry]) -> None:
@@ -724,7 +724,7 @@ def test_a_write_that_failed_ends_the_attempt_even_if_the_host_swallows_it(
         except Exception as error:
             raise ValueError("Something else.") from error
 
-    monkeypatch.setattr(journal, "_save", fail_once)
+    monkeypatch.setattr(journal, "save_entries", fail_once)
     register(run)
     run_ = carry("work")
     assert (run_.status, run_.attempt) == ("completed", 2)

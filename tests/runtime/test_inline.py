@@ -1,4 +1,4 @@
-"""Runs that a host performs in its own code: kept like any other, started by nobody else."""
+"""Inline runs: a host executes them in its own code, and no queue starts them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from django.test import Client
 from agentic_django.engine import claims, heartbeat, journal, lifecycle, recovery
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.journal import Entry
-from agentic_django.exceptions import BadInput, Conflict, NotSerializable
-from agentic_django.models import AgentRun, AgentSession
-from agentic_django.runtime import RunContext, RunResult, ToolRegistry
+from agentic_django.exceptions import (
+    AgentChanged,
+    BadInput,
+    Conflict,
+    NotSerializable,
+    RunWaiting,
+)
+from agentic_django.models import AgentRun, AgentSession, ToolApproval
+from agentic_django.runtime import RunContext, RunResult, ToolRegistry, inline
 from agentic_django.services import (
     cancel_agent_run,
     enqueue_agent_run,
@@ -42,12 +48,12 @@ type Calls = list[str]
 
 
 def performed(main: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
-    """Do a host's asynchronous work, from its synchronous code."""
+    """Execute a host's asynchronous code from its synchronous code."""
     return async_to_sync(main)(*args, **kwargs)
 
 
 def noting(calls: Calls, name: str, *errors: Exception) -> Step:
-    """Return a step that notes its calls, and raises these errors first."""
+    """Return a step that records its calls in a list, and raises these errors first."""
     left = list(errors)
 
     async def fn(ctx: RunContext, state: dict[str, Any]) -> str:
@@ -60,7 +66,7 @@ def noting(calls: Calls, name: str, *errors: Exception) -> Step:
 
 
 async def working(*steps: Step, result: Any = None, **options: Any) -> str:
-    """Perform steps in a run of the host's own, and return its id."""
+    """Execute steps in an inline run, and return its id."""
     async with RunContext.open(**options) as ctx:
         results = await StepExecutor(ctx).run(list(steps))
         ctx.result = results if result is None else result
@@ -68,15 +74,15 @@ async def working(*steps: Step, result: Any = None, **options: Any) -> str:
 
 
 @pytest.fixture
-def fast_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process look often whether its runs are its own still."""
+def fast_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the heartbeat check often whether its attempts have lost their runs."""
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
 
 
 # A run from its beginning to its end
 
 
-def test_a_host_performs_a_run_within_a_test_case(user: User) -> None:
+def test_an_inline_run_executes_within_a_test_case(user: User) -> None:
     calls: Calls = []
 
     def save(ctx: RunContext, state: dict[str, Any]) -> int:
@@ -100,12 +106,12 @@ def test_a_host_performs_a_run_within_a_test_case(user: User) -> None:
     assert run.active_seconds > 0
 
 
-def test_a_run_may_be_nobodys() -> None:
+def test_an_inline_run_needs_no_owner() -> None:
     run = AgentRun.objects.get(pk=performed(working))
     assert (run.status, run.owner, run.final_output) == ("completed", None, {})
 
 
-def test_what_is_said_joins_the_conversation(user: User) -> None:
+def test_messages_join_the_conversation(user: User) -> None:
     said = [{"role": "assistant", "content": "Half."}, {"role": "assistant", "content": "Whole."}]
     options = {"user": user, "conversation_id": "talk"}
     performed(working, result="Done.", input_messages="Do it.", **options)
@@ -117,7 +123,7 @@ def test_what_is_said_joins_the_conversation(user: User) -> None:
     assert [run.final_output for run in session.runs.order_by("position")] == ["Done.", 7]
 
 
-def test_an_agent_can_go_on_in_the_conversation(
+def test_an_agent_can_continue_the_conversation(
     user: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     performed(working, result="Done.", input_messages="Do it.", user=user, conversation_id="talk")
@@ -127,7 +133,7 @@ def test_an_agent_can_go_on_in_the_conversation(
     assert (run.status, run.agent_key) == ("completed", "default")
 
 
-def test_models_and_agents_within_are_journaled_and_billed(user: User) -> None:
+def test_models_and_agents_within_an_inline_run_are_recorded_and_billed(user: User) -> None:
     model = ScriptedModel([[assistant_message(t)] for t in ("One.", "Two.")], default_usage=USAGE)
 
     async def main(run_id: str | None = None) -> str:
@@ -163,7 +169,7 @@ def test_a_synchronous_tool_uses_the_orm_within_a_test_case() -> None:
     assert performed(main) == 1
 
 
-def test_a_receiver_hears_of_a_conversation_that_a_run_makes(
+def test_a_signal_is_sent_for_a_session_that_an_inline_run_creates(
     user: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     heard = []
@@ -182,7 +188,7 @@ def test_a_receiver_hears_of_a_conversation_that_a_run_makes(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_runs_may_be_performed_side_by_side(user: User) -> None:
+def test_inline_runs_may_execute_concurrently(user: User) -> None:
     async def main() -> list[str]:
         return list(await asyncio.gather(*(one(n) for n in range(5))))
 
@@ -219,7 +225,7 @@ def test_loops_that_follow_each_other_find_the_provider(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_run_that_failed_is_resumed_by_its_id(user: User) -> None:
+def test_a_failed_inline_run_is_resumed_by_its_id(user: User) -> None:
     calls: Calls = []
     steps = [noting(calls, "one"), noting(calls, "two", ValueError("no"))]
     with pytest.raises(StepExecutionError):
@@ -237,7 +243,7 @@ def test_a_run_that_failed_is_resumed_by_its_id(user: User) -> None:
     assert texts == ["Go.", "Done."]
 
 
-def test_an_id_that_is_not_known_yet_becomes_the_runs() -> None:
+def test_an_unknown_id_becomes_the_id_of_a_new_run() -> None:
     run_id = uuid4()
     assert performed(working, run_id=str(run_id)) == str(run_id)
     assert AgentRun.objects.get().pk == run_id
@@ -247,7 +253,7 @@ def test_an_id_that_is_not_known_yet_becomes_the_runs() -> None:
     ("error", "code"),
     [(ValueError("no"), "internal"), (SystemExit(1), "lost"), (NotSerializable("no"), None)],
 )
-def test_what_the_block_raises_fails_the_run_and_goes_on(
+def test_an_error_of_the_block_fails_the_run_and_is_raised(
     error: BaseException, code: str | None
 ) -> None:
     async def main() -> None:
@@ -277,7 +283,7 @@ def test_a_block_that_raises_step_cancelled_ends_the_run_cancelled() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_host_that_gives_up_waiting_leaves_a_cancelled_run_that_can_be_resumed() -> None:
+def test_a_cancelled_host_task_leaves_a_cancelled_run_that_can_be_resumed() -> None:
     async def main(run_id: str | None, seconds: float) -> None:
         async with asyncio.timeout(0.2), RunContext.open(run_id) as ctx:
             ctx.result = await ctx.step("one", lambda: 1)
@@ -306,17 +312,58 @@ def test_a_write_that_failed_fails_the_run_even_if_the_host_swallows_it(
             except Exception:  # noqa: BLE001 - as careless code does
                 ctx.result = "It went well."
 
-    monkeypatch.setattr(journal, "_save", fail)
+    monkeypatch.setattr(journal, "save_entries", fail)
     with pytest.raises(OperationalError):
         performed(main)
     assert AgentRun.objects.get().status == "failed"
 
 
-# Who may perform it
+@pytest.mark.django_db(transaction=True)
+def test_a_question_suspends_the_run_even_if_the_host_swallows_it() -> None:
+    async def main() -> None:
+        async with RunContext.open() as ctx:
+            try:
+                await ctx.ask("Ship it?")
+            except BaseException:  # noqa: BLE001 - as careless code does
+                ctx.result = "It went well."
+
+    with pytest.raises(RunWaiting):
+        performed(main)
+    run = AgentRun.objects.get()
+    assert (run.status, run.final_output) == ("waiting", None)
+    assert run.approvals.get().question == "Ship it?"
+
+
+def test_a_completion_that_cannot_be_stored_fails_the_run_and_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("Not like this.")
+
+    monkeypatch.setattr(lifecycle, "complete", refuse)
+    with pytest.raises(ValueError, match="Not like this"):
+        performed(working)
+    run = AgentRun.objects.get()
+    assert (run.status, run.error_code) == ("failed", "internal")
+
+
+def test_a_decided_tool_call_that_is_not_made_again_fails_the_run(user: User) -> None:
+    run = make_run(user, "pending", is_inline=True, agent_key=inline.AGENT_KEY)
+    AgentRun.objects.filter(pk=run.pk).update(attempt=1)
+    ToolApproval.objects.create(
+        run=run, key="k", tool="pay", agent="shop", decision="approved", generation=1
+    )
+    with pytest.raises(AgentChanged, match="'pay'"):
+        performed(working, run_id=run.pk)
+    run.refresh_from_db()
+    assert (run.status, run.error_code) == ("failed", "agent_changed")
+
+
+# Who may execute it
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_run_that_is_being_performed_is_refused() -> None:
+def test_a_running_inline_run_is_refused() -> None:
     async def main() -> None:
         async with RunContext.open() as ctx:
             with pytest.raises(Conflict):
@@ -328,7 +375,7 @@ def test_a_run_that_is_being_performed_is_refused() -> None:
     assert (run.status, run.final_output, run.attempt) == ("completed", "mine", 1)
 
 
-def test_a_run_that_has_completed_is_refused() -> None:
+def test_a_completed_inline_run_is_refused() -> None:
     run_id = performed(working)
     with pytest.raises(Conflict, match="its status is Completed"):
         performed(working, run_id=run_id)
@@ -342,19 +389,19 @@ def test_a_run_for_a_worker_is_refused(user: User) -> None:
     assert run.status == "failed"
 
 
-def test_an_id_that_is_none_is_refused() -> None:
+def test_an_invalid_id_is_refused() -> None:
     with pytest.raises(BadInput, match="run_id: 'seven' is not a UUID"):
         performed(working, run_id="seven")
 
 
-def test_a_key_that_is_no_conversations_is_refused(user: User) -> None:
+def test_an_invalid_conversation_key_is_refused(user: User) -> None:
     with pytest.raises(BadInput, match="session_key"):
         performed(working, user=user, conversation_id="a/b")
     assert not AgentRun.objects.exists()
 
 
 @pytest.mark.parametrize("status", ["pending", "running"])
-def test_a_busy_conversation_is_refused_and_nothing_is_left_behind(user: User, status: str) -> None:
+def test_a_busy_conversation_is_refused_and_no_run_is_created(user: User, status: str) -> None:
     session = make_session(user, session_key="talk")
     make_run(user, status, session=session)
     with pytest.raises(Conflict, match="another run of its session has not ended"):
@@ -364,7 +411,7 @@ def test_a_busy_conversation_is_refused_and_nothing_is_left_behind(user: User, s
     assert session.run_count == 1
 
 
-def test_a_run_behind_which_the_conversation_went_on_is_refused(user: User) -> None:
+def test_a_run_with_a_later_run_in_its_conversation_is_refused(user: User) -> None:
     calls: Calls = []
     with pytest.raises(StepExecutionError):
         performed(
@@ -378,7 +425,7 @@ def test_a_run_behind_which_the_conversation_went_on_is_refused(user: User) -> N
     assert run.status == "failed"
 
 
-def test_the_cap_on_runs_holds_for_a_hosts_own_too(user: User, settings: Any) -> None:
+def test_the_concurrency_limit_applies_to_inline_runs(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CONCURRENCY_LIMIT = 1
 
     async def main() -> None:
@@ -391,7 +438,7 @@ def test_the_cap_on_runs_holds_for_a_hosts_own_too(user: User, settings: Any) ->
     performed(working)
 
 
-def test_no_queue_and_no_person_starts_a_run_of_a_hosts_own(user: User, client: Client) -> None:
+def test_no_queue_and_no_person_starts_an_inline_run(user: User, client: Client) -> None:
     with pytest.raises(ValueError, match="no"):
         performed(failing, user=user)
     run = AgentRun.objects.get()
@@ -424,7 +471,7 @@ def test_the_fragment_of_a_run_without_conversation_is_shown(user: User, client:
     assert f"run-container-{run_id}" in fragment.content.decode()
 
 
-def test_nobody_is_offered_to_try_a_hosts_run_again(user: User, client: Client) -> None:
+def test_nobody_is_offered_to_retry_an_inline_run(user: User, client: Client) -> None:
     with pytest.raises(ValueError, match="no"):
         performed(failing, user=user)
     run = AgentRun.objects.get()
@@ -492,8 +539,8 @@ async def raise_own(ctx: RunContext) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("then", [wait, wait_in_a_step, write, emit, swallow, end, raise_own])
-def test_a_run_that_is_cancelled_elsewhere_raises_step_cancelled(
-    fast_heart: None, then: Callable[[RunContext], Coroutine[Any, Any, None]]
+def test_an_inline_run_cancelled_elsewhere_raises_step_cancelled(
+    fast_heartbeat: None, then: Callable[[RunContext], Coroutine[Any, Any, None]]
 ) -> None:
     async def main() -> str:
         with pytest.raises(StepCancelledError):
@@ -514,7 +561,7 @@ def test_a_run_that_is_cancelled_elsewhere_raises_step_cancelled(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_host_may_wait_with_a_limit_around_a_run_that_is_cancelled(fast_heart: None) -> None:
+def test_a_host_may_use_a_timeout_around_a_cancelled_inline_run(fast_heartbeat: None) -> None:
     async def main() -> str:
         async with asyncio.timeout(10):
             with pytest.raises(StepCancelledError):
@@ -525,7 +572,7 @@ def test_a_host_may_wait_with_a_limit_around_a_run_that_is_cancelled(fast_heart:
     assert performed(main) == "went on"
 
 
-def test_a_task_whose_run_has_ended_is_let_alone() -> None:
+def test_a_task_is_not_cancelled_after_its_attempt_has_ended() -> None:
     async def main() -> int:
         task = asyncio.current_task()
         assert task is not None
@@ -558,7 +605,7 @@ def test_a_run_whose_process_died_is_resumed_without_a_sweep(user: User) -> None
     assert calls == ["one", "two", "two"]
 
 
-def test_a_process_that_ends_in_order_marks_its_run_failed() -> None:
+def test_releasing_an_inline_run_fails_it() -> None:
     def hand_back_of(ctx: RunContext) -> Callable[[], None]:
         return lambda: lifecycle.release(Attempt(AgentRun.objects.get(pk=ctx.run_id)))
 
@@ -574,7 +621,7 @@ def test_a_process_that_ends_in_order_marks_its_run_failed() -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("kind", [str, lambda run_id: run_id])
-def test_a_new_run_with_an_id_of_the_hosts_is_kept_over_many_beats(
+def test_the_lease_of_an_inline_run_with_a_given_id_is_kept(
     monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
@@ -590,7 +637,7 @@ def test_a_new_run_with_an_id_of_the_hosts_is_kept_over_many_beats(
 
 
 @pytest.mark.parametrize("given", [{"metadata": {"a": "\0"}}, {"params": {"a": "\ud800"}}])
-def test_what_no_database_keeps_is_refused_before_there_is_a_run(given: Any) -> None:
+def test_input_that_databases_cannot_store_is_refused_before_a_run_is_created(given: Any) -> None:
     async def work() -> None:
         async with RunContext.open(**given):
             raise AssertionError

@@ -198,14 +198,14 @@ def test_what_a_step_does_is_shown_as_the_runs_activity(register: Register, carr
 def test_result_state_and_events_of_a_step_are_written_together_or_not_at_all(
     register: Register, carry: Carry, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = journal._save
+    save = journal.save_entries
 
     def fail_once(entries: Sequence[Entry]) -> None:
         save(entries)
         if entries[0].row.name == "b" and calls.count("b") == 1:
             raise Error("The disk is full.")
 
-    monkeypatch.setattr(journal, "_save", fail_once)
+    monkeypatch.setattr(journal, "save_entries", fail_once)
     register(Pipeline([does(calls, "a"), does(calls, "b")]))
     run = carry("work")
     assert run.status == "failed"
