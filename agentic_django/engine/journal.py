@@ -141,7 +141,7 @@ class Journal:
 
         Raises StaleAttempt if the attempt has lost the run.
         """
-        entry = Entry.of(self.attempt, result, [*self.take_deferred(), *new_events], replaces)
+        entry = Entry.of(self.attempt, result, [*self.pop_deferred(), *new_events], replaces)
         joined = self.attempt.joined_transaction
         return await self._add(event_loop.write_batched(write_entries, entry, joined=joined))
 
@@ -163,7 +163,7 @@ class Journal:
         """Add an event to the attempt's next write."""
         self._deferred.append(event)
 
-    def take_deferred(self) -> list[Event]:
+    def pop_deferred(self) -> list[Event]:
         """Return the events that wait for a write, and leave none."""
         deferred, self._deferred = self._deferred, []
         return deferred

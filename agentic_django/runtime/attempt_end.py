@@ -77,7 +77,7 @@ async def end_attempt(
     elif timed_out:
         failure = Failure("timed_out")
         await run_verb(
-            lifecycle.fail, context.journal.attempt, failure, context.journal.take_deferred()
+            lifecycle.fail, context.journal.attempt, failure, context.journal.pop_deferred()
         )
     else:
         await run_verb(_retry_or_fail, context, error, decide(error))
@@ -91,7 +91,7 @@ async def _complete(context: AttemptContext) -> Exception | None:
         context.result,
         context.history.added,
         context.journal.usage(),
-        context.journal.take_deferred(),
+        context.journal.pop_deferred(),
     )
     try:
         await event_loop.write_batched(lifecycle.complete, completion, joined=True)
@@ -113,11 +113,11 @@ def _changed_agent(context: AttemptContext) -> AgentChanged | None:
 def _suspend(context: AttemptContext) -> None:
     journal = context.journal
     requests = list(journal.requests.values())
-    lifecycle.suspend(context.journal.attempt, requests, journal.usage(), journal.take_deferred())
+    lifecycle.suspend(context.journal.attempt, requests, journal.usage(), journal.pop_deferred())
 
 
 def _retry_or_fail(context: AttemptContext, error: BaseException, decision: RetryDecision) -> None:
-    failure, deferred = Failure(decision.code, error), context.journal.take_deferred()
+    failure, deferred = Failure(decision.code, error), context.journal.pop_deferred()
     if decision.retry:
         lifecycle.retry_later(context.journal.attempt, failure, decision.after, deferred)
     else:

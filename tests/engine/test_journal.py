@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_queue")]
 
 
 @pytest.fixture
-def held(user: User) -> Attempt:
+def attempt(user: User) -> Attempt:
     """An attempt of this process."""
     return claim(make_run(user, "pending"))
 
@@ -40,58 +40,58 @@ def told(count: int = 1) -> list[Any]:
     return [events.new_event("message", text=f"{n}") for n in range(count)]
 
 
-def test_a_result_is_written_with_its_events(held: Attempt) -> None:
-    row = record(held, result(), told(2))
+def test_a_result_is_written_with_its_events(attempt: Attempt) -> None:
+    row = record(attempt, result(), told(2))
     row.refresh_from_db()
     assert (row.kind, row.name, row.result, row.attempt) == ("model", "echo", "x", 1)
     assert row.duration_seconds == 1.5
     assert row.finished_at is not None
     assert 1.4 < (row.finished_at - row.started_at).total_seconds() < 1.6
-    assert numbered(held.run) == ["run.started", "message", "message"]
+    assert numbered(attempt.run) == ["run.started", "message", "message"]
 
 
-def test_a_stale_attempt_records_nothing(held: Attempt) -> None:
+def test_a_stale_attempt_records_nothing(attempt: Attempt) -> None:
     AgentRun.objects.update(attempt=2)
     with pytest.raises(StaleAttempt):
-        record(held, result(), told())
+        record(attempt, result(), told())
     assert not StepCheckpoint.objects.exists()
     assert AgentRun.objects.get().events.count() == 1
 
 
-def test_a_result_is_recorded_once(held: Attempt) -> None:
-    record(held, result(), told())
+def test_a_result_is_recorded_once(attempt: Attempt) -> None:
+    record(attempt, result(), told())
     with pytest.raises(IntegrityError):
-        record(held, result(), told())
-    record(held, result("another"), told())
-    assert numbered(held.run) == ["run.started", "message", "message"]
+        record(attempt, result(), told())
+    record(attempt, result("another"), told())
+    assert numbered(attempt.run) == ["run.started", "message", "message"]
 
 
 def test_a_rollback_restores_the_run_in_memory(
-    held: Attempt, monkeypatch: pytest.MonkeyPatch
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(journal, "save_entries", _away)
         with pytest.raises(OperationalError):
-            record(held, result(), told(3))
-    assert held.run.event_count == 1
-    record(held, result(), told())
-    assert numbered(held.run) == ["run.started", "message"]
+            record(attempt, result(), told(3))
+    assert attempt.run.event_count == 1
+    record(attempt, result(), told())
+    assert numbered(attempt.run) == ["run.started", "message"]
 
 
 def _away(*args: Any, **kwargs: Any) -> None:
     raise OperationalError("The database is away.")
 
 
-def test_a_recorded_result_resets_the_count_of_failures(held: Attempt) -> None:
+def test_a_recorded_result_resets_the_count_of_failures(attempt: Attempt) -> None:
     AgentRun.objects.update(failures=3)
-    record(held, result())
+    record(attempt, result())
     assert AgentRun.objects.get().failures == 0
 
 
-def test_a_result_replaces_its_intent(held: Attempt) -> None:
-    intent = journal.record_intent(held, "pay", "tool", "pay")
+def test_a_result_replaces_its_intent(attempt: Attempt) -> None:
+    intent = journal.record_intent(attempt, "pay", "tool", "pay")
     assert intent.is_intent
-    row = record(held, result("pay", kind="tool", name="pay"), told(), intent)
+    row = record(attempt, result("pay", kind="tool", name="pay"), told(), intent)
     row.refresh_from_db()
     assert row.pk == intent.pk
     assert not row.is_intent
@@ -100,35 +100,35 @@ def test_a_result_replaces_its_intent(held: Attempt) -> None:
 
 @pytest.mark.not_replayed
 def test_a_first_attempt_reads_nothing(
-    held: Attempt, django_assert_num_queries: Callable[..., Any]
+    attempt: Attempt, django_assert_num_queries: Callable[..., Any]
 ) -> None:
     with django_assert_num_queries(0):
-        assert journal.load_journal(held).find("/-.echo#1:model:1") is None
+        assert journal.load_journal(attempt).find("/-.echo#1:model:1") is None
 
 
-def test_a_later_attempt_finds_what_earlier_ones_recorded(held: Attempt) -> None:
-    record(held, result())
-    held.number = 2
-    found = journal.load_journal(held).find("/-.echo#1:model:1")
+def test_a_later_attempt_finds_what_earlier_ones_recorded(attempt: Attempt) -> None:
+    record(attempt, result())
+    attempt.number = 2
+    found = journal.load_journal(attempt).find("/-.echo#1:model:1")
     assert found is not None
     assert found.result == "x"
 
 
-def test_a_new_generation_finds_nothing_and_is_billed_for_all(held: Attempt) -> None:
-    record(held, result())
-    held.number, held.run.generation = 2, 2
-    loaded = journal.load_journal(held)
+def test_a_new_generation_finds_nothing_and_is_billed_for_all(attempt: Attempt) -> None:
+    record(attempt, result())
+    attempt.number, attempt.run.generation = 2, 2
+    loaded = journal.load_journal(attempt)
     assert loaded.find("/-.echo#1:model:1") is None
     assert loaded.usage() == {"requests": 1, "total_tokens": 5}
 
 
 @pytest.mark.parametrize("length", [10, 200, 201, 5000])
-def test_long_keys_are_shortened_and_stay_different(held: Attempt, length: int) -> None:
+def test_long_keys_are_shortened_and_stay_different(attempt: Attempt, length: int) -> None:
     keys = ["k" * length + ending for ending in ("a", "b")]
     for key in keys:
-        record(held, result(key, value=key))
-    held.number = 2
-    loaded = journal.load_journal(held)
+        record(attempt, result(key, value=key))
+    attempt.number = 2
+    loaded = journal.load_journal(attempt)
     for key in keys:
         row = loaded.find(key)
         assert row is not None
@@ -136,16 +136,18 @@ def test_long_keys_are_shortened_and_stay_different(held: Attempt, length: int) 
 
 
 @pytest.mark.parametrize("text", ["half \ud83d of a smiley", "a\0b", '{"b": 1.0, "a": 1e400}'])
-def test_results_are_stored_without_a_change(held: Attempt, text: str) -> None:
+def test_results_are_stored_without_a_change(attempt: Attempt, text: str) -> None:
     value = {"text": text, "numbers": [1.0, 10**30], "none": None, text: True}
-    row = record(held, result(value=value))
+    row = record(attempt, result(value=value))
     row.refresh_from_db()
     assert row.result == value
     assert list(row.result) == list(value)
 
 
-def test_an_error_that_must_end_the_attempt_is_raised_after_it_was_swallowed(held: Attempt) -> None:
-    kept = Journal(held)
+def test_an_error_that_must_end_the_attempt_is_raised_after_it_was_swallowed(
+    attempt: Attempt,
+) -> None:
+    kept = Journal(attempt)
     AgentRun.objects.update(status="cancelled")
 
     async def work() -> None:
@@ -157,32 +159,32 @@ def test_an_error_that_must_end_the_attempt_is_raised_after_it_was_swallowed(hel
         pass
 
 
-def test_a_deferred_event_is_part_of_the_next_write(held: Attempt) -> None:
-    kept = Journal(held)
+def test_a_deferred_event_is_part_of_the_next_write(attempt: Attempt) -> None:
+    kept = Journal(attempt)
     kept.defer(events.new_event("log", message="first"))
     event_loop.run_on_loop(lambda: kept.record(result(), told()))
-    assert numbered(held.run) == ["run.started", "log", "message"]
-    assert kept.take_deferred() == []
+    assert numbered(attempt.run) == ["run.started", "log", "message"]
+    assert kept.pop_deferred() == []
 
 
-def test_a_run_that_was_written_to_can_be_copied_and_pickled(held: Attempt) -> None:
-    record(held, result())
-    for again in (pickle.loads(pickle.dumps(held.run)), copy.deepcopy(held.run)):
-        assert again == held.run
-        assert again.event_count == held.run.event_count
+def test_a_run_that_was_written_to_can_be_copied_and_pickled(attempt: Attempt) -> None:
+    record(attempt, result())
+    for again in (pickle.loads(pickle.dumps(attempt.run)), copy.deepcopy(attempt.run)):
+        assert again == attempt.run
+        assert again.event_count == attempt.run.event_count
 
 
 @pytest.mark.django_db(transaction=True)
-def test_writes_from_two_threads_number_their_events_without_gaps(held: Attempt) -> None:
+def test_writes_from_two_threads_number_their_events_without_gaps(attempt: Attempt) -> None:
     """As when an event is written while a result is recorded beside a synchronous tool."""
 
     def write(n: int) -> None:
         if n % 2:
-            fenced_writes.update_run(held, told(2))
+            fenced_writes.update_run(attempt, told(2))
         else:
-            record(held, result(f"{n}"), told())
+            record(attempt, result(f"{n}"), told())
         connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(20)))
-    assert numbered(held.run) == ["run.started", *["message"] * 30]
+    assert numbered(attempt.run) == ["run.started", *["message"] * 30]

@@ -387,7 +387,7 @@ def test_the_next_run_starts_when_an_orphaned_one_has_failed(make: Make, scripte
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    """Let a function of ours lose the database, once."""
+    """Let a function raise a database error at its first call."""
     work = getattr(owner, name)
     failed: list[int] = []
 
@@ -406,7 +406,7 @@ def test_a_call_whose_recording_failed_is_made_again_by_the_next_attempt(
     looks: list[int] = []
     looked = tool("look", looking(looks))
     scripted("default", call_tool("look"), call_tool("look"), "Done.", tools=[looked])
-    fail_once(monkeypatch, journal, "_save")
+    fail_once(monkeypatch, journal, "save_entries")
     run = finish(make())
     assert run.final_output == "Done."
     assert run.attempt == 2
