@@ -178,7 +178,7 @@ def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
         ("running", {"activity": "Reading the policy…"}, "Reading the policy…"),
         ("running", {}, "Working…"),
         ("waiting", {}, "Waiting for approval"),
-        ("cancelled", {}, "Timed out after 12 s"),
+        ("cancelled", {}, "Stopped after 12 s"),
         ("cancelled", {"started_at": None}, "Stopped before it started"),
         ("timed_out", {}, "Timed out after 12 s"),
     ],

@@ -140,14 +140,14 @@ def test_a_second_window_on_the_run_is_told_what_became_of_it(
 
 
 @pytest.mark.parametrize("htmx", [2], indirect=True)
-def test_without_javascript_who_is_late_is_told_on_a_page(
+def test_late_decision_shows_a_page_without_javascript(
     visit: Callable[..., Page], shop: AgentRun, problems: Any
 ) -> None:
     problems.allow("409")
     page = visit("/agents/approvals/", javascript=False)
     decide_approval(ToolApproval.objects.select_related("run").get(), False, by=shop.owner)
     page.get_by_role("button", name="Refund 48.00").click()
-    expect(page.get_by_text("Rejected by you")).to_be_visible()
+    expect(page.get_by_text("ada has already decided: rejected.")).to_be_visible()
 
 
 LOOKS: dict[str, dict[str, Any]] = {

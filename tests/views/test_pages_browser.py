@@ -180,7 +180,7 @@ def test_every_page_can_be_read_without_javascript(
     expect(page.get_by_label("While the agent works")).to_be_visible()
     screenshot(page, "conversation-no-js", whole=False)
     page.get_by_role("link", name="Timeline").first.click()
-    expect(page.get_by_role("row", name="Attempt 1")).to_contain_text("lost")
+    expect(page.get_by_role("row", name="Attempt 1")).to_contain_text("interrupted")
     screenshot(page, "run-no-js")
 
 
@@ -348,7 +348,7 @@ def test_one_line_says_politely_where_the_run_stands(
     expect(line).to_contain_text("Failed")
     assert handle is not None
     assert handle.evaluate("node => node.isConnected")
-    expect(page.get_by_role("alert").filter(has_text="more steps").last).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="step limit").last).to_be_visible()
 
 
 def test_page_of_a_run_has_one_such_line_too(
