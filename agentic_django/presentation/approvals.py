@@ -1,4 +1,4 @@
-"""What a person is asked, as it is shown: a sentence, facts, a form; and what the form says."""
+"""Approvals as people see them: a title, facts and a form; and the values of a submitted form."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 
 MAX_SHOWN = 200
 PREFIX = "field."
-"""With this begin the names of a form's fields."""
+"""The prefix of the names of form fields."""
 
 Kind = ToolApproval.Kind
 
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One field; ``kind`` is text, number, checkbox, choice or json."""
+    """One form field. ``kind`` is text, number, checkbox, choice or json."""
 
     name: str
     label: str
@@ -49,7 +49,7 @@ class FormField:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalView:
-    """An approval and what a person reads of it; ``can_decide`` says whether that person may."""
+    """An approval as a user sees it. ``can_decide`` says whether this user may decide it."""
 
     approval: ToolApproval
     can_decide: bool
@@ -57,7 +57,7 @@ class ApprovalView:
 
     @property
     def title(self) -> str:
-        """What is asked, as a sentence."""
+        """The question, as a sentence."""
         row = self.approval
         names = {"tool": in_words(printable(row.tool)), "agent": in_words(printable(row.agent))}
         match row.kind:
@@ -74,27 +74,27 @@ class ApprovalView:
 
     @property
     def action(self) -> str:
-        """What the button does: as the host words it, or the call's own name."""
+        """The label of the approve button: the host's, or the name of the tool."""
         return printable(self.approval.action) or in_words(printable(self.approval.tool))
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """The arguments, by their names in words."""
-        given = self.approval.effective_arguments
-        if not isinstance(given, dict):
-            return [] if given in (None, "") else [(_("Arguments"), readable(given))]
-        return [(in_words(printable(name)), _fact(value)) for name, value in given.items()]
+        """The arguments, as pairs of label and text."""
+        value = self.approval.effective_arguments
+        if not isinstance(value, dict):
+            return [] if value in (None, "") else [(_("Arguments"), readable(value))]
+        return [(in_words(printable(name)), _fact(value)) for name, value in value.items()]
 
     @property
     def fields(self) -> list[FormField]:
-        """What can be filled in: the arguments of a call, or the form of a question."""
+        """The form fields: the arguments of a call, or the form of a question."""
         schema = self.approval.schema
         if not schema or "properties" not in schema:
             return []
-        given = self.approval.arguments if isinstance(self.approval.arguments, dict) else {}
+        value = self.approval.arguments if isinstance(self.approval.arguments, dict) else {}
         required = schema.get("required", ())
         return [
-            _field(schema, name, rule, given.get(name, _MISSING), name in required)
+            _field(schema, name, rule, value.get(name, _MISSING), name in required)
             for name, rule in schema["properties"].items()
         ]
 
@@ -104,8 +104,8 @@ class ApprovalView:
         return self.approval.is_editable and bool(self.fields)
 
     @property
-    def wants_text(self) -> bool:
-        """Whether the answer is a text of any kind."""
+    def needs_text(self) -> bool:
+        """Whether the answer is free text."""
         return self.approval.kind == Kind.QUESTION and not (self.approval.options or self.fields)
 
     @property
@@ -131,7 +131,7 @@ def _fact(value: Any) -> str:
 
 
 def open_for_run(run: AgentRun) -> list[ApprovalView]:
-    """Return what a waiting run asks, oldest first, as its owner sees it."""
+    """Return the open approvals of a waiting run as its owner sees them, oldest first."""
     if run.status != AgentRun.Status.WAITING:
         return []
     rows = approvals.approval_rows().open().filter(run=run).select_related("run__owner")
@@ -153,7 +153,7 @@ def inbox(user: Any, viewer: Viewer) -> list[ApprovalView]:
 
 
 def _rule(schema: Mapping[str, Any], rule: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a property may be, behind references and an optional null."""
+    """Return the schema of a property, with references resolved and an optional null removed."""
     if "$ref" in rule:
         name = str(rule["$ref"]).rpartition("/")[2]
         return {**schema.get("$defs", {}).get(name, {}), **rule}
@@ -165,10 +165,10 @@ _KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": 
 
 
 def _field(
-    schema: Mapping[str, Any], name: str, rule: Mapping[str, Any], given: Any, required: bool
+    schema: Mapping[str, Any], name: str, rule: Mapping[str, Any], value: Any, required: bool
 ) -> FormField:
     rule = _rule(schema, rule)
-    value = rule.get("default") if given is _MISSING else given
+    value = rule.get("default") if value is _MISSING else value
     choices = tuple(map(str, rule.get("enum", ())))
     kind = "choice" if choices else _KINDS.get(str(rule.get("type")), "json")
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
@@ -177,26 +177,19 @@ def _field(
 
 
 def form_values(approval: ToolApproval, posted: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a form says, as the schema wants it; what cannot be read stays a text."""
+    """Return the values of a submitted form. A value that cannot be parsed stays text."""
     schema = approval.schema or {}
-    found: dict[str, Any] = {}
-    for name, rule in schema.get("properties", {}).items():
-        _take(found, name, _rule(schema, rule), posted.get(PREFIX + name, ""), rule)
-    return found
-
-
-def _take(
-    found: dict[str, Any], name: str, rule: Mapping[str, Any], text: str, whole: Mapping[str, Any]
-) -> None:
-    kind = rule.get("type")
-    if kind == "boolean":
-        found[name] = text == "on"
-    elif text == "" and {"type": "null"} in whole.get("anyOf", ()):
-        found[name] = None
-    elif text == "" and kind not in (None, "string"):
-        return  # Left out, which the schema may refuse.
-    else:
-        found[name] = text if kind == "string" or rule.get("enum") else _parsed(text)
+    values: dict[str, Any] = {}
+    for name, declared in schema.get("properties", {}).items():
+        rule, text = _rule(schema, declared), posted.get(PREFIX + name, "")
+        kind = rule.get("type")
+        if kind == "boolean":
+            values[name] = text == "on"
+        elif text == "" and {"type": "null"} in declared.get("anyOf", ()):
+            values[name] = None
+        elif text != "" or kind in (None, "string"):  # Else missing; validation may reject that.
+            values[name] = text if kind == "string" or rule.get("enum") else _parsed(text)
+    return values
 
 
 def _parsed(text: str) -> Any:

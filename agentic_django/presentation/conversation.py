@@ -1,4 +1,4 @@
-"""Items and runs to messages: what a person reads of a conversation."""
+"""Turns runs and session items into the messages, tool calls and turns of a conversation."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ __all__ = [
     "agent_name",
     "by_day",
     "input_messages",
-    "later",
     "messages",
     "pieces",
     "tokens_and_cost",
     "tool_calls",
     "turns",
+    "turns_after",
 ]
 
 MAX_TURNS = 100
@@ -50,18 +50,18 @@ MAX_ITEMS = 500
 
 @dataclass(frozen=True, slots=True)
 class ToolCard:
-    """What an agent asked a tool, and what came back."""
+    """A tool call: its arguments and its output."""
 
     call_id: str
     name: str
     arguments: Any = None
     output: Any = None
-    is_answered: bool = False
+    has_output: bool = False
     seconds: float | None = None
 
     @property
     def summary(self) -> str:
-        """The one argument that matters: the first short one, with its name if it is a number."""
+        """The first argument with a value, cut to a line; a number with its name."""
         given = self.arguments if isinstance(self.arguments, dict) else {"": self.arguments}
         for name, value in given.items():
             if isinstance(value, bool) or value in (None, "", [], {}):
@@ -73,8 +73,8 @@ class ToolCard:
         return ""
 
     @property
-    def asked(self) -> str:
-        """All arguments, to be read; a line for each where they are plain."""
+    def arguments_text(self) -> str:
+        """All arguments as text; one per line if they are simple values."""
         if self.arguments in (None, "", {}):
             return ""
         if not is_record(self.arguments):
@@ -83,19 +83,19 @@ class ToolCard:
         return shortened(printable("\n".join(lines)))
 
     @property
-    def pictures(self) -> list[int]:
-        """The numbers, from 1, of the pictures that came back."""
+    def images(self) -> list[int]:
+        """The numbers, from 1, of the images in the output."""
         return image_numbers(self.call_id, self.output)
 
     @property
-    def answered(self) -> str:
-        """What came back, to be read."""
+    def output_text(self) -> str:
+        """The output as text."""
         return shortened(readable(self.output))
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One piece of a conversation; ``kind`` is user, assistant, refusal, reasoning or tool."""
+    """One message of a conversation. ``kind`` is user, assistant, refusal, reasoning or tool."""
 
     kind: str
     text: str = ""
@@ -104,7 +104,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What an agent did on the way to its answer; ``kind`` is text, tool, reasoning or handoff."""
+    """One action of an agent before its answer: ``kind`` is text, tool, reasoning or handoff."""
 
     kind: str
     text: str = ""
@@ -113,7 +113,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """A conversation: what came before any run that is still known, then a turn for each run."""
+    """The messages of a conversation without a run, then one turn for each run.
+
+    ``is_cut`` says whether earlier turns are left out.
+    """
 
     messages: Sequence[Message]
     runs: Sequence[AgentRun]
@@ -133,22 +136,25 @@ def turns(session: AgentSession) -> Turns:
     return Turns([] if is_cut else _before_runs(session), shown, is_cut)
 
 
-def later(runs: RunQuerySet, after: int) -> list[AgentRun]:
-    """Return the turns of a conversation behind a place, oldest first, in one statement."""
+def turns_after(runs: RunQuerySet, position: int) -> list[AgentRun]:
+    """Return the turns of a conversation after a position, oldest first, in one statement."""
     found = (
-        runs.filter(position__gt=after).select_related("session").with_queue_position().with_steps()
+        runs.filter(position__gt=position)
+        .select_related("session")
+        .with_queue_position()
+        .with_steps()
     )
     return list(found.order_by("-position")[:MAX_TURNS])[::-1]
 
 
 def by_day(sessions: Sequence[AgentSession]) -> list[tuple[str, list[AgentSession]]]:
-    """Return conversations in their order, under the days on which they were last used."""
+    """Group conversations by the day of their last use, and keep their order."""
     days = groupby(sessions, key=lambda session: wording.day(session.updated_at))
     return [(day, list(found)) for day, found in days]
 
 
 def tokens_and_cost(session: AgentSession) -> tuple[int, float | None]:
-    """Return how many tokens the runs of a conversation used so far, and US dollars if known."""
+    """Return the tokens used by the runs of a conversation, and US dollars if the cost is known."""
     runs = AgentRun.objects.using(database()).filter(session=session)
     found = runs.aggregate(
         tokens=usage_sum("total_tokens"),
@@ -170,33 +176,32 @@ def _before_runs(session: AgentSession) -> list[Message]:
 
 
 def input_messages(run: AgentRun) -> list[Message]:
-    """Return what the person gave this run to do."""
-    given = run.input_payload
-    if isinstance(given, str):
-        return [Message("user", printable(given))] if given.strip() else []
-    if isinstance(given, list) and all(isinstance(item, dict) for item in given):
-        return messages(given)
-    return [Message("user", readable(given))]
+    """Return the input of a run as messages."""
+    value = run.input_payload
+    if isinstance(value, str):
+        return [Message("user", printable(value))] if value.strip() else []
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return messages(value)
+    return [Message("user", readable(value))]
 
 
 def tool_calls(run: AgentRun) -> list[ToolCard]:
     """Return the run's tool calls so far, oldest first."""
-    return [_call_of_step(step) for step in run.steps]
+    return [
+        ToolCard(
+            call_id=str(step.get("call_id", "")),
+            name=printable(str(step.get("tool", ""))),
+            arguments=step.get("arguments"),
+            output=step.get("output"),
+            has_output="output" in step,
+            seconds=step.get("duration_seconds"),
+        )
+        for step in run.steps
+    ]
 
 
-def _call_of_step(step: dict[str, Any]) -> ToolCard:
-    return ToolCard(
-        call_id=str(step.get("call_id", "")),
-        name=printable(str(step.get("tool", ""))),
-        arguments=step.get("arguments"),
-        output=step.get("output"),
-        is_answered="output" in step,
-        seconds=step.get("duration_seconds"),
-    )
-
-
-def outputs(run: AgentRun) -> list[Output]:
-    """Return what the agent said on the way to its answer, which is shown in its own place."""
+def texts_before_answer(run: AgentRun) -> list[Output]:
+    """Return the texts of the agent before its answer."""
     texts = run.texts
     if run.status == AgentRun.Status.COMPLETED and texts:
         if is_of_steps(run):
@@ -207,18 +212,18 @@ def outputs(run: AgentRun) -> list[Output]:
 
 
 def pieces(run: AgentRun) -> list[Piece]:
-    """Return what the agent said, thought, called and handed over, in the order of the events.
+    """Return the texts, reasoning, tool calls and handoffs of the agent, in order.
 
-    Its answer, and what came to nothing but an empty text, is not among them.
+    The answer and empty texts are left out.
     """
     calls = {call.call_id: call for call in tool_calls(run)}
-    texts = [output.text for output in outputs(run)]
+    texts = [output.text for output in texts_before_answer(run)]
     made = [_piece(kind, payload, calls, texts) for kind, payload in run.shown_events]
     return _without_repeated_agents([piece for piece in made if piece])
 
 
 def _without_repeated_agents(found: list[Piece]) -> list[Piece]:
-    """Leave out that the first agent began, and that one took over from itself."""
+    """Leave out the handoff to the first agent, and handoffs from an agent to itself."""
     kept: list[Piece] = []
     agent = next((piece.text for piece in found if piece.kind == "handoff"), "")
     for piece in found:
@@ -233,7 +238,7 @@ def _without_repeated_agents(found: list[Piece]) -> list[Piece]:
 def _piece(
     kind: str, payload: dict[str, Any], calls: dict[str, ToolCard], texts: list[str]
 ) -> Piece | None:
-    """Return what an event shows; a call is shown where it was first told of."""
+    """Return the piece that an event shows. A call is shown at its first event."""
     match kind:
         case "message" if texts and printable(payload["text"]) == texts[0]:
             return Piece("text", texts.pop(0))
@@ -248,7 +253,7 @@ def _piece(
 
 
 def agent_name(run: AgentRun) -> str:
-    """Return what to call the agent: its key in words."""
+    """Return the name of a run's agent: its key in words."""
     return in_words(run.agent_key)
 
 
@@ -258,16 +263,16 @@ def agent_name(run: AgentRun) -> str:
 def messages(items: Iterable[Any]) -> list[Message]:
     """Return the messages of items in the SDK's input format, oldest first.
 
-    A call and its output become one message. What the model was told by the host (system and
-    developer messages) and items of kinds that a person cannot read are left out.
+    A call and its output become one message. System and developer messages, and items without
+    readable text, are left out.
     """
     found: list[Message] = []
     calls: dict[str, int] = {}
     for item in items:
         if not isinstance(item, dict):
             continue
-        if _is_output(item):
-            _answer(found, calls, item)
+        if str(item.get("type", "")).endswith("_call_output"):
+            _add_output(found, calls, item)
         elif message := _message(item):
             if message.call:
                 calls[message.call.call_id] = len(found)
@@ -275,24 +280,20 @@ def messages(items: Iterable[Any]) -> list[Message]:
     return found
 
 
-def _is_output(item: dict[str, Any]) -> bool:
-    return str(item.get("type", "")).endswith("_call_output")
-
-
-def _answer(found: list[Message], calls: dict[str, int], item: dict[str, Any]) -> None:
-    place = calls.get(str(item.get("call_id")))
-    if place is None:
+def _add_output(found: list[Message], calls: dict[str, int], item: dict[str, Any]) -> None:
+    index = calls.get(str(item.get("call_id")))
+    if index is None:
         return
-    message = found[place]
+    message = found[index]
     if message.call:
-        call = replace(message.call, output=item.get("output"), is_answered=True)
-        found[place] = replace(message, call=call)
+        call = replace(message.call, output=item.get("output"), has_output=True)
+        found[index] = replace(message, call=call)
 
 
 def _message(item: dict[str, Any]) -> Message | None:
     kind = str(item.get("type") or "message")
     if kind == "message":
-        return _spoken(str(item.get("role")), item.get("content"))
+        return _text_message(str(item.get("role")), item.get("content"))
     if kind == "reasoning":
         text = joined_parts(item.get("summary"))
         return Message("reasoning", text) if text else None
@@ -301,7 +302,7 @@ def _message(item: dict[str, Any]) -> Message | None:
     return None
 
 
-def _spoken(role: str, content: Any) -> Message | None:
+def _text_message(role: str, content: Any) -> Message | None:
     if role not in ("user", "assistant"):
         return None
     text = joined_parts(content)
@@ -317,11 +318,11 @@ def _is_refusal(content: Any) -> bool:
 
 def _call_of_item(kind: str, item: dict[str, Any]) -> ToolCard:
     hosted = kind not in ("function_call", "custom_tool_call")
-    given = item.get("arguments", item.get("input", item.get("action")))
+    arguments = item.get("arguments", item.get("input", item.get("action")))
     return ToolCard(
         call_id=str(item.get("call_id") or item.get("id") or ""),
         name=printable(str(item.get("name") or kind.removesuffix("_call"))),
-        arguments=parsed(given),
+        arguments=parsed(arguments),
         output=item.get("output"),
-        is_answered=hosted,
+        has_output=hosted,
     )

@@ -1,6 +1,6 @@
-"""Pictures that tools return and models make: found in what is recorded, served by the app.
+"""Images that tools return and models generate, read from the checkpoints of a run.
 
-A picture at another's address is never loaded, since loading it would tell what is read.
+Images at other addresses are never loaded: a request would tell their server what a person reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agentic_django.models import AgentRun, StepCheckpoint, database
 __all__ = ["Image", "find_image", "image_numbers"]
 
 TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-"""What is served: pictures in which nothing can run."""
+"""The types that are served. None of them can contain a script."""
 
 _DATA = re.compile(rf"data:({'|'.join(map(re.escape, TYPES))});base64,([A-Za-z0-9+/=\s]+)")
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
@@ -33,14 +33,14 @@ Kind = StepCheckpoint.Kind
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture as it is served."""
+    """The content of an image."""
 
     content_type: str
     content: bytes
 
 
 def image_numbers(call_id: str, output: Any) -> list[int]:
-    """Return the numbers, from 1, of the pictures that the output of a call holds."""
+    """Return the numbers, from 1, of the images in the output of a call."""
     if not _NAME.fullmatch(call_id):
         return []
     return [number for number, _ in enumerate(_parts(output), 1)]
@@ -56,7 +56,7 @@ def _parts(output: Any) -> Iterator[dict[str, Any]]:
 
 
 def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
-    """Return a picture by the call that gave it and its number; None if there is none."""
+    """Return an image by its call and number; None if it does not exist."""
     if not _NAME.fullmatch(call_id):
         return None
     rows = StepCheckpoint.objects.using(database()).filter(run=run).order_by("-id")
@@ -67,7 +67,7 @@ def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
     answers = rows.filter(kind=Kind.MODEL).values_list("result", flat=True).iterator()
     items = (item for result in answers for item in (result or {}).get("output", ()))
     found = next((item for item in items if _is_generated(item, call_id)), None)
-    return _recognised(str(found.get("result") or "")) if found and number == 1 else None
+    return _with_detected_type(str(found.get("result") or "")) if found and number == 1 else None
 
 
 def _is_generated(item: dict[str, Any], call_id: str) -> bool:
@@ -76,19 +76,19 @@ def _is_generated(item: dict[str, Any], call_id: str) -> bool:
 
 def _decoded(url: str) -> Image | None:
     match = _DATA.fullmatch(url)
-    return _picture(match[1], match[2]) if match else None
+    return _image(match[1], match[2]) if match else None
 
 
-def _recognised(encoded: str) -> Image | None:
-    """Return a picture of which only the data is known."""
-    picture = _picture("", encoded)
-    if picture is None:
+def _with_detected_type(encoded: str) -> Image | None:
+    """Return an image whose type is detected from its first bytes."""
+    image = _image("", encoded)
+    if image is None:
         return None
-    kind = next((k for start, k in _SIGNATURES.items() if picture.content.startswith(start)), "")
-    return Image(kind, picture.content) if kind else None
+    kind = next((k for start, k in _SIGNATURES.items() if image.content.startswith(start)), "")
+    return Image(kind, image.content) if kind else None
 
 
-def _picture(content_type: str, encoded: str) -> Image | None:
+def _image(content_type: str, encoded: str) -> Image | None:
     try:
         return Image(content_type, base64.b64decode("".join(encoded.split()), validate=True))
     except (binascii.Error, ValueError):

@@ -1,4 +1,8 @@
-"""Markdown and other text to HTML that is safe whatever the text holds."""
+"""Renders Markdown as HTML that is safe for any input.
+
+The output contains only allowed elements. A growing text is rendered in blocks, so that only its
+last block is rendered again.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +30,17 @@ from agentic_django.serialization import printable
 __all__ = ["Block", "blocks", "growing", "markdown"]
 
 MAX_LENGTH = 200_000
-"""A longer text is shown as it is, since rendering takes about 2 ms for each 1,000 characters."""
+"""A longer text is shown as plain text: rendering takes about 2 ms per 1,000 characters."""
 
 
 def markdown(text: str) -> SafeString:
-    """Return Markdown as HTML from an allow-list; text from anywhere may be given."""
+    """Return Markdown as HTML with allowed elements only. The text may come from anywhere."""
     return _rendered(printable(str(text)))
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a text that stands by itself: a paragraph, a list, a table."""
+    """A part of a text that renders on its own: a paragraph, a list, a table."""
 
     source: str
     html: SafeString
@@ -44,54 +48,54 @@ class Block:
 
 @lru_cache(maxsize=128)
 def blocks(text: str) -> list[Block]:
-    """Return Markdown that still grows as its blocks; those before the last are not made again."""
+    """Return the blocks of a growing text. Blocks before the last are not rendered again."""
     text = _NEWLINE.sub("\n", printable(text))
     if len(text) > MAX_LENGTH:
         return [Block(text, _rendered(text))]
-    known = _settled.get(text)
+    known = _block_cache.get(text)
     rest = text[sum(len(block.source) for block in known) :]
     found = [*known, *(Block(part, _render(part)) for part in _parts(rest))]
-    _settled.put(text, found)
+    _block_cache.put(text, found)
     return found
 
 
 def growing(text: str) -> SafeString:
-    """Return Markdown that still grows as HTML."""
+    """Return a growing text as HTML."""
     return mark_safe("".join(block.html for block in blocks(str(text))))  # noqa: S308 - from blocks
 
 
 _NEWLINE = re.compile(r"\r\n?")
 
 
-class _Settled:
-    """The blocks of texts that grew lately, by how the texts begin."""
+class _BlockCache:
+    """The blocks of texts that grew recently, by the first 64 characters of the text."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[str, list[Block]]] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[str, list[Block]]] = OrderedDict()
 
     def get(self, text: str) -> list[Block]:
-        """Return the blocks that a longer text surely begins with."""
+        """Return the blocks that are final in a longer text: all but the last."""
         with self._lock:
-            before, found = self._kept.get(text[:64], ("", []))
+            before, found = self._entries.get(text[:64], ("", []))
         if not before or not text.startswith(before):
             return []
         return found[:-1]
 
     def put(self, text: str, found: list[Block]) -> None:
-        """Keep the blocks of a text."""
+        """Store the blocks of a text."""
         with self._lock:
-            self._kept[text[:64]] = (text, found)
-            self._kept.move_to_end(text[:64])
-            while len(self._kept) > 512:
-                self._kept.popitem(last=False)
+            self._entries[text[:64]] = (text, found)
+            self._entries.move_to_end(text[:64])
+            while len(self._entries) > 512:
+                self._entries.popitem(last=False)
 
 
-_settled = _Settled()
+_block_cache = _BlockCache()
 
 
 def _parts(text: str) -> list[str]:
-    """Cut a text where its blocks begin."""
+    """Split a text where its blocks begin."""
     lines = [f"{line}\n" for line in text.split("\n")]
     lines[-1] = lines[-1][:-1]
     tops = (token for token in _MARKDOWN.parse(text) if token.level == 0 and token.map)
@@ -145,7 +149,7 @@ def _code(code: str, language: str, attributes: str) -> str:
 
 
 def _image(tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    """Return a link in place of a picture: loading one would tell its server what is read."""
+    """Return a link instead of an image: loading one would tell its server what a person reads."""
     source = str(tokens[at].attrs.get("src", ""))
     text = escape(tokens[at].content or source)
     depth = sum(token.nesting for token in tokens[:at] if token.type.startswith("link_"))
@@ -155,7 +159,7 @@ def _image(tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
 
 
 def _lower_headings(state: Any) -> None:
-    """Put an answer's headings below an h2, with no level left out."""
+    """Lower headings below the h2 of the page, without skipping a level."""
     level = 2
     for token in state.tokens:
         if token.type == "heading_open":
@@ -165,7 +169,7 @@ def _lower_headings(state: Any) -> None:
 
 
 def _align(state: Any) -> None:
-    """Say a cell's alignment by an attribute: a policy for content may forbid inline styles."""
+    """Align cells with an attribute, because a content security policy may forbid inline styles."""
     for token in state.tokens:
         if token.type in ("th_open", "td_open"):
             style = str(token.attrs.pop("style", ""))

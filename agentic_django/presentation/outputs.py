@@ -1,4 +1,4 @@
-"""What a run came to, in the shape in which it reads best; any JSON value as text."""
+"""Shows any JSON value as text, and the output of a run as text, facts, a table or a list."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ __all__ = [
 ]
 
 MAX_SHOWN = 20_000
-"""So many characters of a tool's arguments and output, or of a step's result, are shown."""
+"""The number of characters shown of arguments, of an output or of a step's result."""
 
 MAX_ROWS = 20
-"""So many entries of a step's result are shown."""
+"""The number of entries shown of a step's result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An answer as it is shown; ``kind`` is text, facts, table, list, json, steps or none."""
+    """An output as it is shown. ``kind`` is text, facts, table, list, json, steps or none.
+
+    ``more`` is the number of rows that are left out.
+    """
 
     kind: str
     text: str = ""
@@ -48,7 +51,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What one step of a pipeline came to, and that in a line."""
+    """The result of one step of a pipeline, with a summary in one line."""
 
     label: str
     output: Output
@@ -58,18 +61,18 @@ class Section:
 # Text
 
 
-def parsed(given: Any) -> Any:
-    """Return what a text holds, if it is JSON; anything else as it is."""
-    if not isinstance(given, str):
-        return given
+def parsed(value: Any) -> Any:
+    """Return the value of a text in JSON; anything else unchanged."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(given)
+        return json.loads(value)
     except (ValueError, RecursionError):
-        return given
+        return value
 
 
 def readable(value: Any) -> str:
-    """Return any JSON value as text for a person: text as it is, the rest indented."""
+    """Return any JSON value as text for people: text unchanged, other values as indented JSON."""
     if isinstance(value, str):
         structured = parsed(value) if value[:1] in "{[" else value
         return printable(value) if isinstance(structured, str) else readable(structured)
@@ -87,7 +90,7 @@ def _indented(value: Any) -> str:
 
 
 def _is_shallow(value: Any, levels: int = 20) -> bool:
-    """Whether a value has few levels: the indentation of many would outgrow the value itself."""
+    """Whether a value has few levels. The indentation of many would be larger than the value."""
     children = value.values() if isinstance(value, dict) else value
     if isinstance(children, str) or not isinstance(children, Iterable):
         return True
@@ -95,7 +98,7 @@ def _is_shallow(value: Any, levels: int = 20) -> bool:
 
 
 def joined_parts(content: Any) -> str:
-    """Return the text of content parts; pictures and files are named, not shown."""
+    """Return the text of content parts. Images and files are named, not shown."""
     if isinstance(content, str):
         return printable(content)
     parts = content if isinstance(content, list) else [content]
@@ -104,7 +107,7 @@ def joined_parts(content: Any) -> str:
 
 
 def _part(part: Any) -> str | None:
-    """Return the text of one content part; None for what is not one."""
+    """Return the text of one content part; None if it is not a content part."""
     match part:
         case {"type": "input_text" | "output_text" | "text" | "summary_text", "text": str(text)}:
             return text
@@ -120,19 +123,21 @@ def _part(part: Any) -> str | None:
 
 
 def shortened(text: str) -> str:
+    """Return at most ``MAX_SHOWN`` characters of a text."""
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def cut(text: str, length: int = 80) -> str:
+    """Return a text in one line, cut to a length."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-# Answers
+# Outputs
 
 
 def run_output(run: AgentRun) -> Output:
-    """Return a run's answer in the shape in which it reads best."""
+    """Return the output of a run in its most readable form."""
     if is_of_steps(run) and not all(map(_is_short, run.final_output.values())):
         return _of_steps(run.final_output)
     return _shaped(run.final_output)
@@ -154,14 +159,14 @@ def _shaped(value: Any) -> Output:
 
 
 def is_of_steps(run: AgentRun) -> bool:
-    """Whether a run's answer is what its steps came to, by their names."""
+    """Whether the output of a run is a dict of the results of its steps, by their names."""
     value = run.final_output
     names = {stage["step_name"] for stage in run.stages} if isinstance(value, dict) else set()
     return bool(value) and bool(names) and names >= set(value)
 
 
 def _of_steps(results: dict[str, Any]) -> Output:
-    """Return what steps came to; the last is the answer, the others open from a line each."""
+    """Return the results of steps. The last is the answer; the others open from one line each."""
     found = {name: value for name, value in results.items() if value not in (None, "")}
     sections = [
         Section(_label(name), _bounded(value), _in_a_line(value)) for name, value in found.items()
@@ -170,7 +175,7 @@ def _of_steps(results: dict[str, Any]) -> Output:
 
 
 def _bounded(value: Any) -> Output:
-    """Return a part of an answer: markup as its source, nothing of it at full length."""
+    """Return a shortened part of an output, and markup as its source."""
     is_markup = isinstance(value, str) and value.lstrip().startswith("<")
     made = Output("json", printable(value)) if is_markup else _shaped(value)
     more = max(len(made.rows) - MAX_ROWS, 0)
@@ -202,6 +207,7 @@ def _is_short(value: Any) -> bool:
 
 
 def is_record(value: Any) -> bool:
+    """Whether a value is a dict of simple values."""
     return isinstance(value, dict) and bool(value) and all(map(_is_scalar, value.values()))
 
 
@@ -211,6 +217,7 @@ def _label(name: str) -> str:
 
 
 def cell(value: Any) -> str:
+    """Return a simple value as the text of a table cell."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""When a run did what: attempts, their calls, waits, on one axis; a table and a waterfall."""
+"""The timeline of a run: its attempts, calls and waits as bars on one time axis."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from agentic_django.serialization import printable
 __all__ = ["Timeline", "TimelineRow", "timeline"]
 
 WIDTH = 1000
-"""The axis in units of the drawing."""
+"""The length of the axis, in units of the chart."""
 
 MAX_CALLS = 300
-"""So many of the last calls are shown."""
+"""The number of latest calls that are shown."""
 
-LIFE = (
+STATUS_EVENTS = (
     "run.started",
     "run.retrying",
     "run.waiting",
@@ -32,10 +32,10 @@ LIFE = (
     "run.cancelled",
     "run.timed_out",
 )
-"""The events from which attempts and waits are made."""
+"""The events that begin and end attempts and waits."""
 
-CALLS = ("tool.called", "tool.output", "step.started", "step.completed", "step.failed")
-"""The events that tell of calls that are not recorded yet."""
+CALL_EVENTS = ("tool.called", "tool.output", "step.started", "step.completed", "step.failed")
+"""The events of calls, for those that have no checkpoint yet."""
 
 Kind = StepCheckpoint.Kind
 
@@ -61,24 +61,24 @@ class TimelineRow:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The duration, in seconds."""
         return max((self.end - self.start).total_seconds(), 0.0)
 
     @property
     def words(self) -> str:
-        """How it ended, where that is not plain from its duration."""
-        told = {"lost": _("interrupted"), "failed": _("failed"), "stopped": _("stopped")}
-        return told.get(self.state, _("running") if self.state == "busy" else "")
+        """The end of the bar in words, if the duration does not show it."""
+        words = {"lost": _("interrupted"), "failed": _("failed"), "stopped": _("stopped")}
+        return words.get(self.state, _("running") if self.state == "busy" else "")
 
     @property
     def is_within(self) -> bool:
-        """Whether it is part of an attempt."""
+        """Whether the bar is part of an attempt."""
         return self.kind not in ("attempt", "wait")
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """The rows in their order, placed on the axis; ``left_out`` calls are not among them."""
+    """The rows in order, with positions on the axis; ``left_out`` counts calls not shown."""
 
     start: datetime
     rows: Sequence[TimelineRow]
@@ -86,22 +86,24 @@ class Timeline:
 
     @cached_property
     def waited(self) -> float:
-        """Seconds in which the run waited for a person."""
+        """The seconds for which the run waited for a person."""
         return sum(row.seconds for row in self.rows if row.kind == "approval")
 
 
 def timeline(run: AgentRun) -> Timeline:
-    """Return when a run did what, from its events and what is recorded; two statements."""
-    told = _events(run)
+    """Return the timeline of a run from its events and checkpoints, in two statements."""
+    events = _events(run)
     recorded = list(_recorded(run))
     calls, left_out = recorded[-MAX_CALLS:], max(len(recorded) - MAX_CALLS, 0)
-    rows = [*_spans(run, told, recorded), *_calls(calls), *_open_calls(run, told, recorded)]
+    rows = [*_spans(run, events, recorded), *_calls(calls), *_open_calls(run, events, recorded)]
     rows.sort(key=lambda row: (row.start, row.kind not in ("attempt", "wait"), row.end))
-    return Timeline(run.created_at, _placed(rows), left_out)
+    return Timeline(run.created_at, _with_positions(rows), left_out)
 
 
 def _events(run: AgentRun) -> list[AgentEvent]:
-    rows = AgentEvent.objects.using(database()).filter(run=run, event_type__in=(*LIFE, *CALLS))
+    rows = AgentEvent.objects.using(database()).filter(
+        run=run, event_type__in=(*STATUS_EVENTS, *CALL_EVENTS)
+    )
     return list(rows.order_by("sequence"))
 
 
@@ -115,13 +117,15 @@ def _recorded(run: AgentRun) -> Iterator[StepCheckpoint]:
 
 
 def _spans(
-    run: AgentRun, told: Sequence[AgentEvent], recorded: Sequence[StepCheckpoint]
+    run: AgentRun, events: Sequence[AgentEvent], recorded: Sequence[StepCheckpoint]
 ) -> Iterator[TimelineRow]:
-    life = [event for event in told if event.event_type in LIFE]
-    if not life or life[0].created_at - run.created_at > timedelta(seconds=0.5):
-        end = life[0].created_at if life else run.read_at
-        yield TimelineRow("wait", _("Queued"), run.created_at, end, "done" if life else "waiting")
-    for event, following in pairwise([*life, None]):
+    changes = [event for event in events if event.event_type in STATUS_EVENTS]
+    if not changes or changes[0].created_at - run.created_at > timedelta(seconds=0.5):
+        end = changes[0].created_at if changes else run.read_at
+        yield TimelineRow(
+            "wait", _("Queued"), run.created_at, end, "done" if changes else "waiting"
+        )
+    for event, following in pairwise([*changes, None]):
         if event is not None:
             yield from _span(run, event, following, recorded)
 
@@ -132,7 +136,7 @@ def _span(
     following: AgentEvent | None,
     recorded: Sequence[StepCheckpoint],
 ) -> Iterator[TimelineRow]:
-    """Return what an event of the run's life began, and the next one ended."""
+    """Yield the attempt or wait between two status events."""
     end = following.created_at if following else run.read_at
     match event.event_type:
         case "run.started":
@@ -150,7 +154,7 @@ def _span(
 
 
 def _ending(run: AgentRun, following: AgentEvent | None) -> str:
-    """Return how an attempt ended, by the event after it."""
+    """Return the state of an attempt, by the status event after it."""
     if following is None:
         return "busy" if run.is_active else "done"
     match following.event_type:
@@ -166,7 +170,7 @@ def _ending(run: AgentRun, following: AgentEvent | None) -> str:
 
 
 def _reused(run: AgentRun, number: int, recorded: Sequence[StepCheckpoint]) -> str:
-    """Say how many results an attempt found recorded by those before it."""
+    """Return a note on the results that an attempt reused from earlier attempts."""
     own = next((row.generation for row in recorded if row.attempt == number), run.generation)
     earlier = [row for row in recorded if row.attempt < number and row.generation == own]
     found = sum(row.finished_at is not None for row in earlier)
@@ -186,19 +190,19 @@ def _calls(recorded: Sequence[StepCheckpoint]) -> Iterator[TimelineRow]:
 
 
 def _open_calls(
-    run: AgentRun, told: Sequence[AgentEvent], recorded: Sequence[StepCheckpoint]
+    run: AgentRun, events: Sequence[AgentEvent], recorded: Sequence[StepCheckpoint]
 ) -> Iterator[TimelineRow]:
-    """Return the calls that are under way, which only events tell of."""
+    """Yield the calls that are running, which have events but no checkpoint."""
     if run.status != AgentRun.Status.RUNNING:
         return
-    under_way: dict[Any, AgentEvent] = {}
-    for event in told:
+    running: dict[Any, AgentEvent] = {}
+    for event in events:
         key = event.payload.get("call_id") or event.payload.get("step_name")
         if event.event_type in ("tool.called", "step.started"):
-            under_way[key] = event
-        elif event.event_type in CALLS:
-            under_way.pop(key, None)
-    for event in under_way.values():
+            running[key] = event
+        elif event.event_type in CALL_EVENTS:
+            running.pop(key, None)
+    for event in running.values():
         kind = event.event_type.partition(".")[0]
         name = printable(str(event.payload.get("tool") or event.payload.get("step_name") or ""))
         yield TimelineRow(kind, name, event.created_at, run.read_at, "busy", is_code=True)
@@ -207,8 +211,8 @@ def _open_calls(
 # The axis
 
 
-def _placed(rows: Sequence[TimelineRow]) -> list[TimelineRow]:
-    """Place rows on the axis; a wait longer than all the rest is cut to the length of the rest."""
+def _with_positions(rows: Sequence[TimelineRow]) -> list[TimelineRow]:
+    """Return rows with positions. A wait longer than everything else is cut to the length of it."""
     if not rows:
         return []
     start, end = min(row.start for row in rows), max(row.end for row in rows)
@@ -218,7 +222,7 @@ def _placed(rows: Sequence[TimelineRow]) -> list[TimelineRow]:
     cuts = [(row.end, row.seconds - longest) for row in waits if row.seconds > longest]
 
     def at(moment: datetime) -> float:
-        """Return the seconds from the start, less what is cut out before a moment."""
+        """Return the seconds from the start to a moment, without the parts that are cut."""
         return (moment - start).total_seconds() - sum(cut for ends, cut in cuts if ends <= moment)
 
     scale = (WIDTH - 2) / max(at(end), 0.001)

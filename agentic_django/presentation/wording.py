@@ -1,4 +1,7 @@
-"""How long, how many and what next, in words for a person."""
+"""Words for people: durations, costs, times, activities, progress, failures and events.
+
+All texts are translated into the language of the reader.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ __all__ = [
     "event",
     "event_summary",
     "in_words",
-    "is_late",
+    "is_reconnecting",
     "progress",
     "reason",
     "short",
@@ -43,9 +46,6 @@ __all__ = [
 ]
 
 Status = AgentRun.Status
-
-SHOWN_AFTER = 10
-"""After so many seconds, a person is told how long it has taken."""
 
 
 def duration(seconds: float | None) -> str:
@@ -68,7 +68,7 @@ def duration(seconds: float | None) -> str:
 
 
 def cost(dollars: float) -> str:
-    """Return a sum of US dollars: ``$12.30``, ``0.4 ¢``."""
+    """Return an amount of US dollars: ``$12.30``, ``0.4 ¢``."""
     if 0 < abs(dollars) < 0.995:
         cents = dollars * 100
         return f"{number_format(round(cents, 2 if cents < 0.1 else 1))} ¢"
@@ -76,10 +76,10 @@ def cost(dollars: float) -> str:
 
 
 def took(run: AgentRun) -> float | None:
-    """Return for how many seconds a run that has ended ran; None if it never did.
+    """Return the seconds that a finished run took; None if it never started.
 
-    Of one that was tried again only the running counts, not the time in between; what was cut
-    off counts up to the last renewal of its lease.
+    For a run with several attempts, this is the time in which it ran. An interrupted attempt counts
+    up to the last renewal of its lease.
     """
     if run.started_at is None or run.finished_at is None:
         return None
@@ -89,7 +89,7 @@ def took(run: AgentRun) -> float | None:
 
 
 def elapsed(run: AgentRun) -> float | None:
-    """Return for how many seconds a run has been running; None if it is not."""
+    """Return the seconds for which a run has been running; None if it is not running."""
     if run.status != Status.RUNNING or run.started_at is None:
         return None
     if run.attempt > 1 and run.lease_ends_at is not None:
@@ -98,15 +98,13 @@ def elapsed(run: AgentRun) -> float | None:
     return max((run.read_at - run.started_at).total_seconds(), 0.0)
 
 
-def is_late(run: AgentRun) -> bool:
-    """Whether the run's worker is gone and another has not taken over yet."""
-    if run.status == Status.PENDING:
-        return run.failures > 0
-    return run.is_orphaned
+def is_reconnecting(run: AgentRun) -> bool:
+    """Whether the run waits for another worker, because its last attempt was interrupted."""
+    return run.failures > 0 if run.status == Status.PENDING else run.is_orphaned
 
 
 def activity(run: AgentRun) -> str:
-    """Return what a running run does now, in words."""
+    """Return the current activity of a running run, in words."""
     if run.activity:
         return run.activity
     open_calls = [step for step in run.steps if "output" not in step]
@@ -117,7 +115,7 @@ def activity(run: AgentRun) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A step as it is shown; ``state`` is its dot's: done, busy, waiting, failed or none."""
+    """A step of a pipeline. ``state`` is done, busy, waiting, failed or none, as its dot shows."""
 
     label: str
     state: str
@@ -128,7 +126,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run, in percent and in words."""
 
     percent: int
     words: str
@@ -136,116 +134,104 @@ class Progress:
 
 def stages(run: AgentRun) -> list[Stage]:
     """Return the steps of a pipeline so far."""
-    return [_stage(run, told) for told in run.stages]
+    return [_stage(run, step) for step in run.stages]
 
 
-def _stage(run: AgentRun, told: dict[str, Any]) -> Stage:
-    label = _stage_label(told)
-    match told["state"]:
+def _stage(run: AgentRun, step: dict[str, Any]) -> Stage:
+    label = printable(str(step.get("description") or in_words(str(step["step_name"]))))
+    match step["state"]:
         case "completed":
-            return Stage(label, "done", _("done"), told.get("duration_seconds"))
+            return Stage(label, "done", _("done"), step.get("duration_seconds"))
         case "skipped":
-            return Stage(label, "done", _("reused"), told.get("duration_seconds"))
+            return Stage(label, "done", _("reused"), step.get("duration_seconds"))
         case "failed":
-            return Stage(label, "failed", _failed(told), error=_error(told))
+            return Stage(label, "failed", _failed(step), error=_step_error(step))
     if run.is_finished:
         return Stage(label, "none", _("stopped"))
-    if run.status != Status.RUNNING or is_late(run):
+    if run.status != Status.RUNNING or is_reconnecting(run):
         return Stage(label, "waiting", _("interrupted"))
-    if told["state"] == "retrying":
-        return Stage(
-            label,
-            "waiting",
-            _("retrying, attempt %(n)d of %(most)d") % _tries(told),
-            None,
-            _error(told),
-        )
-    if _tries(told)["n"] > 1:
-        return Stage(label, "busy", _("running, attempt %(n)d of %(most)d") % _tries(told))
+    attempt = {"n": step.get("attempt") or 1, "most": step.get("max_attempts") or 1}
+    if step["state"] == "retrying":
+        words = _("retrying, attempt %(n)d of %(most)d") % attempt
+        return Stage(label, "waiting", words, None, _step_error(step))
+    if attempt["n"] > 1:
+        return Stage(label, "busy", _("running, attempt %(n)d of %(most)d") % attempt)
     return Stage(label, "busy", _("running"))
 
 
-def _tries(told: dict[str, Any]) -> dict[str, int]:
-    return {"n": told.get("attempt") or 1, "most": told.get("max_attempts") or 1}
-
-
-def _failed(told: dict[str, Any]) -> str:
-    tries = told.get("attempts") or 1
-    if tries == 1:
+def _failed(step: dict[str, Any]) -> str:
+    attempts = step.get("attempts") or 1
+    if attempts == 1:
         return _("failed")
-    return ngettext("failed after %d attempt", "failed after %d attempts", tries) % tries
+    return ngettext("failed after %d attempt", "failed after %d attempts", attempts) % attempts
 
 
-def _error(told: dict[str, Any]) -> str:
-    """Return why a step failed; empty if there is no more to say than that it did."""
-    if told.get("code") == "internal":
+def _step_error(step: dict[str, Any]) -> str:
+    """Return why a step failed; empty if the error is internal."""
+    if step.get("code") == "internal":
         return ""
-    return Truncator(printable(str(_told(told, "error") or ""))).chars(500)
-
-
-def _stage_label(told: dict[str, Any]) -> str:
-    return printable(str(told.get("description") or in_words(str(told["step_name"]))))
+    return Truncator(printable(_field_text(step, "error"))).chars(500)
 
 
 def in_words(name: str) -> str:
-    """Return a name of code as a person would write it."""
+    """Return an identifier as a person would write it: ``find_order`` as ``Find order``."""
     words = re.sub(r"[-_.]+", " ", name).strip()
     return words[:1].upper() + words[1:]
 
 
 def progress(run: AgentRun) -> Progress | None:
-    """Return how far a run has come; None if nothing was said of that."""
-    told, known = run.progress or {}, run.stages
-    if not told and not known:
+    """Return the progress of a run; None if neither the host nor a step reported any."""
+    reported, steps = run.progress or {}, run.stages
+    if not reported and not steps:
         return None
-    said = printable(str(told.get("description") or ""))
-    # What is done is said of each step; a text of the host's own tells more than their number.
-    of_steps = [stage.get(name) for stage in known for name in ("description", "step_name")]
-    is_own = said and told.get("description") not in of_steps
-    return Progress(_percent(told), said if is_own else _steps_done(known))
+    description = printable(str(reported.get("description") or ""))
+    # Each step shows its own description; the host's own text says more than a count of steps.
+    of_steps = [step.get(name) for step in steps for name in ("description", "step_name")]
+    is_own = description and reported.get("description") not in of_steps
+    return Progress(_percent(reported), description if is_own else _steps_done(steps))
 
 
-def _percent(told: dict[str, Any]) -> int:
+def _percent(reported: dict[str, Any]) -> int:
     try:
-        return min(max(int(float(told.get("progress_percent", 0))), 0), 100)
+        return min(max(int(float(reported.get("progress_percent", 0))), 0), 100)
     except (TypeError, ValueError, OverflowError):
         return 0
 
 
-def _steps_done(known: Sequence[dict[str, Any]]) -> str:
-    done = sum(stage["state"] in ("completed", "skipped") for stage in known)
-    total = max([len(known), *(stage.get("total_steps") or 0 for stage in known)])
+def _steps_done(steps: Sequence[dict[str, Any]]) -> str:
+    done = sum(step["state"] in ("completed", "skipped") for step in steps)
+    total = max([len(steps), *(step.get("total_steps") or 0 for step in steps)])
     if not total:
         return ""
-    told = ngettext("%(done)d of %(total)d step done", "%(done)d of %(total)d steps done", total)
-    return told % {"done": done, "total": total}
+    text = ngettext("%(done)d of %(total)d step done", "%(done)d of %(total)d steps done", total)
+    return text % {"done": done, "total": total}
 
 
 def reason(run: AgentRun) -> str:
-    """Return why a run failed, as a sentence in the reader's language."""
+    """Return why a run failed, as a sentence."""
     return str(message_for_code(run.error_code))
 
 
-_AGAIN = gettext_lazy("Retry continues from the last saved step.")
+_RETRY = gettext_lazy("Retry continues from the last saved step.")
 _SUPPORT = gettext_lazy("A retry is unlikely to help. Contact support.")
 
 ADVICE: dict[str, Any] = {
     "unknown_agent": _SUPPORT,
     "bad_setting": _SUPPORT,
     "guardrail": gettext_lazy("Rephrase your request and send it again."),
-    "declined": _AGAIN,
-    "max_turns": _AGAIN,
+    "declined": _RETRY,
+    "max_turns": _RETRY,
     "not_serializable": _SUPPORT,
     "provider_refused": gettext_lazy("Rephrase your request and send it again."),
-    "timed_out": _AGAIN,
-    "tool_timed_out": _AGAIN,
+    "timed_out": _RETRY,
+    "tool_timed_out": _RETRY,
     "unresolved_intent": gettext_lazy("Contact support before you retry."),
 }
-"""Whether trying again may help, where the reason does not say so itself."""
+"""What a person can do, by error code, where the reason does not say it."""
 
 
 def advice(run: AgentRun) -> str:
-    """Return whether trying again may help; empty where the reason says so itself."""
+    """Return what a person can do about a failure; empty if the reason says it."""
     return str(ADVICE.get(run.error_code, ""))
 
 
@@ -276,7 +262,7 @@ EVENTS: dict[str, Any] = {
 
 
 def event(event_type: str) -> str:
-    """Return what happened, in words; a type of the host's own as it is written."""
+    """Return an event type in words; a type of the host unchanged."""
     return str(EVENTS.get(event_type, event_type))
 
 
@@ -290,10 +276,10 @@ REASONS: dict[str, Any] = {
     "provider_busy": gettext_lazy("The model was busy"),
     "provider_unreachable": gettext_lazy("The model could not be reached"),
 }
-"""Why a run was sent again, by what its event gives as the reason."""
+"""Why a run was queued again, by the ``reason`` of its event."""
 
 
-_TELLING = (
+_SUMMARY_FIELDS = (
     "tool",
     "step_name",
     "text",
@@ -305,20 +291,20 @@ _TELLING = (
     "message",
     "agent",
 )
-"""The fields that tell what an event is about; the first that there is."""
+"""The fields that summarize an event. The first one that it has is shown."""
 
 
 def event_summary(payload: Any) -> str:
-    """Return in a few words what an event is about: a tool, a step or a text."""
+    """Return a short summary of an event: its tool, step or text."""
     if not isinstance(payload, dict):
         return ""
-    name = next((name for name in _TELLING if isinstance(payload.get(name), str)), "")
-    return Truncator(printable(_told(payload, name))).chars(120)
+    name = next((name for name in _SUMMARY_FIELDS if isinstance(payload.get(name), str)), "")
+    return Truncator(printable(_field_text(payload, name))).chars(120)
 
 
-def _told(payload: dict[str, Any], name: str) -> str:
-    """Return a field's text; in the reader's language where it is one of the app's own."""
-    text, code = payload.get(name, ""), payload.get("code")
+def _field_text(payload: dict[str, Any], name: str) -> str:
+    """Return the text of a field, translated if it is a text of this app."""
+    text, code = str(payload.get(name) or ""), payload.get("code")
     if name == "error" and isinstance(code, str):
         return str(MESSAGES.get(code, text))
     if name == "reason" and text.startswith("by "):
@@ -334,18 +320,18 @@ _AGO: dict[str, Any] = {
     "hour": npgettext_lazy("ago", "%(num)d hour", "%(num)d hours", "num"),
     "minute": npgettext_lazy("ago", "%(num)d minute", "%(num)d minutes", "num"),
 }
-"""Django's own words, in a context of their own: some languages decline them after "ago"."""
+"""Django's units of time with a context, because some languages decline them after "ago"."""
 
 
 def ago(moment: datetime) -> str:
-    """Return how long ago something was, roughly."""
+    """Return the approximate time since a moment: ``2 days ago``."""
     if (timezone.now() - moment).total_seconds() < 60:
         return _("just now")
     return _("%(time)s ago") % {"time": timesince(moment, time_strings=_AGO, depth=1)}
 
 
 def short(moment: datetime) -> str:
-    """Return when something was, as a list has room for: ``now``, ``2 m``, ``18:20``, a date."""
+    """Return a moment in short, for lists: ``now``, ``2 m``, ``18:20``, a date."""
     seconds = (timezone.now() - moment).total_seconds()
     if seconds < 60:
         return pgettext("when", "now")
@@ -358,7 +344,7 @@ def short(moment: datetime) -> str:
 
 
 def day(moment: datetime) -> str:
-    """Return the heading under which a list has what was used then."""
+    """Return the heading of a list for a moment: ``Today``, ``Yesterday``, ``Last 7 days``."""
     days = (timezone.localdate() - timezone.localtime(moment).date()).days
     if days < 1:
         return _("Today")
@@ -368,5 +354,5 @@ def day(moment: datetime) -> str:
 
 
 def since(moment: datetime, start: datetime) -> str:
-    """Return how long after a start something was, as ``+2.1 s``."""
+    """Return the time from a start to a moment: ``+2.1 s``."""
     return f"+{duration((moment - start).total_seconds())}"

@@ -1,4 +1,7 @@
-"""Tags and filters: ``{% load agentic_django_tags %}``. None needs ``request`` in the context."""
+"""Template tags and filters: ``{% load agentic_django_tags %}``.
+
+None of them needs ``request`` in the context.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,14 @@ register.filter("agent_activity", wording.activity)
 register.filter("agent_advice", wording.advice)
 register.filter("agent_ago", wording.ago)
 register.filter("agent_approvals", approvals.open_for_run)
-register.filter("agent_asked", conversation.input_messages)
+register.filter("agent_input", conversation.input_messages)
 register.filter("agent_cost", wording.cost)
 register.filter("agent_duration", wording.duration)
 register.filter("agent_elapsed", wording.elapsed)
 register.filter("agent_event_summary", wording.event_summary)
 register.filter("agent_event_words", wording.event)
 register.filter("agent_in_words", wording.in_words)
-register.filter("agent_is_late", wording.is_late)
+register.filter("agent_is_reconnecting", wording.is_reconnecting)
 register.filter("agent_growing", markdown.growing)
 register.filter("agent_markdown", markdown.markdown)
 register.filter("agent_name", conversation.agent_name)
@@ -56,7 +59,7 @@ register.filter("agent_reason", wording.reason)
 register.filter("agent_readable", outputs.readable)
 register.filter("agent_short", wording.short)
 register.filter("agent_since", wording.since)
-register.filter("agent_said", conversation.outputs)
+register.filter("agent_texts", conversation.texts_before_answer)
 register.filter("agent_stages", wording.stages)
 register.filter("agent_tool_calls", conversation.tool_calls)
 register.filter("agent_took", wording.took)
@@ -64,32 +67,32 @@ register.filter("agent_took", wording.took)
 
 @register.inclusion_tag(f"{PARTIALS}/run_fragment.html", takes_context=True)
 def agent_run_fragment(context: template.Context, run: AgentRun) -> dict[str, Any]:
-    """Show one run, which keeps itself up to date: ``{% agent_run_fragment run %}``."""
+    """Show one run, which updates itself: ``{% agent_run_fragment run %}``."""
     return {"run": run}
 
 
 @register.inclusion_tag(f"{PARTIALS}/run.html", takes_context=True)
 def agent_run(context: template.Context, run: AgentRun) -> dict[str, Any]:
-    """Show a run with all there is to it: figures, timeline, the run itself, its events."""
+    """Show a run in full: figures, timeline, the run itself and its events."""
     return {"run": run, "session": run.session, "timeline": timeline.timeline(run)}
 
 
 @register.inclusion_tag(f"{PARTIALS}/timeline.html", takes_context=True)
 def agent_run_timeline(context: template.Context, run: AgentRun) -> dict[str, Any]:
-    """Show when a run did what, as a table with bars: ``{% agent_run_timeline run %}``."""
+    """Show the timeline of a run, as a table with bars: ``{% agent_run_timeline run %}``."""
     return {"run": run, "timeline": timeline.timeline(run)}
 
 
 @register.simple_tag
 def agent_break(row: timeline.TimelineRow) -> tuple[str, str, str]:
-    """Return where the two strokes stand that say that a bar is shortened."""
+    """Return the positions of the two strokes that mark a shortened bar."""
     middle = row.x + row.width / 2
     return f"{middle - 9:.2f}", f"{middle - 1:.2f}", f"{middle + 7:.2f}"
 
 
 @register.inclusion_tag(f"{PARTIALS}/conversation.html", takes_context=True)
 def agent_conversation(context: template.Context, session: AgentSession | str) -> dict[str, Any]:
-    """Show a conversation; the key of one that does not exist yet gives an empty one."""
+    """Show a conversation. A key that does not exist yet shows an empty one."""
     return _log(session)
 
 
@@ -118,7 +121,7 @@ def agent_chat(
 def agent_composer(
     context: template.Context, session: AgentSession | str, agent_key: str = ""
 ) -> dict[str, Any]:
-    """Show the form that writes to a conversation, or to one that its first message makes."""
+    """Show the form that writes to a conversation. The first message creates a new one."""
     return _composer(session, agent_key)
 
 
@@ -130,12 +133,12 @@ def _composer(session: AgentSession | str, agent_key: str) -> dict[str, Any]:
 
 @register.simple_tag
 def agent_session_facts(session: AgentSession) -> str:
-    """Return in a line whose conversation it is and what it used: ``Support · 2,318 tokens``."""
+    """Return the agent, tokens and cost of a conversation: ``Support · 2,318 tokens``."""
     used, dollars = conversation.tokens_and_cost(session)
     words = ngettext("%(n)s token", "%(n)s tokens", used) % {"n": agent_number(used)}
     cost = wording.cost(dollars) if dollars else ""
-    told = [wording.in_words(session.agent_key), words if used else "", cost]
-    return " · ".join(filter(None, told))
+    parts = [wording.in_words(session.agent_key), words if used else "", cost]
+    return " · ".join(filter(None, parts))
 
 
 @register.simple_tag
@@ -146,13 +149,13 @@ def agent_run_events(run: AgentRun) -> list[AgentEvent]:
 
 @register.simple_tag
 def agent_poll_seconds() -> str:
-    """Return how often an unfinished fragment asks again, for ``hx-trigger``."""
+    """Return the seconds between two polls of an unfinished fragment, for ``hx-trigger``."""
     return f"{settings.POLL_SECONDS:g}"
 
 
 @register.simple_tag
 def agent_can_retry(run: AgentRun) -> bool:
-    """Return whether a person may try the run again: it ended badly, and nothing came after it."""
+    """Return whether a person may retry a run: it failed, and no run of its session follows."""
     if not run.is_finished or run.status == AgentRun.Status.COMPLETED or run.is_inline:
         return False
     return run.session is None or run.position >= run.session.run_count
@@ -160,19 +163,19 @@ def agent_can_retry(run: AgentRun) -> bool:
 
 @register.filter
 def agent_number(value: Any) -> str:
-    """Return a number with its thousands grouped as the reader's language does."""
+    """Return a number with grouped thousands, in the format of the reader's language."""
     return "" if value is None else number_format(value, use_l10n=True, force_grouping=True)
 
 
 @register.filter
 def agent_output_template(run: AgentRun) -> tuple[str, ...]:
-    """Return the templates for a run's answer: the host's own for this agent goes before ours."""
+    """Return the templates for an answer. The host's template for the agent takes precedence."""
     return f"agentic_django/output/{run.agent_key}.html", f"{PARTIALS}/output.html"
 
 
 @register.filter
 def agent_tool_template(call: conversation.ToolCard) -> tuple[str, ...]:
-    """Return the templates for a tool call: the host's own for this tool goes before ours."""
+    """Return the templates for a tool call. The host's template for the tool takes precedence."""
     default = f"{PARTIALS}/tool_calls/_default.html"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", call.name):
         return (default,)
@@ -181,21 +184,21 @@ def agent_tool_template(call: conversation.ToolCard) -> tuple[str, ...]:
 
 @register.filter
 def agent_status_words(status: str) -> str:
-    """Return where a run stands, in a word."""
+    """Return the label of a status."""
     return str(AgentRun.Status(status).label)
 
 
 @register.filter
 def agent_status_template(run: AgentRun) -> str:
-    """Return the template that says in words where a run stands."""
+    """Return the template that describes the status of a run."""
     return f"{PARTIALS}/status/{run.status}.html"
 
 
 @register.simple_tag(takes_context=True)
 def agentic_django_assets(context: template.Context) -> SafeString:
-    """Load the style sheet, htmx and the app's own script; belongs in ``<head>``.
+    """Load the style sheet, htmx and the app's scripts. Put the tag into ``<head>``.
 
-    The scripts carry ``csp_nonce`` where the context has it.
+    The scripts have the attribute ``nonce`` if the context has ``csp_nonce``.
     """
     nonce = context.get("csp_nonce")
     return format_html(

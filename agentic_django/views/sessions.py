@@ -57,7 +57,7 @@ def turns(request: Request, session_key: str) -> HttpResponse:
     lookup.check_key(session_key)
     after = schemas.parse_query(request, schemas.TurnsQuery).after
     runs = lookup.visible_runs(request).filter(session__session_key=session_key)
-    found = conversation.later(runs, after)
+    found = conversation.turns_after(runs, after)
     return fragments.turns(request, found) if found else HttpResponse(status=204)
 
 

@@ -67,7 +67,7 @@ def test_run_and_its_events_are_in_the_database_of_the_app(owner: User, register
     found = events.events_after(run, 1, limit=100, levels=Visibility.values)
     assert [event.event_type for event in found][-1] == "run.completed"
     assert changes.read_snapshots([run.pk])[run.pk].status == "completed"
-    assert conversation.later(AgentRun.objects.using(ALIAS), 0) == [run]
+    assert conversation.turns_after(AgentRun.objects.using(ALIAS), 0) == [run]
     recovery.sweep()
 
 

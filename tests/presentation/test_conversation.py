@@ -146,14 +146,14 @@ def test_call_and_its_output_become_one_card() -> None:
     (message,) = conversation.messages([call(), output("delivered")])
     assert message.call
     assert (message.call.name, message.call.summary) == ("find_order", "number 1042")
-    assert (message.call.asked, message.call.answered) == ("number: 1042", "delivered")
-    assert message.call.is_answered
+    assert (message.call.arguments_text, message.call.output_text) == ("number: 1042", "delivered")
+    assert message.call.has_output
 
 
 def test_call_without_an_output_is_unanswered() -> None:
     (message,) = conversation.messages([call()])
     assert message.call
-    assert not message.call.is_answered
+    assert not message.call.has_output
 
 
 def test_output_without_a_call_is_left_out() -> None:
@@ -266,7 +266,7 @@ def test_deeply_nested_value_does_not_outgrow_itself() -> None:
 
 
 def test_card_shows_the_start_of_a_very_long_output() -> None:
-    shown = ToolCard("c", "tool", output="x" * 50_000, is_answered=True).answered
+    shown = ToolCard("c", "tool", output="x" * 50_000, has_output=True).output_text
     assert shown == "x" * outputs.MAX_SHOWN + "…"
 
 
@@ -359,7 +359,7 @@ def test_conversation_costs_two_statements_however_long(session: AgentSession, r
     with at_most(2):
         for run in conversation.turns(session).runs:
             assert run.session == session
-            assert [call.answered for call in conversation.tool_calls(run)] == ["x", "x"]
+            assert [call.output_text for call in conversation.tool_calls(run)] == ["x", "x"]
 
 
 def test_long_conversation_shows_its_last_turns(

@@ -179,11 +179,11 @@ def test_running_run_says_what_it_does() -> None:
     assert wording.activity(run) == "Working…"
 
 
-def test_run_whose_lease_ended_is_late() -> None:
+def test_orphaned_run_is_reconnecting() -> None:
     now = timezone.now()
     alive = AgentRun(status="running", lease_ends_at=now + timedelta(minutes=1))
     lost = AgentRun(status="running", lease_ends_at=now - timedelta(minutes=1))
-    assert [wording.is_late(run) for run in (alive, lost)] == [False, True]
+    assert [wording.is_reconnecting(run) for run in (alive, lost)] == [False, True]
 
 
 def test_every_failure_says_what_a_person_can_do() -> None:

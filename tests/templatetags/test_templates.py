@@ -393,7 +393,7 @@ def templates_in(directory: Path, settings: Any) -> None:
 def test_host_overrides_one_piece(run: AgentRun, settings: Any, tmp_path: Path) -> None:
     piece = tmp_path / "agentic_django/partials/tool_call.html"
     piece.parent.mkdir(parents=True)
-    piece.write_text("<p>My own card of {{ call.name }}: {{ call.answered }}</p>")
+    piece.write_text("<p>My own card of {{ call.name }}: {{ call.output_text }}</p>")
     templates_in(tmp_path, settings)
     call_tool(run, "find_order", {"number": 1042}, "delivered")
     assert "My own card of find_order: delivered" in shown(become(run, "running"))
