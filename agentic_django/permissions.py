@@ -1,4 +1,4 @@
-"""Who asks: built once for each request, or by a service's caller."""
+"""Who may see and decide, and which names of users a run's owner may read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
 
-__all__ = ["Viewer", "may_decide", "principal_of"]
+__all__ = ["Viewer", "is_owner", "may_decide", "name_for_owner", "principal_of"]
 
 
 def principal_of(user: AbstractBaseUser | AnonymousUser | None) -> str:
-    """Return the stored name of who owns a row: ``user:<pk>``, or ``""`` for nobody."""
+    """Return the stored name of a row's owner: ``user:<pk>``, or ``""`` without an owner."""
     if user is None or user.pk is None:
         return ""
     return f"user:{user.pk}"
@@ -24,10 +24,7 @@ def principal_of(user: AbstractBaseUser | AnonymousUser | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """The person on whose behalf rows are looked up.
-
-    A viewer without a principal sees nothing.
-    """
+    """A user for whom rows are looked up. A viewer without a principal sees no rows."""
 
     principal: str
     tenant: str = ""
@@ -35,7 +32,7 @@ class Viewer:
 
     @classmethod
     def for_user(cls, user: AbstractBaseUser | AnonymousUser | None, tenant: str = "") -> Viewer:
-        """Return the viewer for a user; anonymous users get one that sees nothing."""
+        """Return the viewer for a user. The viewer for an anonymous user sees no rows."""
         return cls(principal_of(user), tenant, bool(getattr(user, "is_staff", False)))
 
     @classmethod
@@ -45,7 +42,10 @@ class Viewer:
 
 
 def may_decide(user: Any, approval: Any) -> bool:
-    """Whether a user may decide: what ``AGENTIC_DJANGO_APPROVERS`` says, else the owner."""
+    """Whether a user may decide an approval.
+
+    ``AGENTIC_DJANGO_APPROVERS`` says so. Without this setting only the run's owner may decide.
+    """
     if user is None or not user.is_authenticated:
         return False
     hook = settings.APPROVERS
@@ -53,3 +53,18 @@ def may_decide(user: Any, approval: Any) -> bool:
         return bool(load(hook)(user, approval))
     viewer = Viewer.for_user(user, approval.run.tenant)
     return bool(viewer.principal) and viewer.principal == approval.run.principal
+
+
+def is_owner(user: Any, run: Any) -> bool:
+    """Whether a user owns a run."""
+    return getattr(user, "pk", None) is not None and user.pk == run.owner_id
+
+
+def name_for_owner(user: Any, run: Any) -> str:
+    """Return the name of a user who changed a run, as the run's owner may read it.
+
+    Other users than the owner are "staff". A text is returned as it is.
+    """
+    if user is None or isinstance(user, str):
+        return user or ""
+    return str(user) if is_owner(user, run) else "staff"

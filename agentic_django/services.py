@@ -1,22 +1,25 @@
-"""The host's front door: start, cancel and retry runs from any code."""
+"""Functions for the host's code: submit, cancel and retry runs, and decide approvals.
+
+They validate their arguments, and leave the changes to ``agentic_django.engine``.
+"""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 from uuid import UUID
 
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from agentic_django import permissions, registry, validation
+from agentic_django import registry, validation
 from agentic_django.conf import settings
 from agentic_django.engine import approvals, dispatch, lifecycle, recovery, sessions
-from agentic_django.exceptions import BadInput, Conflict, NotAllowed, SessionBusy
+from agentic_django.exceptions import BadInput, Conflict, SessionBusy
 from agentic_django.models import ACTIVE, AgentRun, AgentSession, ToolApproval, database
+from agentic_django.permissions import is_owner, name_for_owner
 from agentic_django.serialization import to_jsonable
 from agentic_django.steps import submitted
 
@@ -90,7 +93,7 @@ def submit_agent_run(
 def _dispatch(run: AgentRun) -> None:
     """Hand a run to the queue, and see to it from then on that it does not get lost."""
     dispatch.enqueue_on_commit(run)
-    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
+    _sweep_on_commit()
 
 
 def _data(value: Data, name: str) -> dict[str, Any]:
@@ -207,7 +210,7 @@ def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:
 
     Raises Conflict if the run has ended already. The row is read again.
     """
-    lifecycle.cancel(run, _name(by, run), by_owner=_is_owner(by, run))
+    lifecycle.cancel(run, name_for_owner(by, run), by_owner=is_owner(by, run))
     return run
 
 
@@ -220,13 +223,9 @@ def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None)
     """
     if run.is_inline:
         raise Conflict(_("Only the program that started this run can resume it."))
-    lifecycle.retry(run, fresh=start_again, by=_name(by, run))
-    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
+    lifecycle.retry(run, fresh=start_again, by=name_for_owner(by, run))
+    _sweep_on_commit()
     return run
-
-
-Decision = ToolApproval.Decision
-Kind = ToolApproval.Kind
 
 
 def decide_approval(
@@ -237,30 +236,20 @@ def decide_approval(
     reason: str = "",
     arguments: Data = None,
 ) -> ToolApproval:
-    """Approve or reject a call that a run waits with, or decline a question (``approve=False``).
+    """Approve or reject a call of a waiting run, or decline a question (``approve=False``).
 
-    - ``by``: the user who decides; None for your own code, which may always.
-    - ``reason``: what the model is told of a rejection.
-    - ``arguments``: those with which the call is to be made instead, for a tool that is
-      ``runtime.editable``.
+    - ``by``: the user who decides. None for your own code, which may always decide.
+    - ``reason``: the reason of a rejection, for the model.
+    - ``arguments``: edited arguments of the call, for a tool that is ``runtime.editable``.
 
-    The run goes on once everything that it asks is decided. Raises NotAllowed, BadInput, and
-    Conflict, which says who did what, if it is decided already or the run does not wait any
-    more. The row is read again.
+    The run continues when all its requests are decided. Raises NotAllowed, BadInput, and Conflict
+    if the approval is decided already or the run is not waiting. The row is read again.
     """
-    if approve and approval.kind in (Kind.QUESTION, Kind.INTENT):
-        raise BadInput(_("This question needs an answer, not an approval."))
-    if approval.kind == Kind.INTENT:
-        raise BadInput(_("Choose done, repeat or fail for this call."))
-    if arguments is not None and not approve:
-        raise BadInput(
-            errors={"arguments": _("Arguments can only be changed when the call is approved.")}
-        )
-    edited = None
-    if arguments is not None and dict(arguments) != approval.arguments:
-        edited = approvals.validated_answer(approval, _data(arguments, "arguments"))
-    decision = Decision.APPROVED if approve else Decision.REJECTED
-    return _decide(approval, decision, by, reason, edited)
+    validation.check_json(reason, "reason")
+    edited = None if arguments is None else _data(arguments, "arguments")
+    approvals.approve_or_reject(approval, approve=approve, by=by, reason=reason, arguments=edited)
+    _sweep_on_commit()
+    return approval
 
 
 def answer_approval(approval: ToolApproval, answer: Any, *, by: Any = None) -> ToolApproval:
@@ -268,10 +257,9 @@ def answer_approval(approval: ToolApproval, answer: Any, *, by: Any = None) -> T
 
     Raises as ``decide_approval`` does.
     """
-    if approval.kind != Kind.QUESTION:
-        raise BadInput(_("This is not a question."))
-    given = approvals.validated_answer(approval, to_jsonable(answer, "answer"))
-    return _decide(approval, Decision.ANSWERED, by, "", given)
+    approvals.answer_question(approval, to_jsonable(answer, "answer"), by=by)
+    _sweep_on_commit()
+    return approval
 
 
 def resolve_approval(
@@ -282,47 +270,18 @@ def resolve_approval(
     reason: str = "",
     result: str = "",
 ) -> ToolApproval:
-    """Say what is to become of a call that must not be repeated and was interrupted.
+    """Resolve an interrupted call that must not be repeated automatically.
 
-    ``done``: it happened, and came to ``result``; ``repeat``: make it again; ``fail``: give the
-    run up. Raises as ``decide_approval`` does.
+    ``done``: the call happened, with this ``result``. ``repeat``: make the call again. ``fail``:
+    fail the run. Raises as ``decide_approval`` does.
     """
-    if approval.kind != Kind.INTENT:
-        raise BadInput(_("This is not an interrupted call."))
-    if outcome not in ("done", "repeat", "fail"):
-        raise BadInput(errors={"decision": _("Choose one of: done, repeat, fail.")})
-    answer = to_jsonable(result or "Done.", "result") if outcome == "done" else None
-    return _decide(approval, outcome, by, reason, answer)
-
-
-def _forms(approval: ToolApproval, answer: Any) -> Iterator[ToolApproval]:
-    """Yield what is asked, and as it was edited: whoever decides must be let decide both."""
-    yield approval
-    if approval.is_editable and answer is not None:
-        edited = copy(approval)
-        edited.arguments = answer
-        yield edited
-
-
-def _decide(
-    approval: ToolApproval, decision: str, by: Any, reason: str, answer: Any
-) -> ToolApproval:
-    forms = _forms(approval, answer)
-    if by is not None and not all(permissions.may_decide(by, form) for form in forms):
-        raise NotAllowed(_("You do not have permission to decide this."))
     validation.check_json(reason, "reason")
-    name = _name(by, approval.run)
-    lifecycle.decide(approval, decision, by=by, name=name, reason=reason, answer=answer)
-    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)
+    output = to_jsonable(result or "Done.", "result")
+    approvals.resolve_interrupted_call(approval, outcome, by=by, reason=reason, result=output)
+    _sweep_on_commit()
     return approval
 
 
-def _name(user: Any, run: AgentRun) -> str:
-    """Return who acted, as the run's owner may read it: others are not named."""
-    if user is None or isinstance(user, str):
-        return user or ""
-    return str(user) if _is_owner(user, run) else "staff"
-
-
-def _is_owner(user: Any, run: AgentRun) -> bool:
-    return getattr(user, "pk", None) is not None and user.pk == run.owner_id
+def _sweep_on_commit() -> None:
+    """Make sure that this process recovers runs from the end of the transaction on."""
+    transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)

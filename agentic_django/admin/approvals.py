@@ -14,7 +14,7 @@ from django.utils.translation import ngettext
 
 from agentic_django import services
 from agentic_django.admin.base import RecordAdmin, apply_to_each, link, shown
-from agentic_django.engine import approvals
+from agentic_django.engine import approval_requests
 from agentic_django.models import ToolApproval
 
 
@@ -32,7 +32,7 @@ class OpenFilter(admin.SimpleListFilter):
         """Return the approvals of the chosen kind."""
         match self.value():
             case "yes":
-                return approvals.approval_rows().open()
+                return approval_requests.approval_rows().open()
             case "no":
                 return queryset.exclude(decision="")
         return queryset

@@ -13,7 +13,7 @@ from django.db import Error
 from agentic_django import registry
 from agentic_django.checks.messages import is_valid, warning
 from agentic_django.conf import settings
-from agentic_django.engine import approvals
+from agentic_django.engine import approval_requests
 from agentic_django.exceptions import BadSetting
 from agentic_django.models import ToolApproval
 from agentic_django.runtime import inline
@@ -38,7 +38,7 @@ def check_waiting_runs(databases: Any = None, **_: Any) -> Iterator[CheckMessage
     if not databases or not is_valid("DATABASE") or settings.DATABASE not in databases:
         return
     try:
-        waiting = list(approvals.approval_rows().waiting_calls()[:MAX_APPROVALS])
+        waiting = list(approval_requests.approval_rows().waiting_calls()[:MAX_APPROVALS])
         keys = set(registry.keys())
     except (Error, BadSetting):  # The table does not exist yet, or E002 reports the registry.
         return

@@ -1,34 +1,35 @@
-"""Ask a person, take one decision.
+"""Decides approvals: who may decide, which decision fits, the write, and the run's next status.
 
-A row says what is asked and what was decided. It is written by the attempt that parks its run,
-and decided about once: the guard is in the write. The run itself is ``lifecycle``'s.
+An approval is decided once, because the write is guarded. Whoever decides about a run locks it
+first. The last decision that a run waits for requeues it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import jsonschema
-from django.db.models import Q
+from django.db import transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
 from agentic_django.conf import settings
-from agentic_django.exceptions import BadInput, Conflict
-from agentic_django.models import AgentRun, ToolApproval, database
-from agentic_django.models.querysets import ApprovalQuerySet
-from agentic_django.permissions import Viewer, may_decide
+from agentic_django.engine import fenced_writes, lifecycle
+from agentic_django.engine.approval_requests import approval_event, approval_rows
+from agentic_django.engine.events import EventType
+from agentic_django.exceptions import BadInput, Conflict, NotAllowed
+from agentic_django.models import ToolApproval, database
+from agentic_django.permissions import Viewer, may_decide, name_for_owner
 
 __all__ = [
-    "approval_rows",
+    "answer_question",
+    "approve_or_reject",
     "awaiting",
-    "create_requests",
-    "has_open",
-    "record_decision",
-    "refuse_decided",
-    "reopen",
+    "decision_sentence",
+    "expire",
+    "resolve_interrupted_call",
     "validated_answer",
 ]
 
@@ -37,64 +38,6 @@ MAX_CHECKED = 1000
 
 Decision = ToolApproval.Decision
 Kind = ToolApproval.Kind
-
-
-def approval_rows() -> ApprovalQuerySet:
-    """Return the approvals, in the database that holds them."""
-    return ToolApproval.objects.using(database())
-
-
-def create_requests(asked: Sequence[ToolApproval]) -> None:
-    """Write what a run asks, in the transaction that parks it; what is asked again stays one."""
-    ttl = settings.APPROVAL_TTL
-    expires = None if ttl is None else Now() + timedelta(seconds=ttl)
-    for position, row in enumerate(asked):
-        row.position = position
-        row.expires_at = expires
-        row.requested_at = Now()
-        row.save(using=database())
-
-
-def record_decision(
-    approval: ToolApproval, decision: str, *, by: Any = None, reason: str = "", answer: Any = None
-) -> None:
-    """Write what was decided; raises Conflict, which says who did what, if somebody has.
-
-    Belongs behind a guarded write to the run, in one transaction.
-    """
-    open_ = approval_rows().filter(pk=approval.pk, decision="")
-    changes = {"decision": decision, "decided_by": by, "reason": reason, "answer": answer}
-    is_mine = bool(open_.update(**changes, decided_at=Now()))
-    approval.refresh_from_db()
-    if not is_mine:
-        raise Conflict(decision_sentence(approval))
-
-
-def refuse_decided(approval: ToolApproval) -> None:
-    """Raise Conflict, which says who did what, if somebody has decided; reads the row again."""
-    approval.refresh_from_db()
-    if not approval.is_open:
-        raise Conflict(decision_sentence(approval))
-
-
-def decision_sentence(approval: ToolApproval) -> str:
-    """Return who decided what, for somebody who came too late."""
-    names = {"who": approval.decided_by, "what": approval.get_decision_display()}
-    if approval.decided_by is None:
-        return _("Already decided: %(what)s.") % names
-    return _("%(who)s has already decided: %(what)s.") % names
-
-
-def has_open(run: AgentRun) -> bool:
-    """Whether a run still waits for a decision, in the transaction of one."""
-    return approval_rows().open().filter(run=run).exists()
-
-
-def reopen(run: AgentRun) -> None:
-    """Ask again what was given up, because the run is tried again."""
-    again = Q(decision=Decision.FAIL) | Q(kind=Kind.QUESTION, decision=Decision.EXPIRED)
-    asked = approval_rows().filter(again, run=run)
-    asked.update(decision="", decided_by=None, decided_at=None, reason="", answer=None)
 
 
 def awaiting(user: Any, viewer: Viewer) -> list[ToolApproval]:
@@ -111,8 +54,68 @@ def awaiting(user: Any, viewer: Viewer) -> list[ToolApproval]:
     return [approval for approval in found[:MAX_CHECKED] if may_decide(user, approval)]
 
 
+def approve_or_reject(
+    approval: ToolApproval,
+    *,
+    approve: bool,
+    by: Any = None,
+    reason: str = "",
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
+    """Approve a call, with edited arguments if they are given, or reject a call or a question.
+
+    ``by`` is None for the host's own code, which may always decide. Raises BadInput, NotAllowed,
+    and Conflict if the approval is decided already or its run is not waiting.
+    """
+    if approve and approval.kind in (Kind.QUESTION, Kind.INTENT):
+        raise BadInput(_("This question needs an answer, not an approval."))
+    if approval.kind == Kind.INTENT:
+        raise BadInput(_("Choose done, repeat or fail for this call."))
+    if arguments is not None and not approve:
+        raise BadInput(
+            errors={"arguments": _("Arguments can only be changed when the call is approved.")}
+        )
+    edited = None
+    if arguments is not None and arguments != approval.arguments:
+        edited = validated_answer(approval, arguments)
+    decision = Decision.APPROVED if approve else Decision.REJECTED
+    _refuse_unless_allowed(approval, by, edited)
+    _decide(approval, decision, by=by, reason=reason, answer=edited)
+
+
+def answer_question(approval: ToolApproval, answer: Any, *, by: Any = None) -> None:
+    """Answer a question of a run's own code. Raises as ``approve_or_reject`` does."""
+    if approval.kind != Kind.QUESTION:
+        raise BadInput(_("This is not a question."))
+    valid = validated_answer(approval, answer)
+    _refuse_unless_allowed(approval, by)
+    _decide(approval, Decision.ANSWERED, by=by, answer=valid)
+
+
+def resolve_interrupted_call(
+    approval: ToolApproval, outcome: str, *, by: Any = None, reason: str = "", result: Any = None
+) -> None:
+    """Resolve a call that may have happened and must not be repeated without a decision.
+
+    ``outcome`` is done, with the call's result, repeat or fail. Raises as ``approve_or_reject``
+    does.
+    """
+    if approval.kind != Kind.INTENT:
+        raise BadInput(_("This is not an interrupted call."))
+    if outcome not in (Decision.DONE, Decision.REPEAT, Decision.FAIL):
+        raise BadInput(errors={"decision": _("Choose one of: done, repeat, fail.")})
+    _refuse_unless_allowed(approval, by)
+    answer = result if outcome == Decision.DONE else None
+    _decide(approval, outcome, by=by, reason=reason, answer=answer)
+
+
+def expire(approval: ToolApproval) -> None:
+    """Reject an approval that nobody decided in time. Its run continues."""
+    _decide(approval, Decision.EXPIRED)
+
+
 def validated_answer(approval: ToolApproval, answer: Any) -> Any:
-    """Return an answer, or edited arguments; raises BadInput for those that do not fit."""
+    """Return an answer, or edited arguments, that fit an approval; raise BadInput otherwise."""
     if approval.options:
         if answer not in approval.options:
             listed = ", ".join(map(str, approval.options))
@@ -121,11 +124,65 @@ def validated_answer(approval: ToolApproval, answer: Any) -> Any:
     if approval.schema is None:
         raise BadInput(errors={"arguments": _("These arguments cannot be changed.")})
     validator = jsonschema.Draft202012Validator(approval.schema)
-    wrong = sorted(validator.iter_errors(answer), key=lambda error: list(map(str, error.path)))
-    if wrong:
-        raise BadInput(errors={_field(error): error.message[:500] for error in wrong[:20]})
+    found = sorted(validator.iter_errors(answer), key=lambda error: list(map(str, error.path)))
+    if found:
+        fields = {".".join(map(str, each.path)) or "answer": each for each in found[:20]}
+        raise BadInput(errors={name: each.message[:500] for name, each in fields.items()})
     return answer
 
 
-def _field(error: jsonschema.ValidationError) -> str:
-    return ".".join(map(str, error.path)) or "answer"
+def _refuse_unless_allowed(approval: ToolApproval, by: Any, edited: Any = None) -> None:
+    """Raise NotAllowed for a user who may not decide the request, or the edited request."""
+    forms = [approval]
+    if approval.is_editable and edited is not None:
+        forms.append(copy(approval))
+        forms[-1].arguments = edited
+    if by is not None and not all(may_decide(by, form) for form in forms):
+        raise NotAllowed(_("You do not have permission to decide this."))
+
+
+def _decide(
+    approval: ToolApproval, decision: str, *, by: Any = None, reason: str = "", answer: Any = None
+) -> None:
+    """Write a decision, and resume the run if it was the last that the run waited for.
+
+    Raises Conflict if the approval is decided already, or if its run is not waiting.
+    """
+    run = approval.run
+    with transaction.atomic(using=database()):
+        if not fenced_writes.lock_waiting(run):  # Other decisions about this run wait here.
+            _refuse_if_decided(approval)
+            fenced_writes.refuse_unless_waiting(run)
+        is_written = (
+            approval_rows()
+            .filter(pk=approval.pk, decision="")
+            .update(
+                decision=decision, decided_by=by, decided_at=Now(), reason=reason, answer=answer
+            )
+        )
+        if not is_written:
+            _refuse_if_decided(approval)
+        approval.refresh_from_db()
+        name = name_for_owner(by, run)
+        decided = approval_event(
+            EventType.APPROVAL_DECIDED, approval, decision=decision, by=name, reason=reason
+        )
+        if approval_rows().open().filter(run=run).exists():
+            fenced_writes.append_while_waiting(run, [decided])
+        else:
+            lifecycle.resume(run, [decided])
+
+
+def _refuse_if_decided(approval: ToolApproval) -> None:
+    """Reload an approval, and raise Conflict with the decision if it is decided."""
+    approval.refresh_from_db()
+    if not approval.is_open:
+        raise Conflict(decision_sentence(approval))
+
+
+def decision_sentence(approval: ToolApproval) -> str:
+    """Return the decision and the person who decided, as a sentence."""
+    names = {"who": approval.decided_by, "what": approval.get_decision_display()}
+    if approval.decided_by is None:
+        return _("Already decided: %(what)s.") % names
+    return _("%(who)s has already decided: %(what)s.") % names

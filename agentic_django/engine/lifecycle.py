@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from agentic_django import signals
 from agentic_django.conf import settings
 from agentic_django.engine import (
-    approvals,
+    approval_requests,
     concurrency_limits,
     dispatch,
     drafts,
@@ -43,11 +43,10 @@ __all__ = [
     "cancel",
     "cancel_attempt",
     "complete",
-    "decide",
-    "expire",
     "fail",
     "recover",
     "release",
+    "resume",
     "retry",
     "retry_later",
     "suspend",
@@ -126,13 +125,15 @@ def suspend(
 ) -> None:
     """Park a run until people have decided the attempt's approvals and questions."""
     run = attempt.run
-    requested = [_approval_event(EventType.APPROVAL_REQUESTED, row) for row in requests]
+    requested = [
+        approval_requests.approval_event(EventType.APPROVAL_REQUESTED, row) for row in requests
+    ]
     waiting = events.new_event(EventType.RUN_WAITING, reason="approval")
     columns = {"failures": 0, "usage": usage, "holder": ""}
     with fenced_writes.fenced(attempt):
         all_events = [*new_events, *requested, waiting]
         fenced_writes.end_attempt(attempt, "suspend", all_events, **columns)
-        approvals.create_requests(requests)
+        approval_requests.create_requests(requests)
         for row in requests:
             transitions.send_signal_on_commit(signals.agent_approval_requested, run, approval=row)
         if settings.CONCURRENCY_LIMIT is not None:
@@ -250,40 +251,14 @@ def _fail_orphaned(run: AgentRun, guard: models.Q) -> None:
         transitions.send_signal_on_commit(signals.agent_run_failed, run, error=None)
 
 
-def expire(approval: ToolApproval) -> None:
-    """Reject an approval that nobody decided in time; its run continues."""
-    decide(approval, ToolApproval.Decision.EXPIRED)
-
-
 # Verbs of people
 
 
-def decide(
-    approval: ToolApproval,
-    decision: str,
-    *,
-    by: Any = None,
-    name: str = "",
-    reason: str = "",
-    answer: Any = None,
-) -> None:
-    """Record a decision, and queue the run if it was the last one that it waited for.
-
-    Raises Conflict if the run is not waiting, or if the approval is decided already.
-    """
-    run = approval.run
+def resume(run: AgentRun, new_events: Sequence[Event]) -> None:
+    """Queue a waiting run again, because people have decided all that it waits for."""
+    all_events = [*new_events, _retrying_event(run, "decided")]
     with transaction.atomic(using=database()):
-        if not fenced_writes.lock_waiting(run):  # Other decisions about this run wait here.
-            approvals.refuse_decided(approval)
-            fenced_writes.refuse_unless_waiting(run)
-        approvals.record_decision(approval, decision, by=by, reason=reason, answer=answer)
-        details = {"decision": approval.decision, "by": name, "reason": approval.reason}
-        decided = _approval_event(EventType.APPROVAL_DECIDED, approval, **details)
-        if approvals.has_open(run):
-            fenced_writes.append_while_waiting(run, [decided])
-            return
-        new_events = [decided, _retrying_event(run, "decided")]
-        fenced_writes.change_status(run, "resume", new_events, **_queued_columns())
+        fenced_writes.change_status(run, "resume", all_events, **_queued_columns())
         if not run.is_inline:
             dispatch.enqueue_on_commit(run)
 
@@ -317,7 +292,7 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
         _refuse_unless_last(run)
         fenced_writes.change_status(run, "retry", [event], **columns)
         session_items.delete_run_items(run)
-        approvals.reopen(run)
+        approval_requests.reopen_requests(run)
         if not run.is_inline:
             dispatch.enqueue_on_commit(run)
 
@@ -361,16 +336,5 @@ def _retrying_event(run: AgentRun, reason: str, delay: float = 0.0, **details: A
         attempt=run.attempt,
         reason=reason,
         delay_seconds=round(delay, 3),
-        **details,
-    )
-
-
-def _approval_event(kind: EventType, approval: ToolApproval, **details: Any) -> Event:
-    return events.new_event(
-        kind,
-        approval_id=str(approval.pk),
-        call_id=approval.call_id,
-        tool=approval.tool,
-        arguments=approval.effective_arguments,
         **details,
     )

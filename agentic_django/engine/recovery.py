@@ -23,7 +23,14 @@ from django.utils.module_loading import import_string
 from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
-from agentic_django.engine import approvals, dispatch, lifecycle, queues, transitions
+from agentic_django.engine import (
+    approval_requests,
+    approvals,
+    dispatch,
+    lifecycle,
+    queues,
+    transitions,
+)
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, SweepMark, database
 from agentic_django.models.choices import Status
@@ -81,9 +88,9 @@ def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) 
 
 
 def _expire_overdue(swept: SweepResult) -> None:
-    for approval in approvals.approval_rows().overdue().select_related("run")[:_BATCH]:
+    for approval in approval_requests.approval_rows().overdue().select_related("run")[:_BATCH]:
         with _apart(approval.run), suppress(Conflict):
-            lifecycle.expire(approval)
+            approvals.expire(approval)
             swept.expired += 1
 
 
@@ -251,7 +258,7 @@ class Sweeper(BackgroundThread):
 
 def _has_unfinished_work() -> bool:
     unfinished = transitions.run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
-    expiring = approvals.approval_rows().open().exclude(expires_at=None)
+    expiring = approval_requests.approval_rows().open().exclude(expires_at=None)
     return unfinished.exists() or expiring.exists()
 
 

@@ -11,7 +11,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
 from agentic_django import permissions
-from agentic_django.engine import approvals
+from agentic_django.engine import approval_requests, approvals
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.permissions import Viewer
 from agentic_django.presentation.outputs import cell, is_record, readable, shortened
@@ -134,7 +134,7 @@ def open_for_run(run: AgentRun) -> list[ApprovalView]:
     """Return the open approvals of a waiting run as its owner sees them, oldest first."""
     if run.status != AgentRun.Status.WAITING:
         return []
-    rows = approvals.approval_rows().open().filter(run=run).select_related("run__owner")
+    rows = approval_requests.approval_rows().open().filter(run=run).select_related("run__owner")
     return [as_seen_by(row, row.run.owner) for row in rows]
 
 

@@ -9,7 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
 from agentic_django import permissions, services, validation
-from agentic_django.engine import approvals
+from agentic_django.engine import approval_requests
 from agentic_django.models import ToolApproval
 from agentic_django.presentation.approvals import PREFIX, form_values, inbox
 from agentic_django.views import fragments, lookup, pages, schemas, serializers
@@ -51,7 +51,8 @@ def detail(request: Request, pk: str) -> HttpResponse:
 
 def _get_approval(request: Request, pk: str) -> ToolApproval:
     """Return an approval that the requester may see or decide."""
-    rows = approvals.approval_rows().select_related("run__session", "run__owner", "decided_by")
+    rows = approval_requests.approval_rows()
+    rows = rows.select_related("run__session", "run__owner", "decided_by")
     approval = get_object_or_404(rows, pk=lookup.parse_uuid(pk))
     is_visible = rows.visible_to(request.viewer).filter(pk=approval.pk).exists()
     if not is_visible and not permissions.may_decide(request.user, approval):

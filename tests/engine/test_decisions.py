@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.db.models.functions import Now
 
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import events, lifecycle, recovery
+from agentic_django.engine import events, recovery
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval
@@ -148,5 +148,5 @@ def test_a_decision_that_fails_on_the_way_decided_nothing(
             decide_approval(approval, True)
     run.refresh_from_db()
     assert (run.status, open_of(run).decision, run.event_count) == ("waiting", "", 0)
-    lifecycle.decide(open_of(run), "approved")
+    decide_approval(open_of(run), True)
     assert told_of(run) == {"approval.decided": 1, "run.retrying": 1}
