@@ -17,10 +17,10 @@ class AgenticError(Exception):
     """Something in agentic_django went wrong."""
 
     code: ClassVar[str] = "error"
-    """A stable, machine-readable name of the error, as JSON callers see it."""
+    """A stable, machine-readable name of the error, which JSON clients see."""
 
     user_message: ClassVar[Any] = ""
-    """The message in the reader's language, where users may read it."""
+    """The translated message, if users may read it."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or str(self.user_message) or (type(self).__doc__ or "").strip())
@@ -45,7 +45,7 @@ class BadInput(AgenticError, ValueError):
 
     def __init__(self, message: str = "", *, errors: Mapping[str, str] | None = None) -> None:
         self.errors = dict(errors or {})
-        """What is wrong, by the name of the field."""
+        """The reasons, by the name of the field."""
         super().__init__(message or "; ".join(f"{f}: {text}" for f, text in self.errors.items()))
 
 
@@ -80,7 +80,7 @@ class NotAllowed(AgenticError):
 
 
 class Conflict(AgenticError):
-    """The state has changed meanwhile, so this cannot be done."""
+    """The state has changed in the meantime, so the change is not possible."""
 
     code = "conflict"
 
@@ -93,7 +93,7 @@ class SessionBusy(Conflict):
 
 
 class UnresolvedIntent(AgenticError):
-    """A call that must not be repeated was begun, and whether it happened is not known."""
+    """A call that must not be repeated was interrupted, and it may have happened."""
 
     code = "unresolved_intent"
 
@@ -102,7 +102,7 @@ class UnresolvedIntent(AgenticError):
 
 
 class AgentChanged(AgenticError):
-    """The agent was changed while the run waited: what was decided about is not there any more."""
+    """The agent changed while the run waited, and no longer has the call that was decided."""
 
     code = "agent_changed"
 
@@ -115,7 +115,7 @@ class Declined(AgenticError):
     def __init__(self, message: str = "", *, reason: str = "", expired: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
-        """What the person said about it."""
+        """The reason that the person gave."""
         self.expired = expired
         """Whether nobody answered in time."""
 
@@ -127,7 +127,7 @@ class RunWaiting(AgenticError):
 
 
 class StepError(AgenticError):
-    """A step did not come to a result."""
+    """A step did not return a result."""
 
     code = "step_failed"
 
@@ -140,36 +140,36 @@ class StepExecutionError(StepError):
         self.step = step
         """The step's name."""
         self.attempts = attempts
-        """How often it was tried."""
+        """The number of attempts."""
 
 
 class StepTimeoutError(StepExecutionError):
-    """A step took longer than its time-out, in the last of its attempts."""
+    """The last attempt of a step took longer than its timeout."""
 
     def __init__(self, step: str, attempts: int, seconds: float) -> None:
         super().__init__(step, attempts)
-        text = f"Step {step!r} took longer than its time-out of {seconds:g} s"
+        text = f"Step {step!r} took longer than its timeout of {seconds:g} s"
         self.args = (f"{text}, in attempt {attempts}.",)
 
 
 class StepCancelledError(AgenticError):
-    """The run was cancelled; a step that raises this cancels it."""
+    """The run was cancelled. A step that raises this error cancels its run."""
 
     code = "cancelled"
 
 
 class UserError(AgenticError):
-    """This cannot be done as it was asked."""
+    """This request cannot be completed."""
 
-    # Raised in a step, also as a class derived from it: its message is a sentence for the person
-    # whose run it is, and shown to them. Of other exceptions they see no text.
+    # A step raises it, or a subclass. The owner of the run reads its message. The messages of other
+    # exceptions are not shown.
 
     code = "user_error"
     user_message = _("This request cannot be completed.")
 
 
 class PipelineChanged(AgenticError):
-    """The steps are not those with which the run began."""
+    """The steps differ from those with which the run began."""
 
     code = "pipeline_changed"
 
@@ -215,7 +215,7 @@ MESSAGES: dict[str, Any] = {
     "step_failed": _("A step failed. Retry continues from that step."),
     "timed_out": _("The run timed out."),
 }
-"""What a person reads, by the code of what went wrong."""
+"""The sentence that a person reads, by error code."""
 
 
 def message_for_code(code: str) -> Any:

@@ -1,4 +1,4 @@
-"""Agent key to what the host registered, with errors that help."""
+"""The registered agents: factories by agent key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ type Factory = Callable[[], Any]
 
 @dataclass
 class _Registry:
-    """What ``register`` added, and what the setting's callables returned (None: not asked)."""
+    """Factories from ``register``, and from the setting (None until it is loaded)."""
 
     registered: dict[str, Factory] = field(default_factory=dict)
     registered_again: set[str] = field(default_factory=set)
@@ -33,9 +33,9 @@ _registry = _Registry()
 def register(key: str, factory: Factory) -> None:
     """Register an agent's factory; meant for ``AppConfig.ready()``.
 
-    ``factory`` takes no arguments and returns what shall run: an ``agents.Agent``. It is
-    called once for each attempt of a run. A key that is given twice is reported by the system
-    check ``agentic_django.E003``; the first one stays.
+    ``factory`` takes no arguments and returns an ``agents.Agent``, or other work that can be
+    registered. It is called once for each attempt of a run. If a key is registered twice, the first
+    factory stays, and the system check ``agentic_django.E003`` reports the key.
     """
     if key in _registry.registered:
         _registry.registered_again.add(key)
@@ -49,14 +49,14 @@ def keys() -> list[str]:
 
 
 def duplicates() -> list[str]:
-    """Return the keys that were given more than once."""
+    """Return the keys that are registered more than once."""
     _all()
     both = _registry.registered.keys() & (_registry.loaded or {}).keys()
     return sorted(_registry.registered_again | _registry.loaded_again | both)
 
 
 def get(key: str) -> Factory:
-    """Return the factory under a key; raises UnknownAgent, which suggests the nearest key."""
+    """Return the factory of a key; raise UnknownAgent, which suggests a similar key."""
     try:
         return _all()[key]
     except KeyError:
@@ -102,10 +102,10 @@ def _entries(path: str) -> Mapping[str, Factory]:
     return entries
 
 
-def _forget(*, setting: str, **_: Any) -> None:
+def _reload(*, setting: str, **_: Any) -> None:
     if setting == f"{PREFIX}AGENT_REGISTRY":
         _registry.loaded = None
         _registry.loaded_again.clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="agentic_django.registry")
+setting_changed.connect(_reload, dispatch_uid="agentic_django.registry")

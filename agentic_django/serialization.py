@@ -1,4 +1,4 @@
-"""SDK values to JSON and back. What would be lost is refused."""
+"""Converts values to JSON and back. Values that would lose information are refused."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
     "to_messages",
 ]
 
-_DEEPEST = 500
-_LARGEST = 10**4000
-"""Python refuses to write, and to read, numbers of more than 4,300 digits."""
+_MAX_DEPTH = 500
+_MAX_NUMBER = 10**4000
+"""Python refuses to convert numbers of more than 4,300 digits."""
 
 _SCALARS = (datetime, date, time, timedelta, Decimal, UUID)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -39,8 +39,8 @@ _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 def dumps(value: Any) -> str:
     """Return a value as JSON text in ASCII.
 
-    Text outside ASCII is escaped, so that U+0000 and lone surrogates, which databases refuse,
-    are kept. Raises NotSerializable for what JSON cannot hold.
+    Other characters are escaped. This keeps U+0000 and lone surrogates, which databases refuse.
+    Raises NotSerializable for values that JSON cannot represent.
     """
     return json.dumps(to_jsonable(value), allow_nan=False, separators=(",", ":"))
 
@@ -51,27 +51,26 @@ def loads(text: str) -> Any:
 
 
 def is_storable(text: str) -> bool:
-    """Whether every database keeps a text: it has no U+0000 and no lone surrogate."""
+    """Whether every database accepts a text: it has no U+0000 and no lone surrogate."""
     return not re.search("[\x00\ud800-\udfff]", text)
 
 
 def to_jsonable(value: Any, path: str = "value", depth: int = 0) -> Any:
     """Return a value as plain dicts, lists, strings and numbers.
 
-    Pydantic models and dataclasses become objects; dates, decimals, UUIDs and enum members
-    become what pydantic writes for them, and texts to be translated what they are now. Bytes,
-    sets, keys that are not strings, infinities, numbers of thousands of digits, what is nested
-    more than 500 levels deep and unknown types are refused with NotSerializable, which names
-    where they stand.
+    Pydantic models and dataclasses become objects. Dates, decimals, UUIDs and enum members are
+    converted as pydantic does. Lazy translations become text in the current language. Raises
+    NotSerializable, which names the path, for bytes, sets, keys that are not strings, infinities,
+    numbers of more than 4,000 digits, more than 500 nested levels, and unknown types.
     """
-    if depth > _DEEPEST:
-        raise NotSerializable(f"{path:.60}… is nested more than {_DEEPEST} levels deep.")
+    if depth > _MAX_DEPTH:
+        raise NotSerializable(f"{path:.60}… is nested more than {_MAX_DEPTH} levels deep.")
     if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, int) and not isinstance(value, Enum):
-        return _sized(value, path)
+        return _check_size(value, path)
     if isinstance(value, float):
-        return _finite(value, path)
+        return _check_finite(value, path)
     if isinstance(value, BaseModel):
         return _model(value, path, depth)
     if isinstance(value, Mapping):
@@ -81,8 +80,8 @@ def to_jsonable(value: Any, path: str = "value", depth: int = 0) -> Any:
     return _special(value, path, depth)
 
 
-def _sized(value: int, path: str) -> int:
-    if -_LARGEST < value < _LARGEST:
+def _check_size(value: int, path: str) -> int:
+    if -_MAX_NUMBER < value < _MAX_NUMBER:
         return value
     raise NotSerializable(f"{path} is a number of more than 4,000 digits. Return it as text.")
 
@@ -90,27 +89,29 @@ def _sized(value: int, path: str) -> int:
 def _model(value: BaseModel, path: str, depth: int) -> Any:
     try:
         data = value.model_dump(mode="json")
-    except ValueError as error:  # An unknown type within it, or bytes that are no text.
+    except ValueError as error:  # An unknown type in the model, or bytes that are not text.
         kind = type(value).__name__
         raise NotSerializable(f"{path}, of type {kind}, is not JSON: {error}") from error
     return to_jsonable(data, path, depth)
 
 
 def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the SDK's items as messages in the chat format, which every framework reads.
+    """Return the SDK's items as messages in the chat format, which most frameworks read.
 
-    ``role`` is user, assistant, system or tool; calls stand in an assistant's ``tool_calls``,
-    and their outputs are messages of the role tool. Reasoning and other items are left out.
+    ``role`` is user, assistant, system or tool. Calls are in ``tool_calls`` of an assistant's
+    message; their outputs are messages with the role tool. Reasoning and other items are left out.
     """
     messages: list[dict[str, Any]] = []
     for item in items:
         match item:
             case {"type": "function_call", "call_id": call_id, "name": name, "arguments": given}:
                 called = {"name": name, "arguments": given}
-                _calling(messages).append({"id": call_id, "type": "function", "function": called})
+                _tool_calls(messages).append(
+                    {"id": call_id, "type": "function", "function": called}
+                )
             case {"type": "custom_tool_call", "call_id": call_id, "name": name, "input": given}:
                 written = {"name": name, "input": given}
-                _calling(messages).append({"id": call_id, "type": "custom", "custom": written})
+                _tool_calls(messages).append({"id": call_id, "type": "custom", "custom": written})
             case {
                 "type": "function_call_output" | "custom_tool_call_output",
                 "call_id": call_id,
@@ -123,8 +124,8 @@ def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def _calling(messages: list[dict[str, Any]]) -> list[Any]:
-    """Return the calls of the assistant's message at the end, made if there is none."""
+def _tool_calls(messages: list[dict[str, Any]]) -> list[Any]:
+    """Return the calls of the last message, after adding an assistant's message if needed."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})
     calls: list[Any] = messages[-1].setdefault("tool_calls", [])
@@ -132,7 +133,7 @@ def _calling(messages: list[dict[str, Any]]) -> list[Any]:
 
 
 def _plain(content: Any) -> Any:
-    """Return content as text if text is all that it has, else as the chat format's parts."""
+    """Return content as text if it has only text, otherwise as parts of the chat format."""
     if not isinstance(content, list):
         return content
     text = text_of(content)
@@ -140,7 +141,7 @@ def _plain(content: Any) -> Any:
 
 
 def text_of(parts: Iterable[Any]) -> str | None:
-    """Return the text of parts, of which a refusal is one; None if there are others."""
+    """Return the text of parts, including refusals; None if there are other parts."""
     texts = [p.get("text", p.get("refusal")) if isinstance(p, dict) else None for p in parts]
     return None if None in texts else "".join(map(str, texts))
 
@@ -152,9 +153,12 @@ def _part(part: Any) -> Any:
         case {"type": "refusal", "refusal": text}:
             return {"type": "text", "text": text}
         case {"type": "input_image", "image_url": str(url)}:
-            return {"type": "image_url", "image_url": {"url": url, **_kept(part, ("detail",))}}
+            return {
+                "type": "image_url",
+                "image_url": {"url": url, **_without_none(part, ("detail",))},
+            }
         case {"type": "input_file"}:
-            return {"type": "file", "file": _kept(part, _FILE)}
+            return {"type": "file", "file": _without_none(part, _FILE)}
     return part
 
 
@@ -162,18 +166,18 @@ _FILE = ("file_id", "file_data", "filename")
 
 
 def from_part(part: Any) -> Any:
-    """Return a part of a message in the chat format as the SDK has it."""
+    """Return a part of a message in the chat format in the SDK's format."""
     match part:
         case {"type": "text", "text": text}:
             return {"type": "input_text", "text": text}
         case {"type": "image_url", "image_url": {"url": url, **more}}:
             return {"type": "input_image", "image_url": url, "detail": more.get("detail", "auto")}
         case {"type": "file", "file": {**fields}}:
-            return {"type": "input_file", **_kept(fields, _FILE)}
+            return {"type": "input_file", **_without_none(fields, _FILE)}
     return part
 
 
-def _kept(values: Mapping[Any, Any], names: Iterable[str]) -> dict[str, Any]:
+def _without_none(values: Mapping[Any, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
@@ -194,7 +198,7 @@ def _special(value: Any, path: str, depth: int) -> Any:
     )
 
 
-def _finite(value: float, path: str) -> float:
+def _check_finite(value: float, path: str) -> float:
     if math.isfinite(value):
         return value
     raise NotSerializable(f"{path} is {value}, which is not a number in JSON. Use null.")
@@ -207,5 +211,5 @@ def _key(key: Any, path: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that can be sent: no U+0000, no lone surrogates."""
+    """Return text that can be encoded: U+0000 and lone surrogates are replaced."""
     return text.encode("utf-8", "replace").decode().replace("\0", "�")

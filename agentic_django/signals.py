@@ -1,4 +1,4 @@
-"""The app's Django signals, sent after the commit of what they tell; and its log lines.
+"""Django signals of the app, sent after the commit of the change, and the log messages.
 
 ============================  ==================================================
 Signal                        Keyword arguments (``sender`` is the row's model)
@@ -12,7 +12,7 @@ Signal                        Keyword arguments (``sender`` is the row's model)
 ``agent_approval_requested``  ``run``, ``approval`` (the ToolApproval)
 ============================  ==================================================
 
-Receivers are called with ``send_robust``: one that raises is logged and changes nothing.
+Receivers are called with ``send_robust``: an error of a receiver is logged and has no effect.
 ``agent_run_failed`` is also sent for a run that timed out.
 """
 
@@ -45,10 +45,10 @@ agent_approval_requested = Signal()
 
 
 def announce(signal: Signal, sender: type, **kwargs: Any) -> None:
-    """Send a signal to every receiver; log those that raise, or that call ``exit()``."""
+    """Send a signal to every receiver; log receivers that raise an error or call ``exit()``."""
     try:
         outcomes = signal.send_robust(sender, **kwargs)
-    except SystemExit as error:  # What is told of is committed, with other runs' facts perhaps.
+    except SystemExit as error:  # The change is committed, so the process must not end here.
         logger.error("A receiver called exit()", exc_info=error)
         return
     for receiver, outcome in outcomes:

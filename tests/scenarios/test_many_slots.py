@@ -365,7 +365,7 @@ def test_changed_code_is_taken_up(in_scenario: Project, user: User, settings: An
         submitted(user, "waiting")
         wait_until(lambda: statuses()["running"] == 1)
         module.write_text(module.read_text() + "syntax error")
-        wait_until(lambda: "going on with the old" in worker.output(), timeout=40)
+        wait_until(lambda: "Continuing with the old code" in worker.output(), timeout=40)
         fine = module.read_text().removesuffix("syntax error")
         module.write_text(fine + "AGENTIC_DJANGO_AGENT_REGISTRY = 'tests.support.agents.agents'\n")
         wait_until(lambda: worker.output().count("takes runs of") == 2, timeout=60)
@@ -378,7 +378,7 @@ def test_changed_code_is_taken_up(in_scenario: Project, user: User, settings: An
 
 
 def test_a_wrong_queue_or_backend_is_refused(in_scenario: Project) -> None:
-    with pytest.raises(RuntimeError, match="There is no queue 'nowhere'"):
+    with pytest.raises(RuntimeError, match="Unknown queue 'nowhere'"):
         in_scenario.manage("agentic_django_worker", "--queue=nowhere")
     in_scenario.tasks = "immediate"
     with pytest.raises(RuntimeError, match="has its own workers"):

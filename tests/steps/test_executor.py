@@ -350,8 +350,7 @@ def test_a_step_that_takes_too_long_is_tried_again_and_then_times_out(
     assert len(ended) == 2, "What was given up had not ended when the next attempt began."
     assert payloads(run, "step.retrying")[0]["code"] == "timed_out"
     assert (
-        "Step 'slow' took longer than its time-out of 0.05 s"
-        in (payloads(run, "error")[0]["error"])
+        "Step 'slow' took longer than its timeout of 0.05 s" in (payloads(run, "error")[0]["error"])
     )
     assert payloads(run, "step.failed")[0]["attempts"] == 2
     assert "StepTimeoutError" in run.error_detail
@@ -435,7 +434,7 @@ def test_the_errors_say_which_step_and_how_often() -> None:
     assert isinstance(late, StepExecutionError)
     assert isinstance(late, AgenticError)
     assert (late.step, late.attempts) == ("slow", 2)
-    assert str(late) == "Step 'slow' took longer than its time-out of 1.5 s, in attempt 2."
+    assert str(late) == "Step 'slow' took longer than its timeout of 1.5 s, in attempt 2."
     failed = StepExecutionError("a", 3)
     assert (failed.step, failed.attempts) == ("a", 3)
 

@@ -1,4 +1,4 @@
-"""Delete what the retention policy does not keep."""
+"""The command that deletes rows as the retention policy says."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from agentic_django.engine import cleanup
 
 
 class Command(BaseCommand):
-    """``agentic_django_cleanup``: safe while runs are worked on; it never deletes those."""
+    """``agentic_django_cleanup``. It is safe while workers run: it keeps unfinished runs."""
 
     help = (
         "Deletes old events, finished runs and empty sessions, as "
-        f"{PREFIX}CLEANUP_POLICY says; what has no number of days is kept for ever."
+        f"{PREFIX}CLEANUP_POLICY says. Rows without a number of days are kept."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Each option stands for the policy's entry of the same name."""
-        parser.add_argument("--dry-run", action="store_true", help="Only count; delete nothing.")
-        parser.add_argument("--events-days", help="Delete events of runs that ended so long ago.")
-        parser.add_argument("--runs-days", help="Delete runs that ended so long ago.")
-        parser.add_argument("--sessions-days", help="Delete sessions not used for so long.")
-        parser.add_argument("--batch-size", help="How many rows one transaction deletes.")
+        """Add the options, each of which replaces an entry of the policy."""
+        parser.add_argument("--dry-run", action="store_true", help="Only print the counts.")
+        parser.add_argument(
+            "--events-days", help="Delete events of runs that ended this number of days ago."
+        )
+        parser.add_argument("--runs-days", help="Delete runs that ended this number of days ago.")
+        parser.add_argument(
+            "--sessions-days", help="Delete sessions that were last used this number of days ago."
+        )
+        parser.add_argument("--batch-size", help="The number of rows that one transaction deletes.")
 
     def handle(self, *, dry_run: bool, **options: Any) -> None:
-        """Delete, and write how many rows of each kind."""
+        """Delete rows, and print the count of each kind."""
         deleted = cleanup.delete_old(_policy(options), dry_run=dry_run)
         verb = "Would delete" if dry_run else "Deleted"
         for kind, count in asdict(deleted).items():
@@ -38,7 +42,7 @@ class Command(BaseCommand):
 
 def _policy(options: dict[str, Any]) -> CleanupPolicy:
     if problem := Settings.options()[f"{PREFIX}CLEANUP_POLICY"].problem():
-        raise CommandError(f"{PREFIX}CLEANUP_POLICY cannot be used: {problem}.")
+        raise CommandError(f"{PREFIX}CLEANUP_POLICY is invalid: {problem}.")
     names = ("events_days", "runs_days", "sessions_days", "batch_size")
     given = {name: options[name] for name in names if options[name] is not None}
     try:
@@ -49,4 +53,4 @@ def _policy(options: dict[str, Any]) -> CleanupPolicy:
 
 def _sentence(detail: Any) -> str:
     option = f"--{str(detail['loc'][0]).replace('_', '-')}"
-    return f"{option}={detail['input']}: {detail['msg']}; give a number, for example {option}=30."
+    return f"{option}={detail['input']}: {detail['msg']}. Give a number, for example {option}=30."

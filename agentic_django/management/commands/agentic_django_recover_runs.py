@@ -1,4 +1,4 @@
-"""Requeue or fail the runs whose worker is gone."""
+"""The command that recovers orphaned runs: runs whose worker died."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from agentic_django.engine.recovery import SweepResult
 
 
 class Command(BaseCommand):
-    """``agentic_django_recover_runs``: safe while workers run, and at any number of places."""
+    """``agentic_django_recover_runs``. It is safe while workers run, on several machines."""
 
     help = (
-        "Requeues (or fails) running runs whose lease has ended, and sends again the pending runs "
-        "that the queue has lost. Runs whose worker lives are left alone, unless --force is given."
+        "Requeues (or fails) running runs whose lease has expired, and enqueues pending runs that "
+        "the queue has lost. Runs of live workers are left alone, unless --force is given."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """What becomes of the runs that are found."""
+        """Add the options."""
         parser.add_argument(
             "--mode",
             choices=("requeue", "fail"),
             default="requeue",
             help=(
-                "requeue (default): continue from what was recorded; "
-                "fail: end them, for a person to retry."
+                "requeue (default): continue after the recorded calls; "
+                "fail: end them, so that a person can retry them."
             ),
         )
         parser.add_argument(
             "--force",
             action="store_true",
-            help="Take running runs even if their lease is alive: only once no worker runs.",
+            help="Also recover runs whose lease has not expired. Use it only while no worker runs.",
         )
         parser.add_argument("--dry-run", action="store_true", help="Only count; change nothing.")
 
     def handle(self, *, mode: str, force: bool, dry_run: bool, **_: Any) -> None:
-        """Recover, and write one line for each count."""
-        recover = _foretell if dry_run else partial(recovery.sweep, whole=True)
+        """Recover the runs, and print a line for each count."""
+        recover = _count if dry_run else partial(recovery.sweep, whole=True)
         swept = recover(mode, force=force)
         for verb, count in asdict(swept).items():
             noun = "approval" if verb == "expired" else "run"
@@ -50,7 +50,7 @@ class Command(BaseCommand):
             )
 
 
-def _foretell(mode: str, *, force: bool) -> SweepResult:
+def _count(mode: str, *, force: bool) -> SweepResult:
     fails = [
         mode == "fail"
         or retries.fails_when_orphaned(orphan.run, lost_with_others=orphan.lost_with_others)

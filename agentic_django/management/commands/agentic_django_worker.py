@@ -1,4 +1,4 @@
-"""Carry out many runs at once."""
+"""The command that starts worker processes, which execute many runs at once."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ from agentic_django.worker.supervisor import Supervisor
 
 
 class Command(BaseCommand):
-    """``agentic_django_worker``: beside stock workers, and at any number of places."""
+    """``agentic_django_worker``. It may run on several machines, and beside stock workers."""
 
     help = (
-        "Carries out runs, many at once in each process. SIGTERM ends it when its runs have "
-        "ended; a second SIGTERM hands them back to other workers."
+        "Executes many runs at once in each process. After SIGTERM it ends when its runs have "
+        "ended. A second SIGTERM requeues them for other workers."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """How much is done at once, and where it comes from."""
-        parser.add_argument("--queue", default="default", help="The queue to take runs from.")
+        """Add the options."""
+        parser.add_argument("--queue", default="default", help="The queue whose runs are executed.")
         parser.add_argument(
             "--source",
             choices=("rq", "database"),
             help="Where runs are enqueued: to RQ or to their table; by default as TASKS says.",
         )
         add = partial(parser.add_argument, type=_positive)
-        add("--concurrency", default=200, help="Runs at once in each process (200).")
-        add("--processes", default=1, help="How many processes (1).")
-        add("--connections", default=4, help="Database connections of a process for records (4).")
-        add("--threads", default=16, help="Threads of a process for synchronous tools (16).")
+        add("--concurrency", default=200, help="Concurrent runs in each process (200).")
+        add("--processes", default=1, help="Number of processes (1).")
+        add(
+            "--connections", default=4, help="Database connections of each process for records (4)."
+        )
+        add("--threads", default=16, help="Threads of each process for synchronous tools (16).")
         parser.add_argument(
             "--poll-interval",
             type=_seconds,
@@ -53,15 +55,15 @@ class Command(BaseCommand):
         )
         parser.add_argument("--burst", action="store_true", help="End when no run is left.")
         parser.add_argument(
-            "--noreload", action="store_true", help="Do not start anew when code changes."
+            "--noreload", action="store_true", help="Do not restart when code changes."
         )
         parser.add_argument(
             "--health-file", type=Path, help="A file that is touched each second while all is well."
         )
 
     def handle(self, **options: Any) -> None:
-        """Start the processes and keep them going."""
-        orders = process.WorkerOptions(
+        """Start the processes, and restart those that end unexpectedly."""
+        worker_options = process.WorkerOptions(
             queue=options["queue"],
             source=options["source"] or _default_source(),
             concurrency=options["concurrency"],
@@ -70,26 +72,26 @@ class Command(BaseCommand):
             is_burst=options["burst"],
             poll_seconds=options["poll_interval"],
         )
-        _check(orders)
+        _check_options(worker_options)
         reloads = django_settings.DEBUG and not options["noreload"] and not options["burst"]
-        registry.keys()  # Import what the children share, once.
+        registry.keys()  # Import the agents once, before the fork.
         connections.close_all()
         supervisor = Supervisor(
-            partial(process.run_worker, orders, self._say),
+            partial(process.run_worker, worker_options, self._write),
             options["processes"],
             health_file=options["health_file"],
-            is_stale=Changes(self.stderr.write).seen if reloads else lambda: False,
+            is_stale=ChangeDetector(self.stderr.write).has_changed if reloads else lambda: False,
             log=self.stderr.write,
         )
-        self._say(
-            f"Carrying out runs of {orders.queue!r} from {orders.source}: "
-            f"{options['processes']} × {orders.concurrency} at once."
+        self._write(
+            f"Executing runs of {worker_options.queue!r} from {worker_options.source}: "
+            f"{options['processes']} × {worker_options.concurrency} at once."
         )
         if supervisor.run():
-            self._say("The code has changed; starting anew.")
+            self._write("The code has changed. Restarting.")
             os.execv(sys.executable, autoreload.get_child_arguments())  # noqa: S606 - ourselves
 
-    def _say(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         self.stdout.write(text)
         self.stdout.flush()
 
@@ -121,33 +123,33 @@ def _default_source() -> str:
     )
 
 
-def _check(orders: process.WorkerOptions) -> None:
-    """Refuse what could not work, before any process is started."""
+def _check_options(worker_options: process.WorkerOptions) -> None:
+    """Raise CommandError if the processes could not work."""
     if not hasattr(os, "fork"):
         raise CommandError("This needs a system with fork(): Linux, macOS or another Unix.")
     backend = queues.backend()
-    if backend.queues and orders.queue not in backend.queues:
+    if backend.queues and worker_options.queue not in backend.queues:
         known = ", ".join(sorted(backend.queues))
-        raise CommandError(f"There is no queue {orders.queue!r}. Choose one of: {known}.")
-    if orders.source != "rq":
+        raise CommandError(f"Unknown queue {worker_options.queue!r}. Choose one of: {known}.")
+    if worker_options.source != "rq":
         return
     missing = [name for name in ("rq", "django_rq", "django_tasks_rq") if not find_spec(name)]
     if missing:
         raise CommandError(f"Install agentic-django[rq]: {', '.join(missing)} cannot be imported.")
 
 
-class Changes:
-    """Notices that a module's file has changed since the process started."""
+class ChangeDetector:
+    """Detects that the file of an imported module has changed since the process started."""
 
     def __init__(self, write: Callable[[str], Any]) -> None:
         self.write = write
-        self._seen = dict(_files())
+        self._times = dict(_modification_times())
 
-    def seen(self) -> bool:
-        """Whether there are changes, with which the project can still be imported."""
-        now = dict(_files())
-        changed = [path for path, time in now.items() if self._seen.get(path, time) != time]
-        self._seen = now
+    def has_changed(self) -> bool:
+        """Whether files have changed since the last call and the project can be imported."""
+        now = dict(_modification_times())
+        changed = [path for path, time in now.items() if self._times.get(path, time) != time]
+        self._times = now
         return bool(changed) and self._is_importable()
 
     def _is_importable(self) -> bool:
@@ -157,11 +159,11 @@ class Changes:
         )
         if tried.returncode:
             last = tried.stderr.strip().rpartition("\n")[2]
-            self.write(f"The changed code cannot be imported; going on with the old: {last}")
+            self.write(f"The changed code cannot be imported. Continuing with the old code: {last}")
         return tried.returncode == 0
 
 
-def _files() -> list[tuple[Path, float]]:
+def _modification_times() -> list[tuple[Path, float]]:
     found = []
     for path in autoreload.iter_all_python_module_files():
         try:
