@@ -1,4 +1,4 @@
-"""What several runs have to write at the same moment goes together, and none for another's sake."""
+"""Writes of several runs share a transaction, and a write that fails or waits affects no other."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ from tests.support.attempts import numbered, sharing
 from tests.support.processes import Project, wait_until
 from tests.support.rows import make_run, make_session
 
-# How batches are made
+# Batches
 
 
 class Locked(Exception):
-    """What is to be written is locked, and the writer does not wait."""
+    """An entry is locked, and the writer must not wait."""
 
 
-class Desk:
-    """Writes numbers, but no negative ones; a 0 takes until the desk is free, a 7 is locked."""
+class NumberWriter:
+    """Writes numbers; a negative one fails, a 0 waits for ``may_end``, a 7 for ``is_unlocked``."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.written: list[list[int]] = []
         self.failed: list[BaseException] = []
-        self.is_free, self.is_unlocked = threading.Event(), threading.Event()
+        self.may_end, self.is_unlocked = threading.Event(), threading.Event()
         self.batches = Batcher(self.write, pool.submit, self.failed.append)
 
     def write(self, numbers: Sequence[int], /, *, waits: bool = True) -> list[int]:
         self.written.append(list(numbers))
         if 0 in numbers:
-            assert self.is_free.wait(20)
+            assert self.may_end.wait(20)
         if min(numbers) < 0:
             raise ValueError(f"{numbers} cannot be written.")
         if 7 in numbers and not self.is_unlocked.is_set():
@@ -62,75 +62,77 @@ class Desk:
         return [number * 10 for number in numbers]
 
     def keep_busy(self) -> None:
-        """Let all writers be at a batch that takes until the desk is free."""
+        """Occupy all writers until ``may_end`` is set."""
         for count in (1, 2):
             self.batches.add(0)
             wait_until(lambda: len(self.written) == count, what="a batch")  # noqa: B023 - at once
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
+def numbers() -> Iterator[NumberWriter]:
     with ThreadPoolExecutor(8) as pool:
-        desk = Desk(pool)
-        yield desk
-        desk.is_free.set()
-        desk.is_unlocked.set()
+        numbers = NumberWriter(pool)
+        yield numbers
+        numbers.may_end.set()
+        numbers.is_unlocked.set()
 
 
-def test_what_comes_alone_is_written_at_once(desk: Desk) -> None:
-    assert [desk.batches.add(n).result(20) for n in (1, 2)] == [10, 20]
-    assert desk.written == [[1], [2]]
+def test_an_entry_is_written_at_once_while_the_batcher_is_idle(numbers: NumberWriter) -> None:
+    assert [numbers.batches.add(n).result(20) for n in (1, 2)] == [10, 20]
+    assert numbers.written == [[1], [2]]
 
 
-def test_what_waits_is_written_together_and_each_gets_its_own_result(desk: Desk) -> None:
-    desk.keep_busy()
-    futures = [desk.batches.add(n) for n in (1, 2, 3)]
-    desk.is_free.set()
+def test_waiting_entries_are_written_together_and_each_gets_its_own_result(
+    numbers: NumberWriter,
+) -> None:
+    numbers.keep_busy()
+    futures = [numbers.batches.add(n) for n in (1, 2, 3)]
+    numbers.may_end.set()
     assert [future.result(20) for future in futures] == [10, 20, 30]
-    assert desk.written[2:] == [[1, 2, 3]]
+    assert numbers.written[2:] == [[1, 2, 3]]
 
 
-def test_a_great_many_are_written_in_several_batches(desk: Desk) -> None:
-    desk.keep_busy()
-    futures = [desk.batches.add(n) for n in range(101, 201)]
-    desk.is_free.set()
+def test_a_batch_has_a_maximum_size(numbers: NumberWriter) -> None:
+    numbers.keep_busy()
+    futures = [numbers.batches.add(n) for n in range(101, 201)]
+    numbers.may_end.set()
     assert [future.result(20) for future in futures] == [n * 10 for n in range(101, 201)]
-    assert sorted(n for batch in desk.written[2:] for n in batch) == list(range(101, 201))
-    assert 4 <= len(desk.written[2:]) < 10
+    assert sorted(n for batch in numbers.written[2:] for n in batch) == list(range(101, 201))
+    assert 4 <= len(numbers.written[2:]) < 10
 
 
-def test_one_that_cannot_be_written_keeps_no_other_from_it(desk: Desk) -> None:
-    desk.keep_busy()
-    good, bad, other = (desk.batches.add(n) for n in (1, -2, 3))
-    desk.is_free.set()
+def test_an_entry_that_cannot_be_written_does_not_affect_others(numbers: NumberWriter) -> None:
+    numbers.keep_busy()
+    good, bad, other = (numbers.batches.add(n) for n in (1, -2, 3))
+    numbers.may_end.set()
     assert (good.result(20), other.result(20)) == (10, 30)
     with pytest.raises(ValueError, match=r"\[-2\] cannot be written"):
         bad.result(20)
-    told = [str(error) for error in desk.failed]
-    assert told == ["[1, -2, 3] cannot be written.", "[-2] cannot be written."]
+    errors = [str(error) for error in numbers.failed]
+    assert errors == ["[1, -2, 3] cannot be written.", "[-2] cannot be written."]
 
 
-def test_one_that_has_to_wait_holds_up_no_other(desk: Desk) -> None:
-    desk.keep_busy()
-    slow, other = desk.batches.add(7), desk.batches.add(8)
-    desk.is_free.set()
+def test_an_entry_that_waits_for_a_lock_does_not_delay_others(numbers: NumberWriter) -> None:
+    numbers.keep_busy()
+    slow, other = numbers.batches.add(7), numbers.batches.add(8)
+    numbers.may_end.set()
     assert other.result(20) == 80
-    locked = [desk.batches.add(7) for _ in range(3)]
-    assert desk.batches.add(9).result(20) == 90
-    desk.is_unlocked.set()
+    locked = [numbers.batches.add(7) for _ in range(3)]
+    assert numbers.batches.add(9).result(20) == 90
+    numbers.is_unlocked.set()
     assert [future.result(20) for future in (slow, *locked)] == [70] * 4
 
 
-def test_what_nobody_waits_for_any_more_is_not_written(desk: Desk) -> None:
-    desk.keep_busy()
-    given_up, wanted = desk.batches.add(1), desk.batches.add(2)
-    assert given_up.cancel()
-    desk.is_free.set()
+def test_a_cancelled_entry_is_not_written(numbers: NumberWriter) -> None:
+    numbers.keep_busy()
+    cancelled, wanted = numbers.batches.add(1), numbers.batches.add(2)
+    assert cancelled.cancel()
+    numbers.may_end.set()
     assert wanted.result(20) == 20
-    assert desk.written[2:] == [[2]]
+    assert numbers.written[2:] == [[2]]
 
 
-# What attempts write
+# Writes of attempts
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
-def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any) -> None:
+def test_if_one_attempt_is_stale_nothing_of_the_batch_is_written(hold: Any) -> None:
     kept, lost = hold(2)
     AgentRun.objects.filter(pk=lost.run.pk).update(attempt=2)
     with pytest.raises(StaleAttempt):
@@ -189,7 +191,7 @@ def test_where_one_run_is_lost_nothing_is_written_of_the_others_either(hold: Any
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
-def test_what_was_rolled_back_is_written_by_the_next_try(
+def test_entries_that_were_rolled_back_are_written_by_the_next_call(
     hold: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other = hold(2)
@@ -211,7 +213,7 @@ def test_what_was_rolled_back_is_written_by_the_next_try(
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
 @pytest.mark.parametrize("order", [1, -1])
-def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
+def test_a_stale_attempt_does_not_write_together_with_the_present_one(
     hold: Any, order: int
 ) -> None:
     (stale,) = hold(1)
@@ -226,7 +228,7 @@ def test_an_attempt_that_lost_its_run_does_not_write_with_the_one_that_has_it(
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
-def test_a_batch_does_not_wait_for_another_thread_that_writes_one_of_its_runs(hold: Any) -> None:
+def test_a_batch_does_not_wait_for_a_thread_that_writes_one_of_its_runs(hold: Any) -> None:
     one, two = hold(2)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(two.lock.acquire).result(20)
@@ -240,7 +242,7 @@ def test_a_batch_does_not_wait_for_another_thread_that_writes_one_of_its_runs(ho
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
 @pytest.mark.parametrize("waits", [True, False])
-def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: bool) -> None:
+def test_runs_that_complete_together_keep_their_own_results(hold: Any, waits: bool) -> None:
     outputs = [True, 1, 1.0, "1", None, {"a": [True]}, {"a": [1]}, "Same.", "Same."]
     held = hold(len(outputs))
     lifecycle.complete(
@@ -262,7 +264,7 @@ def test_runs_that_end_together_keep_what_each_has_come_to(hold: Any, waits: boo
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
-def test_attempts_of_different_numbers_end_together(hold: Any) -> None:
+def test_attempts_with_different_numbers_complete_together(hold: Any) -> None:
     first, again = hold(2)
     AgentRun.objects.filter(pk=again.run.pk).update(attempt=3)
     again.number = 3
@@ -272,7 +274,7 @@ def test_attempts_of_different_numbers_end_together(hold: Any) -> None:
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("no_queue")
-def test_a_receiver_that_exits_keeps_nothing_from_being_told_of_the_others(
+def test_a_receiver_that_calls_exit_does_not_prevent_signals_of_other_runs(
     hold: Any, django_capture_on_commit_callbacks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[Any] = []
@@ -314,7 +316,7 @@ def _await_end(outcome: Completion) -> Callable[[], Any]:
 
 
 @pytest.mark.postgres
-def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
+def test_a_locked_session_does_not_delay_the_completion_of_other_runs(
     in_project: Project, pools: executors.ThreadPools
 ) -> None:
     owner = User.objects.create_user("ada")
@@ -338,7 +340,7 @@ def test_runs_whose_conversations_are_held_by_another_keep_no_other_from_ending(
 
 
 @pytest.mark.postgres
-def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
+def test_a_locked_run_does_not_delay_the_records_of_other_runs(
     in_project: Project, pools: executors.ThreadPools
 ) -> None:
     owner = User.objects.create_user("ada")
@@ -356,7 +358,7 @@ def test_runs_whose_rows_are_held_by_another_hold_up_no_other_run(
     assert [future.result(20).run for future in waiting] == [one.run, one.run, two.run]
 
 
-def test_where_runs_do_not_share_threads_each_is_written_on_its_own() -> None:
+def test_without_thread_pools_each_entry_is_written_alone() -> None:
     written: list[list[int]] = []
 
     def write(entries: Sequence[int], /, *, waits: bool = True) -> list[int]:

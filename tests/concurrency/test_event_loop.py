@@ -1,4 +1,4 @@
-"""Synchronous work of a run is done on the thread that carries it."""
+"""Synchronous calls of a run execute on the thread that waits for the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentic_django.concurrency import event_loop, executors
 from tests.support.processes import Project, wait_until
 
 
-async def _what_follows(failing: bool) -> set[int]:
+async def _threads_after_a_call(failing: bool) -> set[int]:
     seen = set()
     for _ in range(200):
         with suppress(ZeroDivisionError):
@@ -29,12 +29,12 @@ async def _what_follows(failing: bool) -> set[int]:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("failing", [True, False])
-def test_what_follows_on_work_stays_on_the_runs_thread(failing: bool) -> None:
-    assert event_loop.run_on_loop(lambda: _what_follows(failing)) == {threading.get_ident()}
+def test_a_call_after_another_one_executes_on_the_runs_thread(failing: bool) -> None:
+    assert event_loop.run_on_loop(lambda: _threads_after_a_call(failing)) == {threading.get_ident()}
 
 
 @pytest.mark.django_db
-def test_what_follows_on_a_failure_joins_the_callers_transaction() -> None:
+def test_calls_join_the_transaction_of_the_caller() -> None:
     async def work() -> Any:
         await event_loop.run_sync(Group.objects.create, name="before")
         return await event_loop.run_sync_unqueued(Group.objects.count)
@@ -45,7 +45,7 @@ def test_what_follows_on_a_failure_joins_the_callers_transaction() -> None:
     assert Group.objects.count() == 1
 
 
-def test_a_thread_knows_whether_it_carries_a_run() -> None:
+def test_it_is_known_whether_a_thread_executes_a_run() -> None:
     async def work() -> bool:
         return await event_loop.run_sync(event_loop.is_executing_run)
 
@@ -54,12 +54,14 @@ def test_a_thread_knows_whether_it_carries_a_run() -> None:
     assert not event_loop.is_executing_run()
 
 
-# What a thread or the loop may meet
+# Interruptions, nested runs, busy threads
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["sync", "async"])
-def test_the_loop_outlives_what_ends_a_program(where: str, kind: type[BaseException]) -> None:
+def test_the_loop_continues_after_an_exception_that_ends_programs(
+    where: str, kind: type[BaseException]
+) -> None:
     def leave() -> None:
         raise kind
 
@@ -78,7 +80,7 @@ async def answer() -> int:
     return 42
 
 
-def test_work_is_cancelled_if_its_thread_is_interrupted() -> None:
+def test_a_coroutine_is_cancelled_if_its_caller_is_interrupted() -> None:
     ended: list[str] = []
 
     async def work() -> None:
@@ -106,7 +108,7 @@ def test_all_runs_of_a_process_share_one_loop() -> None:
     assert len(loops) == 1
 
 
-def test_a_run_within_a_run_is_carried_by_the_same_thread() -> None:
+def test_a_nested_run_executes_on_the_same_thread() -> None:
     async def inner() -> int:
         return await event_loop.run_sync(threading.get_ident)
 
@@ -118,24 +120,24 @@ def test_a_run_within_a_run_is_carried_by_the_same_thread() -> None:
     assert event_loop.run_on_loop(outer) == (threading.get_ident(), threading.get_ident())
 
 
-def test_work_is_done_beside_a_thread_that_is_occupied() -> None:
+def test_an_unqueued_call_does_not_wait_for_a_tool_on_the_runs_thread() -> None:
     release = threading.Event()
 
     async def work() -> tuple[int, int]:
         blocking = asyncio.create_task(asyncio.to_thread(release.wait, 20))
         queued = asyncio.create_task(asyncio.to_thread(threading.get_ident))
         await asyncio.sleep(0.05)
-        beside = await event_loop.run_sync_unqueued(threading.get_ident)
+        spare = await event_loop.run_sync_unqueued(threading.get_ident)
         release.set()
         await blocking
-        return beside, await queued
+        return spare, await queued
 
-    beside, queued = event_loop.run_on_loop(work)
+    spare, queued = event_loop.run_on_loop(work)
     assert queued == threading.get_ident()
-    assert beside != queued
+    assert spare != queued
 
 
-def test_a_cancelled_call_that_has_not_begun_is_not_made() -> None:
+def test_a_queued_call_that_is_cancelled_is_not_executed() -> None:
     release = threading.Event()
     made: list[int] = []
 
@@ -167,11 +169,11 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_forked_process_has_a_loop_of_its_own(sqlite_project: Project) -> None:
+def test_a_forked_child_has_its_own_loop(sqlite_project: Project) -> None:
     assert sqlite_project.python(FORK).strip() == "0"
 
 
-def test_what_a_host_does_on_the_thread_after_a_run_has_a_loop_of_its_own() -> None:
+def test_async_to_sync_of_the_host_after_a_run_uses_its_own_loop() -> None:
     async def loop_of() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 

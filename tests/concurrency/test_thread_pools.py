@@ -1,4 +1,4 @@
-"""Runs that share threads, as in a worker with many slots: who waits for whom."""
+"""Runs share thread pools, as in a worker with many slots."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shared(work: Any) -> Any:
     return event_loop.start_on_loop(work).result(30)
 
 
-def test_an_attempt_is_carried_while_its_thread_only_waits(
+def test_a_tool_executes_in_the_pool_for_host_code(
     pools: ThreadPools, user: User, scripted: Any
 ) -> None:
     seen = []
@@ -53,7 +53,7 @@ def test_an_attempt_is_carried_while_its_thread_only_waits(
     assert seen[0].startswith("agentic-host-code")
 
 
-def test_what_a_host_does_keeps_no_thread_from_records(pools: ThreadPools) -> None:
+def test_slow_host_code_does_not_delay_records(pools: ThreadPools) -> None:
     is_recorded = threading.Event()
 
     async def work() -> list[Any]:
@@ -66,7 +66,7 @@ def test_what_a_host_does_keeps_no_thread_from_records(pools: ThreadPools) -> No
     assert shared(work) == [True] * HOST_CODE
 
 
-def test_a_runs_own_calls_are_made_one_at_a_time_in_order(pools: ThreadPools) -> None:
+def test_host_code_of_one_run_executes_one_call_at_a_time_in_order(pools: ThreadPools) -> None:
     order: list[str] = []
 
     def note(name: str) -> None:
@@ -79,7 +79,7 @@ def test_a_runs_own_calls_are_made_one_at_a_time_in_order(pools: ThreadPools) ->
     assert order == [f"{name} {verb}" for name in "abc" for verb in ("begins", "ends")]
 
 
-def test_calls_of_two_runs_are_made_at_once(pools: ThreadPools) -> None:
+def test_host_code_of_two_runs_executes_at_the_same_time(pools: ThreadPools) -> None:
     both = threading.Barrier(2)
 
     async def work() -> int:
@@ -89,7 +89,7 @@ def test_calls_of_two_runs_are_made_at_once(pools: ThreadPools) -> None:
     assert sorted(future.result(30) for future in futures) == [0, 1]
 
 
-def test_an_exception_reaches_who_asked(pools: ThreadPools) -> None:
+def test_an_exception_is_raised_where_the_result_is_awaited(pools: ThreadPools) -> None:
     async def work() -> None:
         await event_loop.run_host_code(lambda: 1 / 0)
 
@@ -99,7 +99,7 @@ def test_an_exception_reaches_who_asked(pools: ThreadPools) -> None:
         event_loop.run_in_records_pool(lambda: 1 / 0)
 
 
-def test_a_thread_parts_with_a_connection_that_broke(pools: ThreadPools) -> None:
+def test_a_connection_that_broke_is_replaced(pools: ThreadPools) -> None:
     def break_it() -> None:
         connection.ensure_connection()
         connection.connection.close()
@@ -114,7 +114,7 @@ def test_a_thread_parts_with_a_connection_that_broke(pools: ThreadPools) -> None
     ] * RECORDS * 2
 
 
-def test_a_context_crosses_with_the_call(pools: ThreadPools) -> None:
+def test_a_call_sees_the_context_variables_of_its_run(pools: ThreadPools) -> None:
     from contextvars import ContextVar
 
     said: ContextVar[str] = ContextVar("said")
