@@ -1,8 +1,8 @@
-// What the pages gain with JavaScript, beside htmx 2 or 4. All of them can be read without it.
+// Enhancements of the pages, for htmx 2 and 4. The pages work without them.
 (() => {
   "use strict";
 
-  // Details stay as the reader left them when the fragment around them is replaced.
+  // Details keep their state when the fragment around them is replaced.
 
   const opened = new Map();
 
@@ -21,7 +21,7 @@
     }
   };
 
-  // A running run says for how long, once that is worth saying.
+  // A running run shows its elapsed time after 10 seconds.
 
   const started = new WeakMap();
 
@@ -44,7 +44,7 @@
     }
   };
 
-  // One line says politely where the last run that moved stands; nothing else is announced.
+  // One status line announces the run that changed last. Nothing else is announced.
 
   const statusLine = () => {
     let line = document.querySelector("[data-agentic-status]");
@@ -58,13 +58,13 @@
     return line;
   };
 
-  const say = (run) => {
+  const announce = (run) => {
     const words = run.querySelector(".agentic-state-words")?.textContent.trim() ?? "";
     const line = statusLine();
     if (line && line.textContent !== words) line.textContent = words;
   };
 
-  // Stop stands beside Send too, and stops what is under way.
+  // Stop beside Send stops the first active run.
 
   const ACTIVE = ["pending", "running", "waiting"].map((s) => `[data-status="${s}"]`).join(", ");
 
@@ -74,7 +74,7 @@
     if (runs?.length) document.getElementById(`${runs[0].id.replace("run-container", "run")}-stop`)?.click();
   });
 
-  // An answer, or a piece of code, is copied as text.
+  // Copy an answer or a code block as text.
 
   const words = () => JSON.parse(document.querySelector('meta[name="agentic-words"]').content);
 
@@ -88,8 +88,8 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-agentic-copy]");
     if (!button) return;
-    const place = button.dataset.agenticCopy;
-    copy(button, place ? document.querySelector(place) : button.parentElement.querySelector("pre"));
+    const selector = button.dataset.agenticCopy;
+    copy(button, selector ? document.querySelector(selector) : button.parentElement.querySelector("pre"));
   });
 
   const equip = (element) => {
@@ -105,7 +105,7 @@
     }
   };
 
-  // What is written and not sent yet survives a reload; it stays within this tab.
+  // An unsent message survives a reload. It is stored for this tab only.
 
   const draftOf = (composer) => `agentic-draft ${composer.elements.session_key?.value ?? ""}`;
 
@@ -133,7 +133,7 @@
     }
   });
 
-  // A conversation that its first message has made has an address from then on.
+  // After its first message, a new conversation gets its own URL.
 
   const settle = (composer) => {
     composer.querySelector(".agentic-agents")?.remove();
@@ -143,7 +143,7 @@
     }
   };
 
-  // Ctrl+Enter sends; what was sent is cleared, and its turn comes into view.
+  // Ctrl+Enter sends. A sent message is cleared, and its turn scrolls into view.
 
   document.addEventListener("keydown", (event) => {
     const sends = event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing;
@@ -203,7 +203,7 @@
     if (source) settled(source, 0);
   });
 
-  // What stands around the fragment on a run's page follows it.
+  // The parts around the fragment on a run's page are updated with it.
 
   const refresh = async () => {
     if (!document.querySelector("[data-agentic-part]")) return;
@@ -217,7 +217,7 @@
     }
   };
 
-  // Fragments that come in, whoever swaps them: before the next paint they are as they were left.
+  // Each fragment that arrives gets its state back before the next paint.
 
   const turns = new Set();
   let followed = "";
@@ -226,7 +226,7 @@
     document.addEventListener(kind, () => (followed = ""), { passive: true });
   }
 
-  // A new turn is kept in view while it grows, until the reader moves; a long one from its start.
+  // A new turn stays in view while it grows, until the reader scrolls. A long one stays at its start.
 
   const follow = (run) => {
     if (!turns.has(run.id) && !("agenticAside" in run.dataset)) followed = run.id;
@@ -239,7 +239,7 @@
     restore(run);
     equip(run);
     tick();
-    say(run);
+    announce(run);
     if (run.closest(".agentic-run-page") || !run.matches(ACTIVE)) refresh();
     follow(run);
   };
@@ -256,7 +256,7 @@
     recall();
     tick();
     const last = [...document.querySelectorAll(`.agentic-run:is(${ACTIVE})`)].at(0);
-    if (last) say(last);
+    if (last) announce(last);
     if (!location.hash) [...document.querySelectorAll(".agentic-app .agentic-run")].at(-1)?.scrollIntoView({ block: "end" });
     setInterval(tick, 1000);
   };

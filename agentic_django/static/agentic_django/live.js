@@ -1,54 +1,54 @@
-// Runs follow their stream: text grows as it is written, and nothing is polled meanwhile.
-// Without a stream (an old browser, WSGI, a proxy in the way) htmx polls, and gives the same page.
+// Runs follow their stream: partial messages grow, and htmx does not poll while the stream is open.
+// Without a stream (an old browser, WSGI, a proxy) htmx polls, and the page is the same.
 (() => {
   "use strict";
 
   if (!("EventSource" in window)) return;
 
-  const STALLED = 12000; // The server says every 5 s that it is there.
-  const LOOKING = 3000; // Without a stream, turns that were begun elsewhere are looked for so often.
-  const HIDDEN = 10000; // Browsers allow 6 streams to a host over HTTP/1.1, all tabs together.
+  const STALLED = 12000; // The server sends a message at least every 5 s.
+  const POLL_TURNS = 3000; // Without a stream, new turns are requested at this interval.
+  const HIDDEN = 10000; // Browsers allow 6 streams per host over HTTP/1.1, for all tabs together.
   const MOST_RUNS = 100;
   const LONGEST_PAUSE = 30000;
 
-  const stamps = new Map(); // Run to the state that the stream told of last.
-  const drafts = new Map(); // Run to what is written of its next message: {sequence, blocks}.
+  const stamps = new Map(); // The last stamp that the stream sent, by run.
+  const drafts = new Map(); // The partial message of each run: {sequence, blocks}.
 
   let source = null;
   let address = "";
-  let heard = 0;
+  let receivedAt = 0;
   let pause = 1000;
   let isRefused = false;
   let hadStream = false;
-  let again = 0;
+  let reconnecting = 0;
   let hiding = 0;
 
   const idOf = (run) => run.id.replace("run-container-", "");
   const elementOf = (id) => document.getElementById(`run-container-${id}`);
   const eventsIn = (stamp) => Number((stamp ?? "").split("-")[2] ?? 0);
 
-  // Polling rests for runs of which the stream has told, while the stream is well.
+  // htmx does not poll runs that the stream reports, while the stream is healthy.
 
-  const isWell = () =>
-    source?.readyState === EventSource.OPEN && performance.now() - heard < STALLED;
+  const isHealthy = () =>
+    source?.readyState === EventSource.OPEN && performance.now() - receivedAt < STALLED;
 
-  const rests = (element, event) =>
+  const skipsPoll = (element, event) =>
     element?.matches?.(".agentic-run") &&
     event?.type !== "agentic-changed" &&
-    isWell() &&
+    isHealthy() &&
     stamps.has(idOf(element));
 
   document.addEventListener("htmx:beforeRequest", (event) => {
     const { elt, requestConfig } = event.detail;
-    if (rests(elt, requestConfig?.triggeringEvent)) event.preventDefault();
+    if (skipsPoll(elt, requestConfig?.triggeringEvent)) event.preventDefault();
   });
 
   document.addEventListener("htmx:before:request", (event) => {
     const { sourceElement, sourceEvent } = event.detail.ctx;
-    if (rests(sourceElement, sourceEvent)) event.preventDefault();
+    if (skipsPoll(sourceElement, sourceEvent)) event.preventDefault();
   });
 
-  // A run that changed asks for its fragment; one that is ahead of the stream does not.
+  // Request the fragment of a changed run, unless the page is ahead of the stream.
 
   const refresh = (id) => {
     const run = elementOf(id);
@@ -58,18 +58,17 @@
     run.dispatchEvent(new CustomEvent("agentic-changed"));
   };
 
-  // A conversation also shows the turns that were begun elsewhere: in another tab, by a program.
+  // A conversation also shows turns that began elsewhere: in another tab, or by a program.
 
-  const seen = new WeakMap(); // Log to the place of the last turn of which it is known.
-  const asking = new Map(); // Log to whether it is to ask once more.
-  let streamed = null; // The log whose new turns the stream tells of.
+  const seen = new WeakMap(); // The position of the last known turn, by log.
+  const requesting = new Map(); // Whether to request new turns once more, by log.
+  let streamed = null; // The log whose new turns the stream reports.
 
   const logs = () => [...document.querySelectorAll(".agentic-log[data-agentic-turns]")];
   const turnsOf = (log) => [...log.querySelectorAll(":scope > .agentic-run")];
   const positionOf = (run) => Number(run.dataset.agenticPosition ?? 0);
   const lastOf = (runs) => Math.max(0, ...runs.map(positionOf));
   const isAtEnd = () => scrollY + innerHeight > document.documentElement.scrollHeight - 150;
-
 
   const seenOf = (log) => {
     if (!seen.has(log)) seen.set(log, lastOf(turnsOf(log)));
@@ -87,7 +86,7 @@
     const runs = parsed(html).filter((node) => node.nodeType === Node.ELEMENT_NODE);
     const stays = !isAtEnd();
     for (const run of runs.filter((each) => !document.getElementById(each.id))) {
-      run.toggleAttribute("data-agentic-aside", stays); // Whoever reads elsewhere is left there.
+      run.toggleAttribute("data-agentic-aside", stays); // Do not scroll a reader who is not at the end.
       put(log, run);
       window.htmx?.process(run);
     }
@@ -96,20 +95,20 @@
   };
 
   const look = async (log) => {
-    if (asking.has(log)) {
-      asking.set(log, true);
+    if (requesting.has(log)) {
+      requesting.set(log, true);
       return;
     }
-    asking.set(log, false);
-    const place = `${log.dataset.agenticTurns}?after=${seenOf(log)}`;
-    const response = await fetch(place, { headers: { "HX-Request": "true" } }).catch(() => null);
+    requesting.set(log, false);
+    const url = `${log.dataset.agenticTurns}?after=${seenOf(log)}`;
+    const response = await fetch(url, { headers: { "HX-Request": "true" } }).catch(() => null);
     if (response?.status === 200) add(log, await response.text());
-    const isLate = asking.get(log);
-    asking.delete(log);
+    const isLate = requesting.get(log);
+    requesting.delete(log);
     if (isLate) look(log);
   };
 
-  // A turn of the reader's own may come twice, and one from elsewhere before it.
+  // The reader's own turn may arrive twice, and another turn before it.
 
   const settle = (run) => {
     const log = run.closest(".agentic-log[data-agentic-turns]");
@@ -118,18 +117,18 @@
     const isOlder = eventsIn(twin?.dataset.agenticStamp) > eventsIn(run.dataset.agenticStamp);
     if (twin) (isOlder ? run : twin).remove();
     if (!run.isConnected) return;
-    const place = positionOf(run);
-    if (turnsOf(log).some((each) => positionOf(each) > place)) put(log, run);
-    if (place > seenOf(log) + 1) look(log);
-    else seen.set(log, Math.max(seenOf(log), place));
+    const position = positionOf(run);
+    if (turnsOf(log).some((each) => positionOf(each) > position)) put(log, run);
+    if (position > seenOf(log) + 1) look(log);
+    else seen.set(log, Math.max(seenOf(log), position));
   };
 
   setInterval(() => {
     if (document.hidden) return;
-    for (const log of logs()) if (isThere(log) && !(log === streamed && isWell())) look(log);
-  }, LOOKING);
+    for (const log of logs()) if (isThere(log) && !(log === streamed && isHealthy())) look(log);
+  }, POLL_TURNS);
 
-  // Text: finished blocks stay as they are in the page, only what changed is put in anew.
+  // Partial messages: finished blocks stay in the page, and only changed blocks are replaced.
 
   const parsed = (html) => {
     const template = document.createElement("template");
@@ -139,16 +138,16 @@
 
   const paint = (id) => {
     const draft = drafts.get(id);
-    const place = document.getElementById(`run-${id}-draft`);
+    const element = document.getElementById(`run-${id}-draft`);
     const run = elementOf(id);
-    if (!draft || !place || eventsIn(run.dataset.agenticStamp) > draft.sequence) return;
+    if (!draft || !element || eventsIn(run.dataset.agenticStamp) > draft.sequence) return;
     const follows = run.getBoundingClientRect().bottom <= innerHeight + 60;
     const nodes = draft.blocks.flat();
     let same = 0;
-    while (same < nodes.length && place.childNodes[same] === nodes[same]) same += 1;
-    while (place.childNodes.length > same) place.lastChild.remove();
-    place.append(...nodes.slice(same));
-    place.hidden = nodes.length === 0;
+    while (same < nodes.length && element.childNodes[same] === nodes[same]) same += 1;
+    while (element.childNodes.length > same) element.lastChild.remove();
+    element.append(...nodes.slice(same));
+    element.hidden = nodes.length === 0;
     if (follows && run.offsetHeight < innerHeight) run.scrollIntoView({ block: "nearest" });
   };
 
@@ -158,7 +157,7 @@
     paint(run);
   };
 
-  // A fragment that comes in may be older than the stream, or newer.
+  // A fragment that arrives may be older or newer than the stream.
 
   const lengthOf = (draft) =>
     draft.blocks.flat().reduce((sum, node) => sum + node.textContent.length, 0);
@@ -166,17 +165,17 @@
   const arrived = (run) => {
     const id = idOf(run);
     const draft = drafts.get(id);
-    const place = document.getElementById(`run-${id}-draft`);
-    if (draft && place && lengthOf(draft) >= place.textContent.trim().length) paint(id);
+    const element = document.getElementById(`run-${id}-draft`);
+    if (draft && element && lengthOf(draft) >= element.textContent.trim().length) paint(id);
     if (!run.dataset.agenticStream) drafts.delete(id);
     refresh(id);
     settle(run);
   };
 
-  // The stream: one for all runs of the page.
+  // One stream for all runs of the page.
 
   const close = () => {
-    clearTimeout(again);
+    clearTimeout(reconnecting);
     source?.close();
     source = null;
     streamed = null;
@@ -186,7 +185,7 @@
 
   const later = () => {
     close();
-    again = setTimeout(connect, pause * (0.5 + Math.random()));
+    reconnecting = setTimeout(connect, pause * (0.5 + Math.random()));
     pause = Math.min(pause * 2, LONGEST_PAUSE);
   };
 
@@ -194,7 +193,7 @@
     const stream = source;
     stream.addEventListener(name, (event) => {
       if (stream !== source) return;
-      heard = performance.now();
+      receivedAt = performance.now();
       pause = 1000;
       act(JSON.parse(event.data));
     });
@@ -203,9 +202,9 @@
   const open = (log) => {
     source = new EventSource(address);
     streamed = log;
-    heard = performance.now();
+    receivedAt = performance.now();
     source.addEventListener("open", () => {
-      if (hadStream && log) look(log); // What was begun while there was none.
+      if (hadStream && log) look(log); // Turns that began while there was no stream.
       hadStream = true;
     });
     on("alive", () => {});
@@ -243,7 +242,7 @@
   }
 
   setInterval(() => {
-    if (source?.readyState === EventSource.OPEN && !isWell()) later();
+    if (source?.readyState === EventSource.OPEN && !isHealthy()) later();
   }, 2000);
 
   document.addEventListener("visibilitychange", () => {
