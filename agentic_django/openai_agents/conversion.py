@@ -1,4 +1,7 @@
-"""What the SDK returns, as journal text and events; and back from the journal."""
+"""Converts the SDK's responses and tool results to JSON and events, and back.
+
+A value that is read back must make the same request to the model as the original did.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,11 @@ _USAGE: TypeAdapter[Usage] = TypeAdapter(Usage)
 
 
 def dump_response(response: ModelResponse) -> dict[str, Any]:
-    """Return a model's response as JSON; what was not set is left out, as the next request is
-    built from these items and a null is not the same as nothing."""
+    """Return a model's response as JSON.
+
+    Fields that were not set are left out: the next request is made of these items, and a null is
+    not the same as a missing field.
+    """
     return {
         "output": [_dump_item(item) for item in response.output],
         "usage": _USAGE.dump_python(response.usage, mode="json"),
@@ -54,7 +60,7 @@ def _dump_item(item: Any) -> Any:
 
 
 def load_response(data: dict[str, Any]) -> ModelResponse:
-    """Return the response that ``dump_response`` wrote."""
+    """Return the response that ``dump_response`` returned as JSON."""
     return ModelResponse(
         output=[_load_item(item) for item in data["output"]],
         usage=deserialize_usage(data["usage"]),
@@ -67,14 +73,16 @@ def load_response(data: dict[str, Any]) -> ModelResponse:
 def _load_item(data: Any) -> Any:
     try:
         return _ITEM.validate_python(data)
-    except ValidationError:  # A kind of item that this version of the client does not know.
-        return Response.construct(output=[data]).output[0]  # As the client itself makes it.
+    except ValidationError:
+        # The client does not know this kind of item, and builds it in this way itself.
+        return Response.construct(output=[data]).output[0]
 
 
 def streamed_response(event: ResponseCompletedEvent, streamed: Sequence[Any]) -> ModelResponse:
     """Return the response that a stream's last event completes.
 
-    Some providers leave the last event's output empty; then the items streamed before count.
+    Some providers leave the output of the last event empty. Then the items that were streamed
+    before are used.
     """
     whole = event.response
     return ModelResponse(
@@ -99,7 +107,7 @@ def _usage_of(usage: ResponseUsage | None) -> Usage:
 
 
 def replay_event(response: ModelResponse) -> ResponseCompletedEvent:
-    """Return the one event by which a recorded response is streamed again."""
+    """Return the one event that streams a recorded response."""
     usage = response.usage
     whole = Response.model_construct(
         id=response.response_id,
@@ -124,7 +132,7 @@ def replay_event(response: ModelResponse) -> ResponseCompletedEvent:
 
 
 def usage_counts(usage: Usage) -> dict[str, float]:
-    """Return what is billed of a model call."""
+    """Return the counts of a model call that are summed up for a run."""
     return {
         "requests": usage.requests,
         "input_tokens": usage.input_tokens,
@@ -133,18 +141,18 @@ def usage_counts(usage: Usage) -> dict[str, float]:
     }
 
 
-def fingerprint(instructions: str | None, given: Any, tools: Iterable[Any]) -> str:
-    """Return a hash of what a model was asked: it shows that a deploy changed the question."""
+def fingerprint(instructions: str | None, model_input: Any, tools: Iterable[Any]) -> str:
+    """Return a hash of a model's input. It shows whether a new version of the code changed it."""
     names = sorted(getattr(tool, "name", type(tool).__name__) for tool in tools)
-    text = json.dumps([instructions, given, names], sort_keys=True, default=repr)
+    text = json.dumps([instructions, model_input, names], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def storable_tool_value(tool: Any, value: Any) -> Any:
     """Return a tool's result as JSON from which the SDK makes the same output item.
 
-    The SDK keeps text, images and files, dumps what a typed tool returns, and calls ``str()``
-    on everything else (``agents.items.ItemHelpers.tool_call_output_item``).
+    The SDK keeps text, images and files, dumps the result of a typed tool, and calls ``str()`` on
+    everything else (``agents.items.ItemHelpers.tool_call_output_item``).
     """
     adapter = sdk_internals.output_type_adapter(tool)
     if adapter is not None and not isinstance(value, str):
@@ -162,7 +170,7 @@ def _dump_part(part: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was."""
+    """Return whether a value is the same after it was written as JSON and read back."""
     if isinstance(value, dict):
         return all(type(k) is str and _is_plain(v) for k, v in value.items())
     if isinstance(value, list):
@@ -173,43 +181,45 @@ def _is_plain(value: Any) -> bool:
 def response_events(
     response: ModelResponse, agent: str, *, nested: bool, handoffs: Any
 ) -> list[Event]:
-    """Return the events that tell of a model's response."""
+    """Return the events of a model's response: messages, reasoning and tool calls."""
     transfers = {handoff.tool_name for handoff in handoffs}
-    drafts: list[Event] = []
+    new_events: list[Event] = []
     for item in response.output:
-        drafts += _item_drafts(_dump_item(item), agent, nested, transfers)
-    return drafts
+        new_events += _item_events(_dump_item(item), agent, nested, transfers)
+    return new_events
 
 
-def _item_drafts(item: Any, agent: str, nested: bool, transfers: set[str]) -> list[Event]:
+def _item_events(item: Any, agent: str, nested: bool, transfers: set[str]) -> list[Event]:
     match item:
         case {"type": "message", "content": content}:
-            seen = Visibility.DEBUG if nested else None
-            return [events.new_event(EventType.MESSAGE, seen, text=_text(content), agent=agent)]
+            visibility = Visibility.DEBUG if nested else None
+            return [
+                events.new_event(EventType.MESSAGE, visibility, text=_text(content), agent=agent)
+            ]
         case {"type": "reasoning"}:
-            seen = Visibility.INTERNAL if nested else None
+            visibility = Visibility.INTERNAL if nested else None
             summary = "\n\n".join(part["text"] for part in item.get("summary") or [])
-            return [events.new_event(EventType.REASONING, seen, summary=summary, agent=agent)]
+            return [events.new_event(EventType.REASONING, visibility, summary=summary, agent=agent)]
         case {"type": "function_call", "name": name} if name not in transfers:
-            return [_called(item, name, item["arguments"], agent)]
+            return [_tool_called(item, name, item["arguments"], agent)]
         case {"type": "image_generation_call", "id": str(call_id)}:
-            return _generated(call_id, agent, Visibility.DEBUG if nested else None)
+            return _image_events(call_id, agent, Visibility.DEBUG if nested else None)
         case {"type": "custom_tool_call", "name": name}:
-            return [_called(item, name, item["input"], agent)]
+            return [_tool_called(item, name, item["input"], agent)]
     return []
 
 
-def _generated(call_id: str, agent: str, seen: str | None) -> list[Event]:
-    """Return the events of a picture that the model made; the picture itself is in the journal."""
+def _image_events(call_id: str, agent: str, visibility: str | None) -> list[Event]:
+    """Return the events of an image that the model generated. The image is in the journal."""
     call = {"call_id": call_id, "tool": "image_generation"}
-    made = {**call, "output": {"type": "generated_image"}, "duration_seconds": None}
+    output = {**call, "output": {"type": "generated_image"}, "duration_seconds": None}
     return [
-        events.new_event(EventType.TOOL_CALLED, seen, **call, arguments={}, agent=agent),
-        events.new_event(EventType.TOOL_OUTPUT, seen, **made),
+        events.new_event(EventType.TOOL_CALLED, visibility, **call, arguments={}, agent=agent),
+        events.new_event(EventType.TOOL_OUTPUT, visibility, **output),
     ]
 
 
-def _called(item: dict[str, Any], name: str, arguments: str, agent: str) -> Event:
+def _tool_called(item: dict[str, Any], name: str, arguments: str, agent: str) -> Event:
     return events.new_event(
         EventType.TOOL_CALLED,
         call_id=item["call_id"],
@@ -220,7 +230,7 @@ def _called(item: dict[str, Any], name: str, arguments: str, agent: str) -> Even
 
 
 def parsed_arguments(arguments: str) -> Any:
-    """Return a call's arguments as JSON; what is none stays a text."""
+    """Return a call's arguments as a JSON value, or as text if they are not JSON."""
     try:
         return to_jsonable(json.loads(arguments))
     except (ValueError, TypeError):

@@ -1,4 +1,7 @@
-"""What an exception means for a run: what a person is told, and whether to try again."""
+"""Decides what an exception means for a run: its error code, and whether to retry.
+
+The first rule of ``_RULES`` that matches the exception, or one of its causes, decides.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,12 @@ _TRIPWIRES = (
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """``code`` names the reason (a key of ``exceptions.MESSAGES``); ``retry`` says whether the
-    same may pass later, and ``after`` how many seconds the provider wants to be left alone."""
+    """The meaning of an exception for a run.
+
+    - ``code``: the error code, a key of ``exceptions.MESSAGES``.
+    - ``retry``: whether another attempt may succeed.
+    - ``after``: seconds that the provider asks to wait before it.
+    """
 
     code: str
     retry: bool = False
@@ -50,38 +57,37 @@ class RetryDecision:
 
 
 def decide_retry(error: BaseException) -> RetryDecision:
-    """Return the verdict of the host's ``AGENTIC_DJANGO_CLASSIFY_ERROR``, or of ``classify``.
+    """Return the decision of the host's ``AGENTIC_DJANGO_CLASSIFY_ERROR``, or of ``classify``.
 
-    The latter has the word where the host's own function fails: the run has to end.
+    If the host's function fails, log that and use ``classify``, since the run must end.
     """
     hook = settings.CLASSIFY_ERROR
     if not hook:
         return classify(error)
     try:
         return _usable(load(hook)(error))
-    except Exception:  # noqa: BLE001 - a mistake in the host's code
+    except Exception:  # noqa: BLE001 - the host's function may fail in any way
         logger.exception("AGENTIC_DJANGO_CLASSIFY_ERROR, %s, failed", hook)
         return classify(error)
 
 
-def _usable(verdict: RetryDecision) -> RetryDecision:
-    """Return a verdict that can be kept, and acted on."""
-    after = _bounded(float(verdict.after))
-    return RetryDecision(str(verdict.code)[:_LONGEST_CODE], bool(verdict.retry), after)
+def _usable(decision: RetryDecision) -> RetryDecision:
+    """Return a host's decision with values that can be stored."""
+    after = _bounded(float(decision.after))
+    return RetryDecision(str(decision.code)[:_LONGEST_CODE], bool(decision.retry), after)
 
 
 def classify(error: BaseException) -> RetryDecision:
-    """Return what an exception means.
+    """Return the app's own decision about an exception.
 
-    Tried again are connection errors and time-outs of a provider, the database or httpx, and a
-    provider's answers 408, 409, 429 and 5xx (with their ``Retry-After``). Not tried again are
-    other refusals, guardrail tripwires, too many turns, our own errors, and every exception
-    that nobody classified: it may be a mistake in a tool, which repeating does not mend. The
-    SDK raises what went wrong in a tool from the tool's own exception, so causes are looked
-    at too.
+    Connection errors and timeouts of a provider, the database or httpx are retried, and so are a
+    provider's responses 408, 409, 429 and 5xx, after their ``Retry-After``. Other exceptions are
+    not retried: refusals, guardrail tripwires, too many turns, the app's own errors, and unknown
+    exceptions, which may come from a mistake in a tool. The SDK raises an error in a tool from
+    the tool's own exception, so causes are examined too.
 
-    A host may name a function of the same form in ``AGENTIC_DJANGO_CLASSIFY_ERROR``, and call
-    this one for what it does not know.
+    A host may name a function of the same form in ``AGENTIC_DJANGO_CLASSIFY_ERROR``. It can call
+    this one for exceptions that it does not know.
     """
     for cause in _chain(error):
         for kinds, judge in _RULES:
@@ -91,7 +97,7 @@ def classify(error: BaseException) -> RetryDecision:
 
 
 def user_message(error: BaseException) -> dict[str, str]:
-    """Return what a person may read of an exception in a step: its code, and a sentence."""
+    """Return the code, and the message for people, of an exception in a step."""
     if isinstance(error, UserError):
         return {"code": error.code, "error": str(error)}
     code = "timed_out" if isinstance(error, StepTimeoutError) else classify(error).code
@@ -106,11 +112,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _ours(error: Any) -> RetryDecision:
+def _from_app_error(error: Any) -> RetryDecision:
     return RetryDecision(error.code if error.code in MESSAGES else "internal")
 
 
-def _status(error: Any) -> RetryDecision:
+def _from_status(error: Any) -> RetryDecision:
     if error.status_code in (408, 409, 429) or error.status_code >= 500:
         return RetryDecision("provider_busy", retry=True, after=_retry_after(error))
     return RetryDecision("provider_refused")
@@ -131,22 +137,22 @@ def _bounded(seconds: float) -> float:
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """Return the exceptions of HTTP clients that mean what a provider's connection errors do."""
+    """Return the exceptions of the installed HTTP clients that are connection errors."""
     names = ("NetworkError", "TimeoutException", "RemoteProtocolError")
     clients = [client for client in ("httpx", "httpx2") if find_spec(client)]
     return tuple(import_string(f"{client}.{name}") for client in clients for name in names)
 
 
-def _fixed(verdict: RetryDecision) -> Callable[[Any], RetryDecision]:
-    return lambda error: verdict
+def _fixed(decision: RetryDecision) -> Callable[[Any], RetryDecision]:
+    return lambda error: decision
 
 
 _RULES: list[tuple[Any, Callable[[Any], RetryDecision]]] = [
-    (AgenticError, _ours),
+    (AgenticError, _from_app_error),
     (MaxTurnsExceeded, _fixed(RetryDecision("max_turns"))),
     (_TRIPWIRES, _fixed(RetryDecision("guardrail"))),
     (ToolTimeoutError, _fixed(RetryDecision("tool_timed_out"))),
-    (openai.APIStatusError, _status),
+    (openai.APIStatusError, _from_status),
     (openai.APIConnectionError, _fixed(RetryDecision("provider_unreachable", retry=True))),
     ((OperationalError, InterfaceError), _fixed(RetryDecision("database_away", retry=True))),
     ((ConnectionError, *_unreachable()), _fixed(RetryDecision("provider_unreachable", retry=True))),

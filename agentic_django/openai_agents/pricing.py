@@ -1,4 +1,4 @@
-"""What a model call costs, by the price list of ``genai-prices``, where that is installed."""
+"""Computes the cost of a model call from the prices in ``genai-prices``, if that is installed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ __all__ = ["cost"]
 
 
 def cost(model: Any, usage: Usage) -> dict[str, float]:
-    """Return ``{"cost_usd": …}`` for a call; empty where the price is not known, never 0 for that.
+    """Return ``{"cost_usd": …}`` for a call, or an empty dict if the price is not known.
 
-    ``model`` is the SDK's model object. A name may carry its provider: ``litellm/openai/gpt-5``.
+    ``model`` is the SDK's model object. Its name may start with providers:
+    ``litellm/openai/gpt-5``.
     """
     name = getattr(model, "model", None)
     if not isinstance(name, str):

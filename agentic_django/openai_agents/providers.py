@@ -1,4 +1,4 @@
-"""The model providers that a process shares, and models by name."""
+"""Keeps the model provider that all runs of a process share, and finds models by name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["get_model", "shared_provider"]
 
 
 def shared_provider() -> MultiProvider:
-    """Return the process's own provider, so that its connections outlast a run.
+    """Return the provider of the process, whose connections are kept between runs.
 
-    On a loop of a host's own it is a fresh one that keeps no connections: the SDK's client is
-    shared by all loops, and its connections are of use on one.
+    On an event loop of the host's, return a new one that keeps no connections. The SDK shares one
+    client between all event loops, but a connection can be used on one loop only.
     """
     loop = _running_loop()
     if loop is not None and not event_loop.is_process_loop(loop):
-        return MultiProvider(openai_client=_client())
+        return MultiProvider(openai_client=_client_without_keepalive())
     return process.get(MultiProvider)
 
 
@@ -43,8 +43,11 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _client() -> openai.AsyncOpenAI | None:
-    """Return a client without connections; None if the host has one, or no key for OpenAI."""
+def _client_without_keepalive() -> openai.AsyncOpenAI | None:
+    """Return a client that keeps no connections, or None for the SDK's default.
+
+    The default is right if the host has set a client, or has no key for OpenAI.
+    """
     if get_default_openai_client() is not None:
         return None
     limits = httpx2.Limits(max_keepalive_connections=0)
@@ -57,9 +60,10 @@ def _client() -> openai.AsyncOpenAI | None:
 
 
 def get_model(name: str | Model | None = None) -> Model:
-    """Return a model, journaled: an instance, or one by name (``litellm/…`` names others).
+    """Return a model that records its responses, by name or around an instance.
 
-    Without a name it is ``AGENTIC_DJANGO_DEFAULT_MODEL``; raises BadSetting without that.
+    A name may start with another provider (``litellm/…``). None means
+    ``AGENTIC_DJANGO_DEFAULT_MODEL``. Raises BadSetting for an unknown model, or without a name.
     """
     if isinstance(name, Model):
         return journaled_model(name)
@@ -69,4 +73,4 @@ def get_model(name: str | Model | None = None) -> Model:
     try:
         return journaled_model(shared_provider().get_model(name))
     except (agents.UserError, ImportError) as error:
-        raise BadSetting(f"There is no model {name!r}: {error}") from error
+        raise BadSetting(f"Unknown model {name!r}: {error}") from error

@@ -14,22 +14,23 @@ __all__ = ["Message", "run_input_items", "system_instructions", "to_input_items"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a model said: text, and the tools that it wants called."""
+    """A message of a model: text, and the tool calls that it requests."""
 
     role: str
     content: str | None
     tool_calls: Sequence[dict[str, Any]] = field(default_factory=tuple)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the message in the chat format, to be put behind the others."""
+        """Return the message in the chat format. Append it to the messages of the next call."""
         plain: dict[str, Any] = {"role": self.role, "content": self.content}
         return {**plain, "tool_calls": list(self.tool_calls)} if self.tool_calls else plain
 
 
 def to_input_items(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
-    """Return the SDK's input items for messages in the chat format, the system's only if asked.
+    """Return the SDK's input items for messages in the chat format.
 
-    Raises BadInput for what is no list, and for a message that cannot be read.
+    Messages of the system are left out unless ``system`` is true. Raises BadInput unless
+    ``messages`` is a list of messages that can be read.
     """
     if isinstance(messages, str | Mapping):
         raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
@@ -43,7 +44,7 @@ def to_input_items(messages: Sequence[Any], *, system: bool = False) -> list[Any
 
 
 def run_input_items(messages: Sequence[Any]) -> list[Any]:
-    """Return the SDK's input items for a run's input; what is no message stays as it is."""
+    """Return the SDK's input items for a run's input. Items that are not messages are kept."""
     found: list[Any] = []
     for message in messages:
         try:
@@ -54,10 +55,10 @@ def run_input_items(messages: Sequence[Any]) -> list[Any]:
 
 
 def system_instructions(messages: Sequence[Any]) -> str | None:
-    """Return the words of the system among messages in the chat format."""
+    """Return the text of the system messages among messages in the chat format, or None."""
     plain = [m for m in messages if not isinstance(m, Message)]
-    said = [str(_text(m["content"])) for m in plain if m.get("role") in _SYSTEM]
-    return "\n\n".join(said) or None
+    texts = [str(_text(m["content"])) for m in plain if m.get("role") in _SYSTEM]
+    return "\n\n".join(texts) or None
 
 
 _SYSTEM = ("system", "developer")
@@ -74,7 +75,7 @@ def _read(message: Any, *, system: bool) -> list[Any]:
 
 
 def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
-    if "type" in message:  # An item of the SDK's.
+    if "type" in message:  # It is an item of the SDK.
         return [dict(message)]
     match message.get("role"):
         case "system" | "developer" as role:
@@ -84,9 +85,9 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
             parts = [from_part(p) for p in content] if isinstance(content, list) else content
             return [{"role": "user", "content": parts}]
         case "assistant":
-            said = [{"role": "assistant", "content": _text(message.get("content"))}]
-            calls = [_call(call) for call in message.get("tool_calls") or ()]
-            return [*(said if said[0]["content"] else []), *calls]
+            content = _text(message.get("content"))
+            texts = [{"role": "assistant", "content": content}] if content else []
+            return [*texts, *(_call(call) for call in message.get("tool_calls") or ())]
         case "tool":
             call_id, output = message["tool_call_id"], message["content"]
             text = output if isinstance(output, str) else dumps(output)
@@ -97,7 +98,7 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
 
 
 def _text(content: Any) -> Any:
-    """Return content as text if it is parts with text."""
+    """Return content as text if it is a list of parts with text."""
     text = text_of(content) if isinstance(content, list) else None
     return content if text is None else text
 

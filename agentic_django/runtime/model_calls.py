@@ -1,4 +1,4 @@
-"""One call of a model, for loops that a host writes by hand; recorded within a run.
+"""Makes one model call for a loop that a host writes itself. Within a run it is recorded.
 
 Messages are those of OpenAI's chat format: ``role`` (system, user, assistant, tool),
 ``content``, ``tool_calls`` and ``tool_call_id``.
@@ -24,14 +24,14 @@ __all__ = ["Answer", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A model's answer, and the SDK's response from which it is made."""
+    """A model's answer, with the SDK's response from which it is made."""
 
     message: Message
     response: ModelResponse
 
     @property
     def tool_calls(self) -> Sequence[dict[str, Any]]:
-        """The calls that the model wants: id, type and function (name, arguments as JSON)."""
+        """The tool calls that the model requests, in the format of OpenAI's chat API."""
         return self.message.tool_calls
 
 
@@ -42,10 +42,11 @@ async def generate(
     using: str | Model | None = None,
     **options: Any,
 ) -> Answer:
-    """Ask a model once. ``options`` are fields of the SDK's ``ModelSettings``.
+    """Call a model once, and return its answer.
 
-    ``tools`` are a ToolRegistry, or tools: ours, the SDK's, or as OpenAI's chat API describes
-    them.
+    ``tools`` is a ToolRegistry or a list of tools: the app's, the SDK's, or in the format of
+    OpenAI's chat API. ``options`` are fields of the SDK's ``ModelSettings``. Raises BadInput for
+    an unknown option.
     """
     _check_options(options)
     response = await get_model(using).get_response(
@@ -64,28 +65,28 @@ async def generate(
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raise BadInput for what the SDK's settings do not have; they would ignore it."""
+    """Raise BadInput for options that the SDK's settings do not have, and would ignore."""
     known = [option.name for option in fields(agents.ModelSettings)]
     for name in options.keys() - set(known):
         raise BadInput(f"Unknown model option {name!r}. {suggestion(name, known)}")
 
 
 def _tool(given: Any) -> Any:
-    """Return a tool as the SDK has it; it is only told of here, and never called."""
+    """Return a tool of the SDK. The model reads its description; it is not called here."""
     if not isinstance(given, Mapping):
         return getattr(given, "function_tool", given)
-    told = given["function"]
+    function = given["function"]
     return agents.FunctionTool(
-        name=told["name"],
-        description=told.get("description", ""),
-        params_json_schema=told.get("parameters", {}),
+        name=function["name"],
+        description=function.get("description", ""),
+        params_json_schema=function.get("parameters", {}),
         on_invoke_tool=_never_called,
-        strict_json_schema=told.get("strict", False),
+        strict_json_schema=function.get("strict", False),
     )
 
 
 async def _never_called(context: Any, arguments: str) -> Any:
-    raise NotImplementedError("Call the tool yourself; the model was only told of it.")
+    raise NotImplementedError("generate() calls no tools. Execute the tool in your own loop.")
 
 
 def _message(response: ModelResponse) -> Message:
@@ -95,6 +96,6 @@ def _message(response: ModelResponse) -> Message:
         if isinstance(item, ResponseOutputMessage):
             texts += [getattr(part, "text", "") or "" for part in item.content]
         elif isinstance(item, ResponseFunctionToolCall):
-            called = {"name": item.name, "arguments": item.arguments}
-            calls.append({"id": item.call_id, "type": "function", "function": called})
+            function = {"name": item.name, "arguments": item.arguments}
+            calls.append({"id": item.call_id, "type": "function", "function": function})
     return Message("assistant", "".join(texts) or None, tuple(calls))

@@ -1,4 +1,4 @@
-"""Tools for loops that a host writes by hand, over the SDK's own function schema."""
+"""Tools for a loop that a host writes itself. Within a run their results are recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Tool", "ToolRegistry"]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that a model may have called."""
+    """A function that a model may call, as a tool of the SDK."""
 
     function_tool: agents.FunctionTool
 
@@ -30,22 +30,22 @@ class Tool:
     def from_function(
         cls, fn: Callable[..., Any], *, name: str | None = None, description: str | None = None
     ) -> Tool:
-        """Return a tool for a function; its signature and docstring describe it to the model.
+        """Return a tool for a function. Its signature and docstring describe it to the model.
 
         A synchronous function runs on the run's thread, where it may use the ORM.
         """
-        made = agents.function_tool(
-            _crossing(fn), name_override=name, description_override=description
+        function_tool = agents.function_tool(
+            _asynchronous(fn), name_override=name, description_override=description
         )
-        return cls(journaled_tool(made))
+        return cls(journaled_tool(function_tool))
 
     @property
     def name(self) -> str:
-        """What the model calls it."""
+        """The name under which the model calls the tool."""
         return self.function_tool.name
 
     def to_openai_format(self) -> dict[str, Any]:
-        """Return the tool as OpenAI's chat API describes it."""
+        """Return the tool in the format of OpenAI's chat API."""
         function = {
             "name": self.name,
             "description": self.function_tool.description,
@@ -54,17 +54,17 @@ class Tool:
         return {"type": "function", "function": function}
 
 
-def _crossing(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function as an asynchronous one; a synchronous one is called on the run's thread."""
+def _asynchronous(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an asynchronous function that calls a synchronous one on the run's thread."""
     if inspect.iscoroutinefunction(fn):
         return fn
 
-    # An object that can be called has its signature in its class.
-    shape = fn if inspect.isroutine(fn) else type(fn).__call__.__get__(fn)
+    # The signature of a callable object is that of its class's __call__.
+    signature_source = fn if inspect.isroutine(fn) else type(fn).__call__.__get__(fn)
 
-    @wraps(shape)
+    @wraps(signature_source)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        if inspect.iscoroutinefunction(shape):
+        if inspect.iscoroutinefunction(signature_source):
             return await fn(*args, **kwargs)
         value = await event_loop.run_host_code(fn, *args, **kwargs)
         return await value if inspect.isawaitable(value) else value
@@ -76,38 +76,38 @@ def _crossing(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(slots=True)
 class ToolRegistry:
-    """Tools by name; iterating gives what ``RunContext.generate(tools=…)`` takes."""
+    """Tools by name. Pass a registry as ``tools`` to ``RunContext.generate``."""
 
     _tools: dict[str, Tool] = field(default_factory=dict)
 
     def register(self, tool: Tool | Callable[..., Any]) -> Tool:
-        """Add a tool or a function; raises BadInput if its name is taken."""
-        made = tool if isinstance(tool, Tool) else Tool.from_function(tool)
-        if made.name in self._tools:
-            raise BadInput(f"There is a tool {made.name!r} already. Give this one another name.")
-        self._tools[made.name] = made
-        return made
+        """Add a tool or a function. Raises BadInput if its name is registered already."""
+        new = tool if isinstance(tool, Tool) else Tool.from_function(tool)
+        if new.name in self._tools:
+            raise BadInput(f"A tool {new.name!r} is registered already. Choose another name.")
+        self._tools[new.name] = new
+        return new
 
     def __iter__(self) -> Iterator[agents.FunctionTool]:
         return (tool.function_tool for tool in self._tools.values())
 
     def to_openai_format(self) -> list[dict[str, Any]]:
-        """Return all tools as OpenAI's chat API describes them."""
+        """Return all tools in the format of OpenAI's chat API."""
         return [tool.to_openai_format() for tool in self._tools.values()]
 
     async def execute(
         self, name: str, arguments: str | Mapping[str, Any], *, call_id: str | None = None
     ) -> Any:
-        """Call a tool with arguments as JSON text or a dict; return what it returns, as JSON.
+        """Call a tool with arguments as JSON text or a dict, and return its result as JSON.
 
-        What a tool raises becomes a text for the model, as the SDK writes it. Within a run the
-        result is recorded under ``call_id``, the id that the model gave its call; without one,
-        calls are told apart by their arguments, and the same ones by their order. Raises
-        BadInput for a name that is not registered, and NotSerializable.
+        An exception of the tool becomes a text for the model, as the SDK writes it. Within a run
+        the result is recorded under ``call_id``, the id that the model gave the call. Without an
+        id, calls are distinguished by their arguments, and equal calls by their order. Raises
+        BadInput for an unknown name, and NotSerializable for a result that is not JSON.
         """
         if name not in self._tools:
             known = ", ".join(self._tools) or "none"
-            raise BadInput(f"There is no tool {name!r}. Tools: {known}.")
+            raise BadInput(f"Unknown tool {name!r}. Registered tools: {known}.")
         text = arguments if isinstance(arguments, str) else dumps(arguments)
         scope = current_scope()
         if call_id is None:

@@ -1,7 +1,7 @@
 """Pipelines: named steps, each recorded once.
 
-A step's result, the state after it and the events that tell of it are written together. What
-is recorded is not done again; what a failed attempt did to the state is forgotten.
+The result of a step, the state after it and its events are written in one transaction. A recorded
+step is not executed again. If a step fails, its changes of the state are discarded.
 """
 
 from agentic_django.exceptions import StepCancelledError, StepExecutionError, StepTimeoutError

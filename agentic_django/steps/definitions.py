@@ -1,4 +1,4 @@
-"""What a host writes: steps, groups of them, and pipelines."""
+"""The classes with which a host defines a pipeline: Step, Parallel and Pipeline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Parallel", "Pipeline", "Step", "Steps", "check_names", "flat", "grou
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: ``fn(ctx, state)`` returns what JSON can hold, and may change ``state``.
+    """One step: ``fn(ctx, state)`` returns a JSON value, and may change ``state``.
 
-    - ``retries``: how often it is tried again; ``retry_delay``: seconds before the first of
-      those, twice as many before each further one.
-    - ``timeout``: seconds that one attempt may take.
-    - ``description``: what it does, in words for a person.
-    - ``checkpoint``: False for a step that is done again each time the run is resumed.
+    - ``retries``: the number of retries after a failure.
+    - ``retry_delay``: seconds before the first retry. It doubles before each further one.
+    - ``timeout``: seconds that one try may take.
+    - ``description``: a text about the step for people.
+    - ``checkpoint``: False for a step that is executed again each time the run is resumed.
 
     Raises BadSetting for a value that cannot be used.
     """
@@ -41,15 +41,17 @@ class Step:
         check_step_name(self.name)
         retries: Any = self.retries
         if not callable(self.fn):
-            raise BadSetting(f"Step {self.name!r}: fn is a function, not {self.fn!r:.60}.")
+            raise BadSetting(f"Step {self.name!r}: fn must be a function, not {self.fn!r:.60}.")
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-            raise BadSetting(f"Step {self.name!r}: retries is a number from 0, not {retries!r}.")
+            raise BadSetting(
+                f"Step {self.name!r}: retries must be an integer of at least 0, not {retries!r}."
+            )
         self._check_seconds("retry_delay", 0)
         if self.timeout is not None:
             self._check_seconds("timeout", 1e-9)
         if not isinstance(self.description, str | Promise | None):
             raise BadSetting(
-                f"Step {self.name!r}: description is no text: {self.description!r:.60}."
+                f"Step {self.name!r}: description must be text, not {self.description!r:.60}."
             )
 
     def _check_seconds(self, name: str, least: float) -> None:
@@ -59,16 +61,17 @@ class Step:
             or not isinstance(value, int | float)
             or not least <= value < inf
         ):
-            raise BadSetting(f"Step {self.name!r}: {name} is a number of seconds, not {value!r}.")
+            raise BadSetting(
+                f"Step {self.name!r}: {name} must be a number of seconds, not {value!r}."
+            )
 
 
 class Parallel:
-    """Steps that are done at the same time.
+    """Steps that are executed concurrently.
 
-    Each works on a copy of the state as it was before the group; what each changed is put
-    together behind it, in the order in which the steps are written. If one fails, those that
-    have not ended are cancelled. Synchronous functions share the run's thread, and so take
-    turns.
+    Each step works on its own copy of the state. After the group their changes are merged, in
+    the order in which the steps are written. If one fails, those that have not ended are
+    cancelled. Synchronous functions share the run's thread, so they run one after another.
     """
 
     def __init__(self, *steps: Step) -> None:
@@ -82,11 +85,10 @@ type Steps = Sequence[Step | Parallel]
 
 
 class Pipeline:
-    """Steps under an agent's key; it is its own factory.
+    """Steps that are registered under an agent's key. A pipeline is its own factory.
 
-    Raises BadSetting for a name that is used twice or too long.
-
-    ``version`` says which definition it is: a run that was begun with another one is refused.
+    A run that was started with another ``version`` is not resumed. Raises BadSetting for a name
+    that is used twice.
     """
 
     def __init__(self, steps: Steps, *, version: str | int = 1) -> None:
@@ -95,22 +97,22 @@ class Pipeline:
         check_names(self.steps)
 
     def __call__(self) -> Pipeline:
-        """Return the pipeline, as a registered factory does."""
+        """Return the pipeline itself, as a registered factory does."""
         return self
 
 
 def flat(steps: Steps) -> list[Step]:
-    """Return all steps, those of groups among them."""
+    """Return all steps, including those in groups."""
     return [step for part in steps for step in group_of(part)]
 
 
 def group_of(part: Step | Parallel) -> Sequence[Step]:
-    """Return the steps that are done at the same time; a step by itself is a group of one."""
+    """Return the steps that are executed concurrently. A single step is a group of one."""
     return part.steps if isinstance(part, Parallel) else (part,)
 
 
 def check_names(steps: Steps) -> None:
-    """Raise BadSetting for steps that share a name, and for what is no step."""
+    """Raise BadSetting for steps that share a name, and for anything but steps and groups."""
     for part in steps:
         if not isinstance(part, Step | Parallel):
             raise BadSetting(f"A pipeline is made of Step and Parallel, not of {part!r:.60}.")

@@ -1,4 +1,4 @@
-"""How far a run's steps have come, read from its journal."""
+"""Reads the state of a run's steps from its journal: results, and the state they share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from agentic_django.models import AgentRun, StepCheckpoint, database
 __all__ = ["CHECKPOINT_KEY", "ExecutionState", "merged"]
 
 CHECKPOINT_KEY = "_step_executor_state"
-"""What the keys of recorded steps begin with, unless an executor is given another."""
+"""The default prefix of the keys of recorded steps."""
 
 
 @dataclass(slots=True)
 class ExecutionState:
-    """How far a run's steps have come."""
+    """The steps of a run that are done, their results, and the state after the last one."""
 
     execution_id: str
     current_step_index: int = 0
@@ -27,17 +27,17 @@ class ExecutionState:
     custom_state: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as what JSON can hold."""
+        """Return the state as a dict of JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ExecutionState:
-        """Return the state that ``to_dict`` gave."""
+        """Return the state from the result of ``to_dict``."""
         return cls(**data)
 
     @classmethod
     def for_run(cls, run: AgentRun, checkpoint_key: str = CHECKPOINT_KEY) -> ExecutionState:
-        """Read how far a run has come from its journal; steps without checkpoint are not in it."""
+        """Read the state of a run from its journal. Steps without checkpoint are not recorded."""
         rows = StepCheckpoint.objects.using(database()).filter(
             run=run, generation=run.generation, key__startswith=f"{checkpoint_key}/"
         )
@@ -51,21 +51,21 @@ class ExecutionState:
             completed_steps=[row.name for row in rows],
             step_results={row.name: row.result["result"] for row in rows},
             started_at=rows[0].started_at.isoformat() if rows else None,
-            custom_state=_state_behind([row.result for row in rows]),
+            custom_state=_state_after([row.result for row in rows]),
         )
 
 
-def _state_behind(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the state behind recorded steps; those of a group stand in the order of writing."""
+def _state_after(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state after recorded steps, which are in the order of recording."""
     state: dict[str, Any] = {}
     for together, group in groupby(values, lambda value: value.get("together")):
-        made = sorted(group, key=lambda value: value["index"])
-        state = made[-1]["state"] if together is None else merged(made, state)
+        ordered = sorted(group, key=lambda value: value["index"])
+        state = ordered[-1]["state"] if together is None else merged(ordered, state)
     return state
 
 
 def merged(values: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
-    """Return the state behind the steps of a group: what each changed, put together."""
+    """Return the state after a group: the state before it, with the changes of each step."""
     if not values:
         return before
     state = dict(values[0]["state"])

@@ -1,4 +1,4 @@
-"""Pipelines that trusted code submits as data: functions by their dotted path."""
+"""Pipelines that trusted code submits as data, with functions named by module and name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentic_django.steps import Pipeline, Step
 __all__ = ["AGENT_KEY", "pipeline_of", "validated_steps"]
 
 AGENT_KEY = ".pipeline"
-"""The agent key of runs whose steps are in their metadata; no host's own begins with a dot."""
+"""The agent key of runs whose steps are in their metadata. Keys of hosts have no leading dot."""
 
 METADATA_KEY = "steps"
 
@@ -38,16 +38,18 @@ class Definition(BaseModel):
     checkpoint: bool = True
 
     def step(self) -> Step:
-        """Return the step; raises BadSetting if its module is not allowed or not there."""
+        """Return the step. Raises BadSetting if its module is not allowed or does not exist."""
         _check_allowed(self.module)
         options = self.model_dump(exclude={"module", "function"})
         try:
-            # Not by the whole path: the function's part must not name a module within.
+            # The name must not reach into another module, as a dotted path could.
             fn = getattr(import_module(self.module), self.function)
         except (ImportError, AttributeError) as error:
             raise BadSetting(f"Step {self.name!r}: {error}.") from error
         if not callable(fn):
-            raise BadSetting(f"Step {self.name!r}: {self.module}.{self.function} is no function.")
+            raise BadSetting(
+                f"Step {self.name!r}: {self.module}.{self.function} is not a function."
+            )
         return Step(fn=fn, **options)
 
 
@@ -56,7 +58,8 @@ _DEFINITIONS: TypeAdapter[list[Definition]] = TypeAdapter(list[Definition])
 
 def _check_allowed(module: str) -> None:
     allowed = settings.STEP_MODULES
-    if isinstance(allowed, str) or module not in allowed:  # Within a text, every part is found.
+    # A setting that is a text by mistake would contain each of its parts.
+    if isinstance(allowed, str) or module not in allowed:
         raise BadSetting(
             f"Functions of {module!r} may not be submitted as steps. Add the module to "
             "AGENTIC_DJANGO_STEP_MODULES if they should."
@@ -64,7 +67,7 @@ def _check_allowed(module: str) -> None:
 
 
 def validated_steps(steps: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the definitions of steps; raises BadInput or BadSetting for what cannot be done."""
+    """Return the validated definitions of steps as JSON. Raises BadInput or BadSetting."""
     validation.check_json(steps, "steps")
     try:
         definitions = _DEFINITIONS.validate_python(steps)

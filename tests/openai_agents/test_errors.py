@@ -38,12 +38,12 @@ def from_tool(error: Exception) -> Exception:
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
-def test_a_busy_provider_is_asked_again(status: int) -> None:
+def test_a_busy_provider_is_retried(status: int) -> None:
     assert classify(answer(status)) == RetryDecision("provider_busy", retry=True)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_a_refusal_is_not_repeated(status: int) -> None:
+def test_a_refusal_is_not_retried(status: int) -> None:
     assert classify(answer(status)) == RetryDecision("provider_refused")
 
 
@@ -61,13 +61,11 @@ def test_a_refusal_is_not_repeated(status: int) -> None:
         ("soon", 0.0),
     ],
 )
-def test_a_provider_is_left_alone_for_as_long_as_it_asks_but_an_hour_at_most(
-    header: str, seconds: float
-) -> None:
+def test_retry_after_is_honoured_up_to_an_hour(header: str, seconds: float) -> None:
     assert classify(answer(429, header)).after == seconds
 
 
-def test_a_provider_may_say_how_long_in_milliseconds() -> None:
+def test_retry_after_may_be_given_in_milliseconds() -> None:
     error = answer(429, "3")
     error.response.headers["retry-after-ms"] = "1500"
     assert classify(error).after == 1.5
@@ -84,12 +82,12 @@ def test_a_provider_may_say_how_long_in_milliseconds() -> None:
         ConnectionRefusedError(),
     ],
 )
-def test_a_provider_that_cannot_be_reached_is_asked_again(error: Exception) -> None:
+def test_an_unreachable_provider_is_retried(error: Exception) -> None:
     assert classify(error) == RetryDecision("provider_unreachable", retry=True)
 
 
 @pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
-def test_a_database_that_is_away_is_waited_for(kind: type[Exception]) -> None:
+def test_an_unavailable_database_is_retried(kind: type[Exception]) -> None:
     assert classify(kind("closed")) == RetryDecision("database_away", retry=True)
 
 
@@ -110,12 +108,12 @@ def test_a_database_that_is_away_is_waited_for(kind: type[Exception]) -> None:
         (SystemExit(1), "internal"),
     ],
 )
-def test_what_repeating_does_not_mend_is_not_repeated(error: BaseException, code: str) -> None:
+def test_permanent_errors_are_not_retried(error: BaseException, code: str) -> None:
     assert classify(error) == RetryDecision(code)
     assert code in MESSAGES
 
 
-def test_an_error_of_ours_has_a_sentence_for_people() -> None:
+def test_each_error_of_the_app_has_a_message_for_people() -> None:
     assert classify(UnknownAgent("?")).code in MESSAGES
 
 
@@ -127,7 +125,7 @@ def test_the_cause_of_an_error_in_a_tool_decides() -> None:
     assert classify(from_tool(ValueError())) == RetryDecision("internal")
 
 
-def test_causes_that_go_in_a_circle_are_looked_at_once() -> None:
+def test_circular_causes_are_examined_once() -> None:
     first, second = ValueError(), ValueError()
     first.__cause__, second.__cause__ = second, first
     assert classify(first) == RetryDecision("internal")
@@ -143,7 +141,7 @@ def host_classify(error: BaseException) -> RetryDecision:
 
 
 @pytest.mark.parametrize("hook", [host_classify, f"{__name__}.host_classify"])
-def test_a_host_decides_with_a_function_of_its_own(settings: Any, hook: Any) -> None:
+def test_a_hosts_function_classifies_errors(settings: Any, hook: Any) -> None:
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
     assert decide_retry(KeyError("x")).retry
     assert decide_retry(MaxTurnsExceeded("10")) == RetryDecision("max_turns")
@@ -158,7 +156,7 @@ def saying_when(error: BaseException) -> RetryDecision:
 
 
 @pytest.mark.parametrize("hook", [raising, lambda error: None, saying_when])
-def test_a_function_of_the_hosts_that_fails_leaves_it_to_ours(
+def test_the_default_classification_is_used_if_the_hosts_function_fails(
     settings: Any, caplog: pytest.LogCaptureFixture, hook: Any
 ) -> None:
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = hook
@@ -175,7 +173,7 @@ def test_a_function_of_the_hosts_that_fails_leaves_it_to_ours(
         (RetryDecision("x", True, 1e9), RetryDecision("x", True, 3600)),
     ],
 )
-def test_what_a_function_of_the_hosts_says_is_bounded(
+def test_the_decision_of_a_hosts_function_is_bounded(
     settings: Any, said: RetryDecision, kept: RetryDecision
 ) -> None:
     settings.AGENTIC_DJANGO_CLASSIFY_ERROR = lambda error: said

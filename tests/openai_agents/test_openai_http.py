@@ -102,7 +102,7 @@ def test_a_streamed_run_calls_a_tool_and_answers(user: User, openai_server: Open
     assert steps(run) == [("model", "http", 1), ("tool", "add_group", 1), ("model", "http", 1)]
 
 
-def test_the_provider_is_asked_for_a_stream_with_tools(
+def test_the_request_asks_for_a_stream_and_has_the_tools(
     user: User, openai_server: OpenAIServer
 ) -> None:
     openai_server.enqueue("Hello to you.")
@@ -137,7 +137,7 @@ def test_the_next_turn_sends_the_whole_history_without_nulls(
         assert list(nulls(body["input"], f"{number}")) == []
 
 
-def test_the_conversation_keeps_the_items_as_they_were_sent(
+def test_the_conversation_stores_the_items_as_they_were_sent(
     user: User, openai_server: OpenAIServer
 ) -> None:
     openai_server.enqueue(Call("add_group", {"name": "staff"}), "Done.", "You are welcome.")
@@ -150,7 +150,7 @@ def test_the_conversation_keeps_the_items_as_they_were_sent(
     assert list(nulls(items)) == []
 
 
-def test_parallel_calls_are_answered_together(
+def test_outputs_of_parallel_calls_are_sent_together(
     user: User, openai_server: OpenAIServer, calls: list[str]
 ) -> None:
     both = [Call("add_group", {"name": name}, name) for name in ("a", "b")]
@@ -166,7 +166,7 @@ def test_parallel_calls_are_answered_together(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_provider_is_asked_again_and_nothing_is_repeated(
+def test_a_busy_provider_is_retried_and_no_call_is_repeated(
     user: User, openai_server: OpenAIServer, calls: list[str], status: int
 ) -> None:
     busy = Failure(status, "Slow down.", "rate_limit_exceeded", retry_after=0.01)
@@ -193,7 +193,7 @@ def test_a_busy_provider_is_asked_again_and_nothing_is_repeated(
     assert len(session_items.read_items(run.session)) == 4
 
 
-def test_a_long_time_that_a_provider_asks_for_is_waited_in_line(
+def test_a_long_retry_after_is_waited_in_the_queue(
     user: User, openai_server: OpenAIServer, use_tasks: Callable[[str], None]
 ) -> None:
     use_tasks("threads")
@@ -210,7 +210,7 @@ def test_a_long_time_that_a_provider_asks_for_is_waited_in_line(
     cancel_agent_run(run)
 
 
-def test_a_stream_that_breaks_is_asked_for_again(
+def test_a_stream_that_breaks_is_requested_again(
     user: User, openai_server: OpenAIServer, calls: list[str]
 ) -> None:
     broken = Cut(Reply("A long answer that never"), events=6)
@@ -223,7 +223,7 @@ def test_a_stream_that_breaks_is_asked_for_again(
     assert run.events.get(event_type="run.retrying").payload["reason"] == "provider_unreachable"
 
 
-def test_a_provider_that_stays_busy_fails_the_run_in_the_end(
+def test_a_provider_that_stays_busy_fails_the_run(
     user: User, openai_server: OpenAIServer, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 2
@@ -235,7 +235,7 @@ def test_a_provider_that_stays_busy_fails_the_run_in_the_end(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_a_refusal_fails_the_run_at_once_in_plain_words(
+def test_a_refusal_fails_the_run_at_once_with_a_plain_message(
     user: User, client: Client, openai_server: OpenAIServer, status: int
 ) -> None:
     openai_server.enqueue(Failure(status, "The secret of the provider", "invalid_request_error"))
@@ -256,7 +256,7 @@ def test_a_refusal_fails_the_run_at_once_in_plain_words(
 
 
 @pytest.mark.parametrize("events", [0, 6])
-def test_a_hanging_model_is_left_within_two_seconds_of_a_cancellation(
+def test_a_hanging_model_call_ends_within_two_seconds_of_a_cancellation(
     user: User, openai_server: OpenAIServer, use_tasks: Callable[[str], None], events: int
 ) -> None:
     use_tasks("threads")
@@ -278,7 +278,7 @@ def test_a_hanging_model_is_left_within_two_seconds_of_a_cancellation(
     assert said == ["Hello", "Are you there?"]
 
 
-def test_a_hanging_model_is_left_when_the_runs_time_is_up(
+def test_a_hanging_model_call_ends_at_the_timeout_of_the_run(
     user: User, openai_server: OpenAIServer, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 0.5

@@ -119,7 +119,9 @@ RETURNED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("value", RETURNED.values(), ids=RETURNED.keys())
-def test_a_recorded_result_makes_the_same_request(scripted: Any, carry: Carry, value: Any) -> None:
+def test_a_recorded_tool_result_makes_the_same_request(
+    scripted: Any, carry: Carry, value: Any
+) -> None:
     calls = []
 
     @function_tool
@@ -155,7 +157,7 @@ def test_a_typed_result_is_the_same_for_the_model_when_replayed(
     assert model.calls[1].input == model.calls[2].input
 
 
-def test_an_error_that_a_tool_tells_the_model_is_recorded(scripted: Any, carry: Carry) -> None:
+def test_an_error_that_a_tool_returns_to_the_model_is_recorded(scripted: Any, carry: Carry) -> None:
     calls = []
 
     @function_tool
@@ -218,7 +220,7 @@ def test_a_tool_that_exits_ends_its_run_and_not_the_process(
 # What a model returns
 
 
-def test_a_request_after_a_replay_has_no_fields_that_were_not_there(
+def test_a_request_after_a_replay_has_no_added_fields(
     openai_server: OpenAIServer, carry: Carry
 ) -> None:
     openai_server.enqueue(
@@ -233,7 +235,7 @@ def test_a_request_after_a_replay_has_no_fields_that_were_not_there(
     assert Group.objects.count() == 1
 
 
-def test_an_answer_that_was_cut_off_is_asked_for_again(
+def test_a_response_that_was_cut_off_is_requested_again(
     openai_server: OpenAIServer, carry: Carry
 ) -> None:
     openai_server.enqueue(Cut(Reply("A long answer"), events=6), "A whole answer.")
@@ -254,7 +256,7 @@ UNKNOWN = {"type": "dream", "id": "d1", "deep": [{"none": None, "n": 2**60, "s":
     ],
     ids=["as the client makes it", "with missing fields", "a known one"],
 )
-def test_items_of_any_kind_are_kept_without_loss(item: Any) -> None:
+def test_output_items_of_any_kind_are_stored_without_loss(item: Any) -> None:
     response = ModelResponse(output=[item], usage=Usage(), response_id="r", request_id="q")
     text = dumps(conversion.dump_response(response))
     again = conversion.load_response(loads(text))
@@ -308,7 +310,7 @@ class _AgentHooks(agents.AgentHooks[Any]):
 
 
 @pytest.mark.not_replayed
-def test_a_replay_streams_one_event_and_no_pieces(
+def test_a_replayed_response_is_streamed_as_one_event(
     openai_server: OpenAIServer, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams: list[list[str]] = []
@@ -337,7 +339,7 @@ def test_a_replay_streams_one_event_and_no_pieces(
     assert turns.startswith("|.")  # The recorded response is one event, the next one is many.
 
 
-def test_a_response_is_recorded_before_its_last_event_is_seen(
+def test_a_response_is_recorded_before_its_last_event_is_yielded(
     openai_server: OpenAIServer, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -368,7 +370,7 @@ def test_a_response_is_recorded_before_its_last_event_is_seen(
 
 
 @pytest.mark.not_replayed
-def test_changed_instructions_use_the_recorded_answer_and_say_so(
+def test_changed_instructions_use_the_recorded_response_and_log_a_warning(
     scripted: Any, carry: Carry
 ) -> None:
     @function_tool
@@ -441,7 +443,7 @@ def test_the_model_of_a_run_config_is_journaled(scripted: Any, carry: Carry, set
     assert not own.calls
 
 
-def test_an_agents_own_model_does_what_it_did_outside_of_runs(scripted: Any, carry: Carry) -> None:
+def test_an_agents_model_still_works_outside_runs(scripted: Any, carry: Carry) -> None:
     model = scripted("default", "One.", "Two.")
     shared = Agent(name="shared", model=model)
     test_agents.SCRIPTED["default"] = lambda: shared
@@ -451,7 +453,7 @@ def test_an_agents_own_model_does_what_it_did_outside_of_runs(scripted: Any, car
     assert shared.model.calls == model.calls  # type: ignore[union-attr]
 
 
-def test_an_agent_that_is_made_once_is_instrumented_once(scripted: Any, carry: Carry) -> None:
+def test_the_model_of_an_agent_that_is_reused_is_wrapped_once(scripted: Any, carry: Carry) -> None:
     model = scripted("default", "One.", "Two.", "Three.")
     shared = Agent(name="shared", model=model, handoffs=[])
     shared.handoffs.append(shared)
@@ -475,7 +477,7 @@ def look_tool(calls: list[Any]) -> FunctionTool:
 
 
 @pytest.mark.parametrize("how", ["copied", "replaced", "cloned agent", "copied agent"])
-def test_copies_stay_journaled(scripted: Any, carry: Carry, how: str) -> None:
+def test_copies_of_agents_and_tools_are_journaled(scripted: Any, carry: Carry, how: str) -> None:
     calls: list[Any] = []
     model = scripted("default", "Once.", call_tool("look"), AWAY, "Seen.", tools=[look_tool(calls)])
     first = test_agents.SCRIPTED["default"]()
@@ -639,9 +641,7 @@ def test_tools_of_an_mcp_server_are_journaled(scripted: Any, carry: Carry) -> No
 
 
 @pytest.mark.not_replayed
-def test_arguments_are_still_typed_where_an_approval_is_decided(
-    scripted: Any, carry: Carry
-) -> None:
+def test_an_approval_rule_gets_typed_arguments(scripted: Any, carry: Carry) -> None:
     seen: list[Any] = []
     paid: list[int] = []
 
@@ -663,7 +663,7 @@ def test_arguments_are_still_typed_where_an_approval_is_decided(
     assert paid == [7]  # Not "8": the rule would have seen another value than the tool.
 
 
-def test_the_sdk_takes_each_id_of_a_call_once(scripted: Any, carry: Carry) -> None:
+def test_the_sdk_accepts_each_call_id_once(scripted: Any, carry: Carry) -> None:
     """What a call is recorded under is its id, so an id must not stand for two."""
     calls: list[str] = []
     step = call_tool("look", call_id="call_0")
@@ -699,7 +699,7 @@ def test_the_same_call_has_the_same_key_in_every_attempt(scripted: Any, carry: C
     assert keys[0].startswith(f"{run.pk}:")
 
 
-def test_there_is_no_current_step_outside_of_tools() -> None:
+def test_current_step_raises_outside_tools() -> None:
     with pytest.raises(LookupError, match="tools and steps"):
         current_step()
 
@@ -708,7 +708,7 @@ def test_there_is_no_current_step_outside_of_tools() -> None:
 
 
 @pytest.mark.parametrize("text_function", [None, "sync", "async"])
-def test_a_time_out_that_the_model_is_told_of_is_recorded(
+def test_a_tool_timeout_that_the_model_sees_is_recorded(
     scripted: Any, carry: Carry, text_function: str | None
 ) -> None:
     calls = []
@@ -737,7 +737,7 @@ def test_a_time_out_that_the_model_is_told_of_is_recorded(
     assert payloads(run, "tool.output")[0]["duration_seconds"] >= 0.05
 
 
-def test_a_time_out_that_ends_the_run_is_recorded(scripted: Any, carry: Carry) -> None:
+def test_a_tool_timeout_that_fails_the_run_is_recorded(scripted: Any, carry: Carry) -> None:
     calls = []
 
     @function_tool(timeout=0.05, timeout_behavior="raise_exception")
@@ -758,9 +758,7 @@ def test_a_time_out_that_ends_the_run_is_recorded(scripted: Any, carry: Carry) -
 # Agents within a run
 
 
-def test_the_calls_of_an_agent_as_tool_are_recorded_and_its_result_is_not_replayed(
-    scripted: Any, carry: Carry
-) -> None:
+def test_an_agent_as_tool_is_run_again_from_its_recorded_calls(scripted: Any, carry: Carry) -> None:
     calls: list[str] = []
     inner_model = ScriptedModel(
         [call_tool("look"), AWAY, [assistant_message("It is sunny.")]], default_usage=USAGE
@@ -821,7 +819,7 @@ def test_an_agent_that_a_tool_runs_is_journaled(scripted: Any, carry: Carry, how
     assert run.usage["total_tokens"] == 3 * 15
 
 
-def test_an_agent_that_a_synchronous_tool_runs_shares_the_clients_loop(
+def test_an_agent_run_by_a_synchronous_tool_uses_the_event_loop_of_the_client(
     scripted: Any, carry: Carry, openai_server: OpenAIServer
 ) -> None:
     inner = Agent(name="inner", model="gpt-5-mini")
@@ -837,7 +835,7 @@ def test_an_agent_that_a_synchronous_tool_runs_shares_the_clients_loop(
         assert carry().final_output == "Outer."
 
 
-def test_an_agent_of_a_guardrail_is_journaled_and_billed(scripted: Any, carry: Carry) -> None:
+def test_an_agent_run_by_a_guardrail_is_journaled_and_counted(scripted: Any, carry: Carry) -> None:
     guard_model = ScriptedModel([[assistant_message("fine")]], default_usage=USAGE)
     guard = Agent(name="guard", model=guard_model)
 
@@ -859,7 +857,7 @@ def test_an_agent_of_a_guardrail_is_journaled_and_billed(scripted: Any, carry: C
     assert run.usage["total_tokens"] == 3 * 15
 
 
-def test_a_name_with_a_slash_is_no_nested_agent(scripted: Any, carry: Carry) -> None:
+def test_an_agent_with_a_slash_in_its_name_is_not_nested(scripted: Any, carry: Carry) -> None:
     scripted("default", AWAY, "Hello.", name="sales/refunds" + "x" * 300)
     run = carry()
     assert run.final_output == "Hello."
@@ -867,7 +865,7 @@ def test_a_name_with_a_slash_is_no_nested_agent(scripted: Any, carry: Carry) -> 
     assert set(visibilities) == {"user"}
 
 
-def test_a_handoff_made_by_a_function_is_followed(scripted: Any, carry: Carry) -> None:
+def test_an_agent_reached_by_a_handoff_object_is_journaled(scripted: Any, carry: Carry) -> None:
     calls: list[str] = []
     there = Agent(
         name="there",
@@ -903,7 +901,7 @@ def host_runner() -> Iterator[type[HostRunner]]:
 
 
 @pytest.mark.not_replayed
-def test_a_hosts_own_default_runner_is_kept(
+def test_a_hosts_default_runner_is_still_used(
     scripted: Any, carry: Carry, host_runner: type[HostRunner]
 ) -> None:
     model = scripted("default", call_tool("look"), AWAY, "Seen.", tools=[look_tool([])])
@@ -1002,7 +1000,7 @@ def test_an_agent_class_with_a_tool_list_of_its_own_is_journaled(
     assert ("tool", "look") in recorded(run)
 
 
-def test_nothing_is_recorded_outside_of_runs(carry: Carry, scripted: Any) -> None:
+def test_nothing_is_recorded_outside_runs(carry: Carry, scripted: Any) -> None:
     scripted("default", "One.")
     carry()  # Whatever is installed is installed now.
     model = ScriptedModel([call_tool("look"), [assistant_message("Two.")]])
@@ -1023,7 +1021,9 @@ def test_nothing_is_recorded_outside_of_runs(carry: Carry, scripted: Any) -> Non
 
 
 @pytest.mark.parametrize("copied", [lambda tool: tool, copy.copy, dataclasses.replace])
-def test_a_call_that_must_not_be_repeated_is_not(scripted: Any, carry: Carry, copied: Any) -> None:
+def test_a_call_of_an_at_most_once_tool_is_not_repeated(
+    scripted: Any, carry: Carry, copied: Any
+) -> None:
     calls = []
 
     @at_most_once
@@ -1045,9 +1045,7 @@ def test_a_call_that_must_not_be_repeated_is_not(scripted: Any, carry: Carry, co
     assert len(calls) == 1
 
 
-def test_a_call_that_must_not_be_repeated_is_replayed_once_its_result_is_known(
-    scripted: Any, carry: Carry
-) -> None:
+def test_a_recorded_result_of_an_at_most_once_tool_is_replayed(scripted: Any, carry: Carry) -> None:
     calls = []
 
     @at_most_once

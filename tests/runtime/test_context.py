@@ -97,7 +97,7 @@ def test_work_of_any_kind_may_be_registered(register: Register, carry: Carry, ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_work_of_any_kind_may_stand_in_the_setting(
+def test_work_of_any_kind_may_be_named_in_the_setting(
     settings: Any, carry: Carry, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(registry, "_registry", registry._Registry())
@@ -105,7 +105,7 @@ def test_work_of_any_kind_may_stand_in_the_setting(
     assert carry(kind).status == "completed"
 
 
-def test_a_factory_that_returns_something_else_says_what_it_may_return(
+def test_the_error_for_a_wrong_factory_names_the_allowed_values(
     register: Register, carry: Carry
 ) -> None:
     register(lambda: 42)
@@ -114,7 +114,7 @@ def test_a_factory_that_returns_something_else_says_what_it_may_return(
     assert "The factory of 'work' returned int. Return an agents.Agent" in run.error_detail
 
 
-def test_a_class_without_run_says_so(register: Register, carry: Carry) -> None:
+def test_a_class_without_run_fails_with_a_clear_error(register: Register, carry: Carry) -> None:
     class Empty(AgentRuntime):
         """Nothing."""
 
@@ -122,7 +122,7 @@ def test_a_class_without_run_says_so(register: Register, carry: Carry) -> None:
     assert "Empty has no run() method" in carry("work").error_detail
 
 
-def test_our_runtimes_are_runtimes() -> None:
+def test_the_apps_drivers_implement_runtime() -> None:
     assert isinstance(OwnRuntime(), Runtime)
     assert not isinstance(Greeter(), Runtime)
 
@@ -130,7 +130,7 @@ def test_our_runtimes_are_runtimes() -> None:
 # What a context gives
 
 
-def test_a_context_gives_what_the_run_was_submitted_with(
+def test_a_context_has_the_values_that_the_run_was_submitted_with(
     register: Register, carry: Carry, user: User
 ) -> None:
     seen = {}
@@ -156,7 +156,7 @@ def test_a_context_gives_what_the_run_was_submitted_with(
     }
 
 
-def test_a_run_without_conversation_has_none(register: Register, carry: Carry) -> None:
+def test_a_run_without_session_has_no_conversation_id(register: Register, carry: Carry) -> None:
     async def look(ctx: RunContext) -> Any:
         return [ctx.session, ctx.conversation_id, ctx.input_messages]
 
@@ -209,14 +209,14 @@ SYSTEM = {"role": "system", "content": "Be kind."}
         (RunResult("ok", [ASKED]), [{"role": "assistant", "content": "ok"}]),
     ],
 )
-def test_final_messages_join_the_conversation_behind_the_input(
+def test_final_messages_are_added_to_the_conversation_after_the_input(
     register: Register, carry: Carry, user: User, result: Any, left: list[Any]
 ) -> None:
     assert history_of(register, carry, user, result) == [ASKED, *left]
 
 
 @pytest.mark.parametrize("given", [[{"role": "robot", "content": "x"}], [{"role": "user"}]])
-def test_input_that_only_the_function_can_read_does_not_fail_its_run(
+def test_input_that_cannot_be_read_as_messages_does_not_fail_the_run(
     register: Register, carry: Carry, user: User, given: list[Any]
 ) -> None:
     async def run(ctx: RunContext) -> str:
@@ -241,14 +241,14 @@ def test_input_that_only_the_function_can_read_does_not_fail_its_run(
         ([{"role": "robot", "content": "x"}], "A message has the role 'robot'"),
     ],
 )
-def test_final_messages_that_cannot_be_read_are_refused_where_they_are_given(
+def test_unreadable_final_messages_are_refused_when_the_result_is_made(
     messages: Any, text: str
 ) -> None:
     with pytest.raises(BadInput, match=re.escape(text)):
         RunResult("ok", messages)
 
 
-def test_an_agent_of_the_sdk_can_go_on_behind_a_hand_written_loop(
+def test_an_sdk_agent_can_continue_the_conversation_of_a_hand_written_loop(
     register: Register, carry: Carry, user: User
 ) -> None:
     async def run(ctx: RunContext) -> RunResult:
@@ -270,7 +270,7 @@ def test_an_agent_of_the_sdk_can_go_on_behind_a_hand_written_loop(
     ]
 
 
-def test_a_function_may_hand_the_conversation_to_the_sdk(
+def test_a_function_may_pass_the_conversation_to_the_sdk(
     register: Register, carry: Carry, user: User
 ) -> None:
     model = saying("One.", "Two.")
@@ -403,7 +403,7 @@ def flaky(work: Callable[[RunContext], Any]) -> Any:
     return run
 
 
-def test_a_checkpoint_is_found_by_the_next_attempt(register: Register, carry: Carry) -> None:
+def test_the_next_attempt_reads_the_saved_state(register: Register, carry: Carry) -> None:
     seen = []
 
     async def run(ctx: RunContext) -> dict[str, Any]:
@@ -423,7 +423,7 @@ def test_a_checkpoint_is_found_by_the_next_attempt(register: Register, carry: Ca
     assert recorded(run_) == [("state", "state")]
 
 
-def test_a_checkpoint_may_be_any_state(register: Register, carry: Carry) -> None:
+def test_the_saved_state_may_be_any_json(register: Register, carry: Carry) -> None:
     async def work(ctx: RunContext) -> Any:
         before = await ctx.get_checkpoint()
         await ctx.checkpoint({"cursor": 7})
@@ -433,7 +433,7 @@ def test_a_checkpoint_may_be_any_state(register: Register, carry: Carry) -> None
     assert carry("work").final_output == {"cursor": 7}
 
 
-def test_a_checkpoint_that_is_not_json_is_refused(register: Register, carry: Carry) -> None:
+def test_a_state_that_is_not_json_is_refused(register: Register, carry: Carry) -> None:
     async def run(ctx: RunContext) -> str:
         with pytest.raises(NotSerializable):
             await ctx.checkpoint({"a": object()})
@@ -445,7 +445,7 @@ def test_a_checkpoint_that_is_not_json_is_refused(register: Register, carry: Car
     assert recorded(run_) == []
 
 
-def test_what_get_checkpoint_returns_is_a_copy(register: Register, carry: Carry) -> None:
+def test_get_checkpoint_returns_a_copy(register: Register, carry: Carry) -> None:
     async def run(ctx: RunContext) -> Any:
         await ctx.checkpoint({"list": []})
         (await ctx.get_checkpoint() or {})["list"].append(1)
@@ -455,7 +455,7 @@ def test_what_get_checkpoint_returns_is_a_copy(register: Register, carry: Carry)
     assert carry("work").final_output == {"list": []}
 
 
-def test_a_crash_loop_that_keeps_the_same_state_comes_to_an_end(
+def test_a_crash_loop_that_saves_the_same_state_ends(
     register: Register, carry: Carry, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 3
@@ -469,7 +469,7 @@ def test_a_crash_loop_that_keeps_the_same_state_comes_to_an_end(
     assert (run_.status, run_.attempt) == ("failed", 3)
 
 
-def test_a_run_whose_state_goes_on_is_not_given_up(
+def test_a_run_whose_state_progresses_is_not_failed(
     register: Register, carry: Carry, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 3
@@ -485,7 +485,7 @@ def test_a_run_whose_state_goes_on_is_not_given_up(
     assert carry("work").final_output == 6
 
 
-def test_start_again_forgets_the_checkpoint(register: Register, carry: Carry) -> None:
+def test_starting_over_discards_the_saved_state(register: Register, carry: Carry) -> None:
     async def run(ctx: RunContext) -> Any:
         before = await ctx.get_checkpoint()
         await ctx.checkpoint({"n": 1})
@@ -499,7 +499,7 @@ def test_start_again_forgets_the_checkpoint(register: Register, carry: Carry) ->
     assert finish(run_).final_output is None
 
 
-def test_a_sub_step_is_done_once_over_attempts(register: Register, carry: Carry) -> None:
+def test_a_named_step_is_executed_once_over_all_attempts(register: Register, carry: Carry) -> None:
     calls = []
 
     async def one(n: int, *, by: int) -> int:
@@ -521,7 +521,7 @@ def test_a_sub_step_is_done_once_over_attempts(register: Register, carry: Carry)
     assert recorded(run) == [("step", "nothing"), ("step", "one"), ("step", "two")]
 
 
-def test_a_sub_step_that_is_not_json_records_nothing(register: Register, carry: Carry) -> None:
+def test_a_step_result_that_is_not_json_is_not_recorded(register: Register, carry: Carry) -> None:
     async def run(ctx: RunContext) -> str:
         with pytest.raises(NotSerializable, match="result of 'bad'"):
             await ctx.step("bad", object)
@@ -594,7 +594,7 @@ def test_a_runner_that_a_function_calls_itself_is_journaled(
 
 
 @pytest.mark.not_replayed  # Left out at another place, the same question gets the same answer.
-def test_agents_keep_to_what_they_were_asked_when_earlier_ones_are_left_out(
+def test_each_agent_replays_its_own_input_when_earlier_ones_are_skipped(
     register: Register, carry: Carry
 ) -> None:
     model = saying("of a", "of b", "of b, again")
@@ -616,7 +616,7 @@ def test_agents_keep_to_what_they_were_asked_when_earlier_ones_are_left_out(
     assert len(model.calls) == 3
 
 
-def test_answers_keep_to_their_questions_when_earlier_ones_are_left_out(
+def test_each_question_replays_its_own_answer_when_earlier_ones_are_skipped(
     register: Register, carry: Carry
 ) -> None:
     model = saying("of a", "of b")
@@ -663,7 +663,7 @@ def test_an_agent_within_a_step_has_a_stable_key_when_earlier_steps_are_skipped(
     assert run.usage["total_tokens"] == 45
 
 
-def test_a_retried_step_gets_the_answers_that_its_failed_attempt_got(
+def test_a_retried_step_replays_the_answers_of_its_failed_try(
     register: Register, carry: Carry
 ) -> None:
     model = saying("paid for")
@@ -681,7 +681,7 @@ def test_a_retried_step_gets_the_answers_that_its_failed_attempt_got(
     assert len(model.calls) == 1
 
 
-def test_what_an_agent_says_within_a_step_is_not_told_to_the_person(
+def test_messages_of_an_agent_within_a_step_are_not_shown_to_the_user(
     register: Register, carry: Carry
 ) -> None:
     async def fn(ctx: RunContext, state: dict[str, Any]) -> Any:
@@ -693,7 +693,7 @@ def test_what_an_agent_says_within_a_step_is_not_told_to_the_person(
     assert run.events.get(event_type="message").visibility == "debug"
 
 
-def test_a_failed_run_leaves_what_its_agent_said_in_the_conversation(
+def test_a_failed_run_leaves_the_messages_of_its_agent_in_the_conversation(
     register: Register, carry: Carry, user: User
 ) -> None:
     async def run(ctx: RunContext) -> None:
@@ -758,7 +758,7 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("output", [10**5000, nested(600), nested(960)], ids=["big", "600", "960"])
-def test_an_output_that_cannot_be_kept_ends_the_run(
+def test_an_output_that_cannot_be_stored_fails_the_run(
     register: Register, carry: Carry, output: Any
 ) -> None:
     async def work(ctx: RunContext) -> Any:
@@ -769,7 +769,7 @@ def test_an_output_that_cannot_be_kept_ends_the_run(
     assert (run.status, run.error_code, run.attempt) == ("failed", "not_serializable", 1)
 
 
-def test_a_completion_that_cannot_be_written_ends_the_run(
+def test_a_completion_that_cannot_be_written_fails_the_run(
     register: Register, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(ctx: RunContext) -> Any:
@@ -785,7 +785,7 @@ def test_a_completion_that_cannot_be_written_ends_the_run(
 
 
 @pytest.mark.parametrize("kind", ["", "a\0", "x" * 65])
-def test_an_event_of_a_type_that_no_column_keeps_is_refused(
+def test_an_event_type_that_does_not_fit_its_column_is_refused(
     register: Register, carry: Carry, kind: str
 ) -> None:
     async def work(ctx: RunContext) -> Any:
@@ -797,7 +797,7 @@ def test_an_event_of_a_type_that_no_column_keeps_is_refused(
     assert carry("work").final_output == "done"
 
 
-def test_a_visibility_that_is_none_shows_an_event_to_nobody_and_ends_no_run(
+def test_an_unknown_visibility_hides_the_event_and_does_not_fail_the_run(
     register: Register, carry: Carry, settings: Any
 ) -> None:
     async def work(ctx: RunContext) -> Any:

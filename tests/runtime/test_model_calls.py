@@ -115,7 +115,7 @@ def test_a_hand_written_loop_is_replayed_without_repeated_calls(
     assert session.get_last_assistant_message() == history[-1]
 
 
-def test_what_the_model_is_asked_is_the_sdks_format(register: Register, carry: Carry) -> None:
+def test_the_model_is_called_with_the_sdks_items(register: Register, carry: Carry) -> None:
     tools, _ = calls_of()
     model = scripted_model([adding("c1", 1, 2)], "Three.")
     register(loop(tools, model))
@@ -155,7 +155,9 @@ def test_an_answer_has_a_message_with_role_content_and_calls(
     assert answer.response.usage.total_tokens == 15
 
 
-def test_answers_and_calls_are_told_like_an_agents(register: Register, carry: Carry) -> None:
+def test_answers_and_tool_calls_have_the_events_of_an_agents(
+    register: Register, carry: Carry
+) -> None:
     tools, _ = calls_of()
     register(loop(tools, scripted_model([adding("c1", 1, 2)], "Three.")))
     run = carry("work")
@@ -181,7 +183,7 @@ def test_the_same_question_asked_twice_gets_two_answers(register: Register, carr
     assert len(model.calls) == 3
 
 
-def test_questions_may_be_asked_at_the_same_time(register: Register, carry: Carry) -> None:
+def test_model_calls_may_be_gathered(register: Register, carry: Carry) -> None:
     model = ScriptedModel(
         [[assistant_message(f"Answer {n}.")] for n in range(20)], default_usage=USAGE
     )
@@ -200,7 +202,7 @@ def test_questions_may_be_asked_at_the_same_time(register: Register, carry: Carr
     assert run_.usage["requests"] == 20
 
 
-def test_a_question_that_failed_may_be_asked_again(register: Register, carry: Carry) -> None:
+def test_a_failed_model_call_may_be_repeated(register: Register, carry: Carry) -> None:
     model = scripted_model(ValueError("Not now."), "Here.")
 
     async def run(ctx: RunContext) -> Any:
@@ -261,12 +263,12 @@ def test_options_are_those_of_the_sdks_model_settings(register: Register, carry:
     assert (asked.temperature, asked.max_tokens) == (0.2, 5)
 
 
-def test_an_option_that_models_do_not_have_is_refused() -> None:
+def test_an_unknown_model_option_is_refused() -> None:
     with pytest.raises(BadInput, match=r"temprature.*Did you mean 'temperature'"):
         async_to_sync(model_calls.generate)([], using=scripted_model("Hi."), temprature=0)
 
 
-def test_a_model_may_be_asked_outside_of_a_run() -> None:
+def test_a_model_may_be_called_outside_a_run() -> None:
     model = scripted_model("Fine.")
     asked = [{"role": "user", "content": "?"}]
     answer = async_to_sync(model_calls.generate)(asked, using=model)
@@ -277,7 +279,7 @@ def test_a_model_may_be_asked_outside_of_a_run() -> None:
 # Messages
 
 
-def test_messages_are_turned_into_the_sdks_items() -> None:
+def test_messages_are_converted_to_the_sdks_items() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     item = {"type": "function_call_output", "call_id": "c0", "output": "x"}
     messages = [
@@ -299,7 +301,7 @@ def test_messages_are_turned_into_the_sdks_items() -> None:
     ]
 
 
-def test_parts_of_messages_are_turned_into_the_sdks() -> None:
+def test_parts_of_messages_are_converted_to_the_sdks() -> None:
     hello = {"type": "text", "text": "Hello"}
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     custom = {"id": "c1", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
@@ -327,20 +329,20 @@ def test_a_message_of_an_unknown_role_is_refused() -> None:
 # Models by name
 
 
-def test_without_a_name_the_setting_says_which_model(settings: Any) -> None:
+def test_without_a_name_the_default_model_is_used(settings: Any) -> None:
     with pytest.raises(BadSetting, match="set AGENTIC_DJANGO_DEFAULT_MODEL"):
         providers.get_model()
     settings.AGENTIC_DJANGO_DEFAULT_MODEL = "foo/bar"
-    with pytest.raises(BadSetting, match="There is no model 'foo/bar': Unknown prefix: foo"):
+    with pytest.raises(BadSetting, match="Unknown model 'foo/bar': Unknown prefix: foo"):
         providers.get_model()
 
 
-def test_a_prefix_whose_package_is_missing_says_so() -> None:
+def test_a_prefix_whose_package_is_missing_fails_with_a_clear_error() -> None:
     with pytest.raises(BadSetting, match="no model 'litellm/x': `litellm` is required"):
         providers.get_model("litellm/x")
 
 
-def test_a_run_without_a_model_says_so(register: Register, carry: Carry) -> None:
+def test_a_run_without_a_model_fails_with_a_clear_error(register: Register, carry: Carry) -> None:
     async def run(ctx: RunContext) -> None:
         await ctx.generate(ctx.input_messages)
 
@@ -348,7 +350,7 @@ def test_a_run_without_a_model_says_so(register: Register, carry: Carry) -> None
     assert carry("work").error_code == "bad_setting"
 
 
-def test_a_model_that_is_journaled_already_stays_as_it_is() -> None:
+def test_a_journaled_model_is_not_wrapped_again() -> None:
     model = providers.get_model(scripted_model("Fine."))
     assert isinstance(model, Model)
     assert providers.get_model(model) is model
@@ -385,7 +387,7 @@ def test_a_loop_over_http_is_replayed_without_repeated_requests(
     assert run.usage["total_tokens"] == 30
 
 
-def test_a_provider_that_is_busy_is_asked_again_by_the_next_attempt(
+def test_the_next_attempt_calls_a_busy_provider_again(
     register: Register, carry: Carry, openai_server: OpenAIServer, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_DEFAULT_MODEL = "gpt-5-mini"
@@ -402,7 +404,7 @@ def test_a_provider_that_is_busy_is_asked_again_by_the_next_attempt(
     assert openai_server.remaining == 0
 
 
-def test_loops_that_follow_each_other_find_the_provider(
+def test_consecutive_event_loops_reach_the_provider(
     openai_server: OpenAIServer, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_DEFAULT_MODEL = "gpt-5-mini"

@@ -108,13 +108,13 @@ def test_name_and_description_may_be_given() -> None:
     assert (function["name"], function["description"]) == ("plus", "Sums.")
 
 
-def test_a_name_that_is_taken_is_refused() -> None:
+def test_a_registered_tool_name_is_refused() -> None:
     registry = registry_of(add)
-    with pytest.raises(BadInput, match="There is a tool 'add' already"):
+    with pytest.raises(BadInput, match="A tool 'add' is registered already"):
         registry.register(Tool.from_function(lambda: None, name="add", description="Other."))
 
 
-def test_register_returns_the_tool_and_takes_one() -> None:
+def test_register_accepts_and_returns_a_tool() -> None:
     tool = Tool.from_function(add)
     assert ToolRegistry().register(tool) is tool
 
@@ -127,7 +127,7 @@ def test_arguments_are_json_text_or_a_dict(arguments: Any) -> None:
     assert execute(registry_of(add), "add", arguments) == 3
 
 
-def test_arguments_may_be_what_json_text_is_made_for() -> None:
+def test_arguments_may_hold_values_that_become_json_text() -> None:
     def when(day: date) -> str:
         """Say when."""
         return day.isoformat()
@@ -135,12 +135,12 @@ def test_arguments_may_be_what_json_text_is_made_for() -> None:
     assert execute(registry_of(when), "when", {"day": date(2026, 5, 4)}) == "2026-05-04"
 
 
-def test_an_unknown_tool_is_refused_with_those_there_are() -> None:
-    with pytest.raises(BadInput, match=r"There is no tool 'sub'\. Tools: add\."):
+def test_the_error_for_an_unknown_tool_names_the_registered_ones() -> None:
+    with pytest.raises(BadInput, match=r"Unknown tool 'sub'\. Registered tools: add\."):
         execute(registry_of(add), "sub", {})
 
 
-def test_what_a_tool_raises_becomes_a_text_for_the_model() -> None:
+def test_an_exception_of_a_tool_becomes_a_text_for_the_model() -> None:
     def fail() -> None:
         """Fail."""
         raise ValueError("The window is dirty.")
@@ -162,7 +162,7 @@ def test_an_asynchronous_tool_is_called_too() -> None:
     assert execute(registry_of(wait), "wait", {"seconds": 0.01}) == "waited"
 
 
-def test_an_asynchronous_tool_that_does_not_look_like_one_is_awaited() -> None:
+def test_a_function_that_returns_an_awaitable_is_awaited() -> None:
     async def wait(seconds: float) -> str:
         """Wait."""
         return "waited"
@@ -182,7 +182,7 @@ def test_an_asynchronous_tool_that_does_not_look_like_one_is_awaited() -> None:
     assert execute(registry, "Sleep", {"seconds": 0.01}) == "slept"
 
 
-def test_a_tool_may_take_the_sdks_context() -> None:
+def test_a_tool_may_have_the_sdks_context_as_argument() -> None:
     def look(ctx: RunContextWrapper[Any], place: str) -> str:
         """Look."""
         return f"{type(ctx).__mro__[1].__name__} {place}"
@@ -236,7 +236,7 @@ def test_a_synchronous_tool_uses_the_orm_and_is_called_once(
     ],
 )
 @pytest.mark.parametrize("typed", [True, False])
-def test_what_a_tool_returns_is_the_same_when_replayed(
+def test_a_tool_result_is_the_same_when_replayed(
     executing: Callable[..., AgentRun], value: Any, kept: Any, typed: bool
 ) -> None:
     calls = []
@@ -255,7 +255,7 @@ def test_what_a_tool_returns_is_the_same_when_replayed(
     assert calls == [1]
 
 
-def test_what_a_tool_returns_must_be_json(executing: Callable[..., AgentRun]) -> None:
+def test_a_tool_result_must_be_json(executing: Callable[..., AgentRun]) -> None:
     def make() -> Any:
         """Make something."""
         return object()
@@ -268,7 +268,7 @@ def test_what_a_tool_returns_must_be_json(executing: Callable[..., AgentRun]) ->
     assert recorded(run) == []
 
 
-def test_calls_without_an_id_are_told_apart_by_their_arguments(
+def test_calls_without_an_id_are_distinguished_by_their_arguments(
     register: Register, carry: Carry
 ) -> None:
     calls = []
@@ -306,7 +306,7 @@ def test_a_call_knows_its_idempotency_key(executing: Callable[..., AgentRun]) ->
 
 
 @pytest.mark.parametrize("mark", [at_most_once, lambda t: at_most_once(t.function_tool)])
-def test_a_call_that_must_not_be_repeated_is_not(
+def test_a_call_of_an_at_most_once_tool_is_not_repeated(
     register: Register, carry: Carry, mark: Any
 ) -> None:
     calls = []

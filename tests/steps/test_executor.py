@@ -103,7 +103,7 @@ def test_a_pipeline_completes_with_its_steps_results_by_name(
     assert calls == ["fetch", "save"]
 
 
-def test_the_state_begins_as_the_params_and_goes_from_step_to_step(
+def test_the_state_starts_as_the_params_and_is_passed_from_step_to_step(
     register: Register, carry: Carry
 ) -> None:
     async def add(ctx: RunContext, state: dict[str, Any]) -> int:
@@ -127,9 +127,7 @@ def test_a_synchronous_step_uses_the_orm_on_the_runs_thread(
     assert carry("work").final_output == {"save": 1}
 
 
-def test_events_have_the_fields_that_are_promised(
-    register: Register, carry: Carry, calls: Calls
-) -> None:
+def test_events_have_the_documented_fields(register: Register, carry: Carry, calls: Calls) -> None:
     flaky = does(calls, "b", ValueError("no"), 2, retries=2, retry_delay=0.01, description="Try")
     broken = does(calls, "c", ValueError("never"))
     register(Pipeline([does(calls, "a", 1), flaky, broken]))
@@ -181,7 +179,9 @@ def test_events_have_the_fields_that_are_promised(
         assert set(event.payload) == set(EVENT_KINDS[EventType(event.event_type)].fields)
 
 
-def test_what_a_step_does_is_shown_as_the_runs_activity(register: Register, carry: Carry) -> None:
+def test_the_description_of_a_step_is_shown_as_the_activity_of_the_run(
+    register: Register, carry: Carry
+) -> None:
     shown = []
 
     def look(ctx: RunContext, state: dict[str, Any]) -> None:
@@ -237,7 +237,7 @@ def test_a_receiver_of_events_that_raises_fails_no_step(
     assert run.status == "completed"
 
 
-def test_without_events_the_steps_are_recorded_all_the_same(
+def test_steps_are_recorded_with_events_disabled(
     register: Register, carry: Carry, calls: Calls, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_ENABLE_EVENTS = False
@@ -251,7 +251,7 @@ def test_without_events_the_steps_are_recorded_all_the_same(
 @pytest.mark.parametrize(
     "value", [object(), {1, 2}, float("nan"), b"raw", {"at": [{"deep": object()}]}, {1: "one"}]
 )
-def test_a_result_that_is_not_json_fails_before_it_is_half_saved(
+def test_a_result_that_is_not_json_fails_the_step_and_saves_nothing(
     register: Register, carry: Carry, calls: Calls, value: Any
 ) -> None:
     register(Pipeline([does(calls, "a", value, retries=3)]))
@@ -281,7 +281,7 @@ def test_a_state_that_is_not_json_fails_the_step_that_made_it(
 # Failures and retries
 
 
-def test_what_a_failed_attempt_did_to_the_state_is_forgotten(
+def test_changes_of_the_state_by_a_failed_try_are_discarded(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     begun_with = []
@@ -313,7 +313,7 @@ def test_a_step_that_fails_in_all_its_attempts_fails_the_run(
     assert run.attempt == 1
 
 
-def test_what_may_pass_is_retried_by_the_step_alone(
+def test_a_transient_error_is_retried_by_the_step_and_not_by_the_run(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     register(Pipeline([does(calls, "a", AWAY, "here", retries=1), does(calls, "b", AWAY)]))
@@ -322,7 +322,7 @@ def test_what_may_pass_is_retried_by_the_step_alone(
     assert calls == ["a", "a", "b"]
 
 
-def test_backoff_grows(register: Register, carry: Carry, calls: Calls) -> None:
+def test_the_retry_delay_doubles(register: Register, carry: Carry, calls: Calls) -> None:
     broken = does(calls, "a", ValueError("no"), retries=3, retry_delay=0.02)
     register(Pipeline([broken]))
     began = time.monotonic()
@@ -332,7 +332,7 @@ def test_backoff_grows(register: Register, carry: Carry, calls: Calls) -> None:
     assert delays == [0.02, 0.04, 0.08]
 
 
-def test_a_step_that_takes_too_long_is_tried_again_and_then_times_out(
+def test_a_step_over_its_timeout_is_retried_and_then_fails(
     register: Register, carry: Carry
 ) -> None:
     ended = []
@@ -356,7 +356,7 @@ def test_a_step_that_takes_too_long_is_tried_again_and_then_times_out(
     assert "StepTimeoutError" in run.error_detail
 
 
-def test_a_synchronous_step_that_takes_too_long_is_not_recorded(
+def test_a_synchronous_step_over_its_timeout_is_not_recorded(
     register: Register, carry: Carry
 ) -> None:
     def slow(ctx: RunContext, state: dict[str, Any]) -> str:
@@ -388,7 +388,7 @@ def test_a_step_whose_own_work_is_cancelled_fails_like_any_other(
     assert "own work was cancelled" in payloads(run, "error")[0]["error"]
 
 
-def test_what_a_step_raises_is_not_told_to_users_unless_it_is_made_for_them(
+def test_users_see_the_text_of_a_user_error_only(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     secret, theirs = RuntimeError("password=hunter2"), UserError("Row 7 has no price.")
@@ -402,7 +402,7 @@ def test_what_a_step_raises_is_not_told_to_users_unless_it_is_made_for_them(
     assert "hunter2" in run.error_detail
 
 
-def test_a_time_out_of_the_run_is_not_a_retry_of_the_step(
+def test_a_timeout_of_the_run_is_not_a_retry_of_the_step(
     register: Register, carry: Carry, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 0.3
@@ -419,7 +419,7 @@ def test_a_time_out_of_the_run_is_not_a_retry_of_the_step(
     assert told(run) == [("started", "stubborn")]
 
 
-def test_a_time_out_of_the_run_ends_the_wait_between_attempts(
+def test_a_timeout_of_the_run_ends_the_wait_before_a_retry(
     register: Register, carry: Carry, calls: Calls, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_RUN_TIMEOUT_SECONDS = 0.3
@@ -429,7 +429,7 @@ def test_a_time_out_of_the_run_ends_the_wait_between_attempts(
     assert calls == ["a"]
 
 
-def test_the_errors_say_which_step_and_how_often() -> None:
+def test_errors_name_the_step_and_the_number_of_tries() -> None:
     late = StepTimeoutError("slow", 2, 1.5)
     assert isinstance(late, StepExecutionError)
     assert isinstance(late, AgenticError)
@@ -521,7 +521,7 @@ async def ctx_call(fn: Callable[..., Any], *args: Any) -> Any:
 
 
 @pytest.mark.not_replayed
-def test_a_resumed_run_does_no_recorded_step_again(resumed: Carry, calls: Calls) -> None:
+def test_a_resumed_run_executes_no_recorded_step(resumed: Carry, calls: Calls) -> None:
     pipeline = Pipeline([does(calls, "a"), does(calls, "b", ValueError("no"), 2), does(calls, "c")])
     run = resumed(pipeline)
     assert run.final_output == {"a": "a is done", "b": 2, "c": "c is done"}
@@ -535,7 +535,7 @@ def test_a_resumed_run_does_no_recorded_step_again(resumed: Carry, calls: Calls)
     assert ExecutionState.for_run(run).custom_state == {"seen": ["a", "b", "c"]}
 
 
-def test_a_resumed_run_begins_with_the_state_behind_what_is_recorded(resumed: Carry) -> None:
+def test_a_resumed_run_starts_with_the_state_after_the_recorded_steps(resumed: Carry) -> None:
     seen = []
 
     async def one(ctx: RunContext, state: dict[str, Any]) -> None:
@@ -554,7 +554,7 @@ def test_a_resumed_run_begins_with_the_state_behind_what_is_recorded(resumed: Ca
 
 
 @pytest.mark.not_replayed
-def test_start_again_does_everything_anew(register: Register, carry: Carry, calls: Calls) -> None:
+def test_starting_over_executes_all_steps(register: Register, carry: Carry, calls: Calls) -> None:
     register(Pipeline([does(calls, "a"), does(calls, "b", ValueError("no"), 2)]))
     run = carry("work")
     retry_agent_run(run, start_again=True)
@@ -564,7 +564,9 @@ def test_start_again_does_everything_anew(register: Register, carry: Carry, call
 
 
 @pytest.mark.not_replayed
-def test_a_step_without_checkpoint_is_done_again_on_resume(resumed: Carry, calls: Calls) -> None:
+def test_a_step_without_checkpoint_is_executed_again_on_resume(
+    resumed: Carry, calls: Calls
+) -> None:
     steps = [
         does(calls, "log_in", checkpoint=False),
         does(calls, "fetch"),
@@ -600,7 +602,7 @@ def test_progress_reaches_100_and_never_goes_back(
     assert run.progress["progress_percent"] == 100
 
 
-def test_a_run_that_ended_between_its_last_step_and_its_completion_shows_100_still(
+def test_a_run_that_crashed_after_its_last_step_still_shows_100(
     register: Register, carry: Carry, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change, left = fenced_writes.write_changes, [Error("The database is away.")]
@@ -630,13 +632,13 @@ def test_names_that_are_used_twice_are_refused_at_registration(calls: Calls) -> 
         Pipeline([does(calls, "a"), Parallel(does(calls, "b"), does(calls, "a"))])
 
 
-def test_names_that_do_not_fit_are_refused_at_registration(calls: Calls) -> None:
+def test_names_that_are_too_long_are_refused_at_registration(calls: Calls) -> None:
     Pipeline([does(calls, "a" * 255)])
     with pytest.raises(BadSetting, match="1 to 255 characters"):
         Pipeline([does(calls, "a" * 256)])
 
 
-def test_long_and_odd_names_are_resumed_as_well(resumed: Carry, calls: Calls) -> None:
+def test_steps_with_long_and_odd_names_are_resumed(resumed: Carry, calls: Calls) -> None:
     names = ["a" * 255, "a" * 254 + "b", "with/slash", "with: colon", "Schrittübung 1 %_"]
     steps = [does(calls, name) for name in names]
     run = resumed(Pipeline([*steps, does(calls, "last", ValueError("no"), 1)]))
@@ -672,7 +674,7 @@ def test_another_version_of_the_steps_is_refused_at_resume(resumed: Carry, calls
     ],
     ids=["renamed", "removed", "reordered", "moved", "added in front", "added between"],
 )
-def test_a_change_to_what_is_done_is_refused_at_resume(
+def test_a_change_of_recorded_steps_is_refused_at_resume(
     resumed: Carry, calls: Calls, names: list[str], text: str
 ) -> None:
     before = [does(calls, "a"), does(calls, "b"), does(calls, "c", ValueError("no"))]
@@ -692,7 +694,7 @@ def test_a_change_to_what_is_done_is_refused_at_resume(
     ],
     ids=["renamed", "reordered", "added before", "added behind", "removed"],
 )
-def test_a_change_to_what_is_not_done_yet_takes_effect_at_resume(
+def test_a_change_of_remaining_steps_applies_at_resume(
     resumed: Carry, calls: Calls, names: list[str]
 ) -> None:
     before = [does(calls, "a"), does(calls, "b"), does(calls, "c", ValueError("no"))]
@@ -712,7 +714,7 @@ def test_steps_without_checkpoint_may_be_added_anywhere(resumed: Carry, calls: C
 # Parallel groups
 
 
-def test_parallel_steps_are_done_at_the_same_time(register: Register, carry: Carry) -> None:
+def test_parallel_steps_are_executed_concurrently(register: Register, carry: Carry) -> None:
     def meeting(name: str) -> Step:
         async def fn(ctx: RunContext, state: dict[str, Any]) -> str:
             async with asyncio.timeout(5):
@@ -726,7 +728,7 @@ def test_parallel_steps_are_done_at_the_same_time(register: Register, carry: Car
     assert carry("work").final_output == {"a": "a", "b": "b", "c": "c"}
 
 
-def test_what_parallel_steps_change_is_put_together_in_the_order_in_which_they_stand(
+def test_changes_of_parallel_steps_are_merged_in_the_order_of_the_steps(
     register: Register, carry: Carry
 ) -> None:
     def changing(name: str, seconds: float, drop: str = "") -> Step:
@@ -752,7 +754,7 @@ def test_what_parallel_steps_change_is_put_together_in_the_order_in_which_they_s
     assert ExecutionState.for_run(run).custom_state == merged
 
 
-def test_the_state_of_a_group_at_the_end_is_read_from_the_journal(
+def test_the_state_after_a_last_group_is_read_from_the_journal(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     async def add(ctx: RunContext, state: dict[str, Any]) -> None:
@@ -763,7 +765,7 @@ def test_the_state_of_a_group_at_the_end_is_read_from_the_journal(
     assert state.custom_state == {"seen": ["a", "b"], "added": True}
 
 
-def test_if_a_parallel_step_fails_the_others_have_ended_before_the_run_does(
+def test_the_other_steps_of_a_failed_group_end_before_the_run(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     async def slow(ctx: RunContext, state: dict[str, Any]) -> None:
@@ -780,7 +782,7 @@ def test_if_a_parallel_step_fails_the_others_have_ended_before_the_run_does(
 
 
 @pytest.mark.parametrize("broken", ["a", "b", "c"])
-def test_of_a_group_only_what_is_missing_is_done_on_resume(
+def test_only_the_missing_steps_of_a_group_are_executed_on_resume(
     resumed: Carry, calls: Calls, broken: str
 ) -> None:
     async def fn(ctx: RunContext, state: dict[str, Any]) -> str:
@@ -829,7 +831,7 @@ def test_sub_steps_are_recorded_once_each(resumed: Carry, calls: Calls) -> None:
     assert run.checkpoints.filter(name__startswith="embed:").count() == 5
 
 
-def test_sub_steps_outlast_a_retry_of_their_step(
+def test_sub_steps_are_kept_over_a_retry_of_their_step(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     async def count(ctx: RunContext, state: dict[str, Any]) -> None:
@@ -855,7 +857,7 @@ def test_sub_steps_of_two_steps_may_have_the_same_names(register: Register, carr
     assert carry("work").final_output == {"once": [0, 1, 2], "twice": [0, 2, 4]}
 
 
-def test_sub_steps_may_be_made_at_the_same_time(register: Register, carry: Carry) -> None:
+def test_sub_steps_may_be_gathered(register: Register, carry: Carry) -> None:
     async def double(n: int) -> int:
         await asyncio.sleep(0.01)
         return 2 * n
@@ -884,7 +886,7 @@ def within(*args: Any, **kwargs: Any) -> Any:
 
 
 @pytest.mark.not_replayed
-def test_executors_with_keys_of_their_own_keep_apart(
+def test_executors_with_different_keys_are_independent(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     def asking(text: str) -> Step:
@@ -920,7 +922,7 @@ def test_initial_state_is_copied(register: Register, carry: Carry, calls: Calls)
 
 
 @pytest.mark.not_replayed
-def test_without_resume_everything_is_done_again(
+def test_without_resume_all_steps_are_executed_again(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     async def ask(ctx: RunContext, state: dict[str, Any]) -> Any:
@@ -938,7 +940,7 @@ def test_without_resume_everything_is_done_again(
     assert ExecutionState.for_run(run, "key").completed_steps == ["a", "ask", "b"]
 
 
-def test_a_crash_loop_without_resume_comes_to_an_end(
+def test_a_crash_loop_without_resume_ends(
     register: Register, carry: Carry, calls: Calls, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_MAX_ATTEMPTS = 3
@@ -964,7 +966,7 @@ def test_names_that_are_used_twice_are_refused_by_an_executor_too(
 # ExecutionState
 
 
-def test_an_execution_state_says_how_far_a_run_has_come(
+def test_an_execution_state_has_the_done_steps_and_their_results(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     register(Pipeline([does(calls, "a", 1), does(calls, "b", None), does(calls, "c", AWAY)]))
@@ -1002,7 +1004,7 @@ def registered() -> dict[str, Any]:
     return {"pipeline": Pipeline([Step("only", only)])}
 
 
-def test_a_pipeline_in_a_conversation_keeps_the_persons_words(
+def test_a_pipeline_in_a_conversation_stores_the_message_of_the_user(
     register: Register, carry: Carry, calls: Calls, user: User
 ) -> None:
     register(Pipeline([does(calls, "a")]))
@@ -1017,22 +1019,22 @@ def test_a_pipeline_in_a_conversation_keeps_the_persons_words(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"retries": -1}, "retries is a number from 0"),
-        ({"retries": None}, "retries is a number from 0"),
-        ({"retries": 1.5}, "retries is a number from 0"),
-        ({"timeout": "5"}, "timeout is a number of seconds"),
-        ({"timeout": 0}, "timeout is a number of seconds"),
-        ({"timeout": float("inf")}, "timeout is a number of seconds"),
-        ({"retry_delay": -1}, "retry_delay is a number of seconds"),
-        ({"description": 5}, "description is no text"),
+        ({"retries": -1}, "retries must be an integer of at least 0"),
+        ({"retries": None}, "retries must be an integer of at least 0"),
+        ({"retries": 1.5}, "retries must be an integer of at least 0"),
+        ({"timeout": "5"}, "timeout must be a number of seconds"),
+        ({"timeout": 0}, "timeout must be a number of seconds"),
+        ({"timeout": float("inf")}, "timeout must be a number of seconds"),
+        ({"retry_delay": -1}, "retry_delay must be a number of seconds"),
+        ({"description": 5}, "description must be text"),
         ({"name": ""}, "1 to 255 characters"),
         ({"name": 5}, "1 to 255 characters"),
         ({"name": "a\0"}, "a character that databases refuse"),
         ({"name": "a\ud800"}, "a character that databases refuse"),
-        ({"fn": "save"}, "fn is a function"),
+        ({"fn": "save"}, "fn must be a function"),
     ],
 )
-def test_a_step_with_a_value_that_cannot_be_is_refused(options: Any, text: str) -> None:
+def test_a_step_with_an_invalid_value_is_refused(options: Any, text: str) -> None:
     with pytest.raises(BadSetting, match=text):
         Step(**{"name": "a", "fn": print, **options})
 
@@ -1041,12 +1043,12 @@ def test_a_step_with_a_value_that_cannot_be_is_refused(options: Any, text: str) 
     "make",
     [lambda: Pipeline([1]), lambda: Pipeline([Parallel(Parallel())])],  # type: ignore[list-item,arg-type]
 )
-def test_a_pipeline_of_what_is_no_step_is_refused(make: Callable[[], Any]) -> None:
+def test_a_pipeline_of_other_objects_than_steps_is_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(BadSetting):
         make()
 
 
-def test_texts_to_be_translated_and_odd_characters_may_describe_a_step(
+def test_a_description_may_be_translatable_and_have_odd_characters(
     register: Register, carry: Carry
 ) -> None:
     steps = [Step("a", ctx_none, description=gettext_lazy("yes")), Step("b", ctx_none)]
@@ -1061,7 +1063,7 @@ async def ctx_none(ctx: RunContext, state: dict[str, Any]) -> None:
     """Do nothing."""
 
 
-def test_an_initial_state_that_is_not_json_is_refused_before_anything_is_done(
+def test_an_initial_state_that_is_not_json_is_refused_before_the_first_step(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     async def work(ctx: RunContext) -> Any:
@@ -1084,7 +1086,7 @@ def test_an_executor_within_a_step_needs_a_key_of_its_own(
     assert carry("work").final_output == {"outer": {"a": "a is done"}}
 
 
-def test_progress_reaches_100_though_the_steps_that_were_left_are_gone(
+def test_progress_reaches_100_if_the_remaining_steps_were_removed(
     resumed: Carry, calls: Calls
 ) -> None:
     before = Pipeline([does(calls, "a"), does(calls, "b", ValueError("no"))])
@@ -1094,7 +1096,7 @@ def test_progress_reaches_100_though_the_steps_that_were_left_are_gone(
 
 
 @pytest.mark.parametrize("told", [{}, {"progress_percent": "half"}])
-def test_a_host_may_tell_of_progress_in_its_own_words(
+def test_a_host_may_write_progress_events_of_its_own(
     resumed: Carry, calls: Calls, told: dict[str, Any]
 ) -> None:
     async def tell(ctx: RunContext, state: dict[str, Any]) -> None:
@@ -1105,7 +1107,7 @@ def test_a_host_may_tell_of_progress_in_its_own_words(
     assert payloads(run, "progress.update")[-1]["progress_percent"] == 100
 
 
-def test_the_state_behind_a_group_is_read_as_it_was(register: Register, carry: Carry) -> None:
+def test_the_state_after_a_group_is_restored_on_resume(register: Register, carry: Carry) -> None:
     async def change(ctx: RunContext, state: dict[str, Any]) -> None:
         state["k"] = 2
         del state["gone"]
@@ -1138,7 +1140,7 @@ def test_the_index_counts_steps_that_are_not_recorded(
 # Sub-steps
 
 
-def test_gathered_sub_steps_outlast_a_retry_of_their_step(
+def test_gathered_sub_steps_are_kept_over_a_retry_of_their_step(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     async def part(n: int, ctx: RunContext) -> int:
@@ -1183,7 +1185,7 @@ def test_a_name_that_two_sub_steps_share_is_refused(
         (("load", "a/b"), ("load:a", "b")),
     ],
 )
-def test_names_with_colons_do_not_run_into_each_other(
+def test_names_with_colons_have_different_keys(
     register: Register, carry: Carry, names: Any
 ) -> None:
     def holding(inner: str) -> Callable[..., Any]:
@@ -1196,7 +1198,7 @@ def test_names_with_colons_do_not_run_into_each_other(
     assert carry("work").final_output == dict(names)
 
 
-def test_what_a_sub_step_returned_is_the_callers_own(register: Register, carry: Carry) -> None:
+def test_the_result_of_a_sub_step_is_a_copy(register: Register, carry: Carry) -> None:
     async def take(ctx: RunContext, state: dict[str, Any]) -> Any:
         items = await ctx.step("fetch", lambda: [1, 2, 3])
         if len(items) == 3 and not state.get("left"):
@@ -1213,7 +1215,7 @@ def test_what_a_sub_step_returned_is_the_callers_own(register: Register, carry: 
 
 
 @pytest.mark.parametrize("name", ["", "a\0", 42, "x" * 256])
-def test_a_name_that_cannot_be_one_is_refused_before_anything_is_done(
+def test_an_invalid_step_name_is_refused_before_the_call(
     register: Register, carry: Carry, calls: Calls, name: Any
 ) -> None:
     async def work(ctx: RunContext) -> Any:
@@ -1235,7 +1237,7 @@ def test_a_sub_steps_function_may_take_any_argument(register: Register, carry: C
 
 
 @pytest.mark.not_replayed
-def test_what_an_earlier_generation_did_is_not_shown(
+def test_progress_of_an_earlier_generation_is_not_shown(
     register: Register, carry: Carry, calls: Calls
 ) -> None:
     steps = [does(calls, "a"), does(calls, "b"), does(calls, "c", ValueError("no"), 1)]

@@ -63,7 +63,7 @@ def submit(user: User | None, *steps: Any, **options: Any) -> AgentRun:
     return submit_pipeline_run(owner=user, steps=steps, **options)
 
 
-def test_steps_are_carried_out_by_a_worker(user: User) -> None:
+def test_submitted_steps_are_executed_by_a_worker(user: User) -> None:
     run = submit(user, step("fetch"), step("save"), params={"count": 3}, metadata={"by": "me"})
     assert (run.status, run.session, run.owner) == ("pending", None, user)
     run = finish(run)
@@ -71,7 +71,7 @@ def test_steps_are_carried_out_by_a_worker(user: User) -> None:
     assert run.metadata["by"] == "me"
 
 
-def test_a_step_may_have_what_any_step_has(user: User) -> None:
+def test_a_submitted_step_may_have_all_options(user: User) -> None:
     options = {"retries": 1, "retry_delay": 0, "timeout": 5, "description": "Try", "checkpoint": 0}
     run = finish(submit(user, step("flaky", **options)))
     assert run.final_output == {"flaky": "ok"}
@@ -81,7 +81,7 @@ def test_a_step_may_have_what_any_step_has(user: User) -> None:
 
 
 @pytest.mark.not_replayed
-def test_a_failed_one_goes_on_from_its_journal(user: User) -> None:
+def test_a_retry_of_a_failed_pipeline_continues_from_its_journal(user: User) -> None:
     run = finish(submit(user, step("fetch"), step("flaky"), params={"count": 1}))
     assert run.status == "failed"
     retry_agent_run(run)
@@ -89,7 +89,7 @@ def test_a_failed_one_goes_on_from_its_journal(user: User) -> None:
     assert len(payloads(run, "step.skipped")) == 1
 
 
-def test_its_owner_may_try_it_again_on_the_page(user: User, client: Client) -> None:
+def test_the_owner_may_retry_a_pipeline_on_the_page(user: User, client: Client) -> None:
     run = finish(submit(user, step("flaky")))
     html = client.get(f"/agents/runs/{run.pk}/fragment/").content.decode()
     assert "Pipeline" in html
@@ -97,7 +97,7 @@ def test_its_owner_may_try_it_again_on_the_page(user: User, client: Client) -> N
     assert finish(run).status == "completed"
 
 
-def test_it_may_take_part_in_a_conversation(user: User) -> None:
+def test_a_pipeline_may_belong_to_a_conversation(user: User) -> None:
     first = submit(user, step("flaky"), session_key="talk", input_payload="Report.")
     second = submit(user, step("flaky", retries=1), session_key="talk", input_payload="Again.")
     assert (first.position, second.position) == (1, 2)
@@ -110,7 +110,7 @@ def test_it_may_take_part_in_a_conversation(user: User) -> None:
     assert third.agent_key == "default", "The conversation got an agent that nobody can run."
 
 
-def test_it_joins_a_conversation_that_there_is(user: User) -> None:
+def test_a_pipeline_joins_an_existing_conversation(user: User) -> None:
     session = make_session(user, session_key="talk", agent_key="echo", run_count=4)
     run = submit(user, step("flaky"), session_key="talk", input_payload="Report.")
     assert (run.session, run.position) == (session, 5)
@@ -118,11 +118,11 @@ def test_it_joins_a_conversation_that_there_is(user: User) -> None:
     assert session.agent_key == "echo"
 
 
-def test_it_may_be_handed_to_the_queue_again(user: User) -> None:
+def test_a_pipeline_may_be_enqueued_again(user: User) -> None:
     enqueue_agent_run(submit(user, step("flaky")).pk)
 
 
-def test_it_may_be_nobodys() -> None:
+def test_a_pipeline_may_have_no_owner() -> None:
     assert finish(submit(None, step("flaky", retries=1, retry_delay=0))).status == "completed"
 
 
@@ -138,13 +138,13 @@ def test_it_may_be_nobodys() -> None:
         (["fetch"], BadInput, r"steps\.0"),
         ([step("fetch"), step("fetch")], BadSetting, "Two steps are called 'fetch'"),
         ([step("missing")], BadSetting, "Step 'missing': .*has no attribute 'missing'"),
-        ([step("HERE")], BadSetting, "is no function"),
+        ([step("HERE")], BadSetting, "is not a function"),
         ([step("logging.getLogger")], BadSetting, "no attribute 'logging.getLogger'"),
         ([step("fetch", module="os", function="system")], BadSetting, "Add the module"),
         ([step("fetch", module="tests", function="test_submitted.fetch")], BadSetting, "Add the"),
     ],
 )
-def test_definitions_that_cannot_be_done_are_refused_and_nothing_is_written(
+def test_invalid_definitions_are_refused_and_nothing_is_written(
     user: User, steps: list[Any], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):
@@ -153,27 +153,25 @@ def test_definitions_that_cannot_be_done_are_refused_and_nothing_is_written(
     assert not AgentSession.objects.exists()
 
 
-def test_a_listed_package_does_not_open_the_modules_within_it(user: User, settings: Any) -> None:
+def test_an_allowed_package_does_not_allow_its_modules(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_STEP_MODULES = ["tests"]
     with pytest.raises(BadSetting, match=r"no attribute 'test_submitted\.fetch'"):
         submit(user, {"name": "a", "module": "tests", "function": "test_submitted.fetch"})
 
 
-def test_a_module_that_is_listed_and_missing_says_so(user: User, settings: Any) -> None:
+def test_a_missing_module_fails_with_a_clear_error(user: User, settings: Any) -> None:
     settings.AGENTIC_DJANGO_STEP_MODULES = ["no.such.module"]
     with pytest.raises(BadSetting, match="Step 'a': No module named 'no'"):
         submit(user, {"name": "a", "module": "no.such.module", "function": "fetch"})
 
 
-def test_nothing_is_allowed_by_default(user: User, settings: Any) -> None:
+def test_no_module_is_allowed_by_default(user: User, settings: Any) -> None:
     del settings.AGENTIC_DJANGO_STEP_MODULES
     with pytest.raises(BadSetting, match="AGENTIC_DJANGO_STEP_MODULES"):
         submit(user, step("fetch"))
 
 
-def test_a_module_that_is_taken_off_the_list_is_refused_by_the_worker(
-    user: User, settings: Any
-) -> None:
+def test_a_worker_refuses_a_module_that_is_no_longer_allowed(user: User, settings: Any) -> None:
     run = submit(user, step("fetch"))
     settings.AGENTIC_DJANGO_STEP_MODULES = []
     run = finish(run)
@@ -197,13 +195,15 @@ def test_a_client_cannot_submit_steps(user: User, client: Client) -> None:
         )
 
 
-def test_a_finished_one_is_not_tried_again(user: User) -> None:
+def test_a_completed_pipeline_cannot_be_retried(user: User) -> None:
     run = finish(submit(user, step("flaky", retries=1, retry_delay=0)))
     with pytest.raises(Conflict):
         retry_agent_run(run)
 
 
-def test_the_fragment_of_one_without_conversation_is_shown(user: User, client: Client) -> None:
+def test_the_fragment_of_a_pipeline_without_conversation_is_shown(
+    user: User, client: Client
+) -> None:
     run = submit(user, step("flaky", retries=1, retry_delay=0, description="Tries things"))
     for _ in range(2):
         page = client.get(f"/agents/runs/{run.pk}/")
@@ -219,13 +219,15 @@ def test_the_fragment_of_one_without_conversation_is_shown(user: User, client: C
     "changed",
     [{"description": "a\0"}, {"name": "a\0"}, {"name": "\ud800"}, {"timeout": float("inf")}],
 )
-def test_what_no_database_keeps_is_refused_and_nothing_is_written(user: User, changed: Any) -> None:
+def test_a_value_that_no_database_can_store_is_refused_and_nothing_is_written(
+    user: User, changed: Any
+) -> None:
     with pytest.raises((BadInput, BadSetting)):
         submit(user, {**step("fetch"), **changed})
     assert not AgentRun.objects.exists()
 
 
-def test_a_setting_that_is_one_text_allows_no_part_of_it(settings: Any) -> None:
+def test_a_setting_that_is_a_text_allows_no_part_of_it(settings: Any) -> None:
     settings.AGENTIC_DJANGO_STEP_MODULES = "tests.support.agents"
     with pytest.raises(BadSetting, match="may not be submitted"):
         submitted.validated_steps([{"name": "a", "module": "agents", "function": "Agent"}])
