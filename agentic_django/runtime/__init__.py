@@ -1,4 +1,4 @@
-"""What host code may call while it executes a run: ``RunContext``, tools and model calls."""
+"""The API for a host's own code within a run: ``RunContext``, tools and model calls."""
 
 from agentic_django.engine.events import EventType
 from agentic_django.openai_agents.call_scope import current_step

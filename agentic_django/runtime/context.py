@@ -91,7 +91,7 @@ class RunContext:
 
     @property
     def user(self) -> Any:
-        """Who the run belongs to, or None."""
+        """The owner of the run, or None."""
         return self.run.owner
 
     @property

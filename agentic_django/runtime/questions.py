@@ -28,8 +28,9 @@ def ask_person(
 ) -> Any:
     """Return a person's answer to a question.
 
-    Raises RunSuspended if there is no answer yet, and Declined if there will not be one. If the
-    pydantic model refuses an answer, the question is repeated with the reason.
+    Raises RunSuspended if nobody has answered yet, and Declined if the person declined or the
+    time limit expired. If the pydantic model refuses an answer, the question is repeated with
+    the reason.
     """
     if options and schema is not None:
         raise TypeError("Give options or a schema, not both.")
