@@ -53,22 +53,22 @@ def submit_agent_run(
     on_busy: OnBusy = "enqueue",
     tenant: str = "",
 ) -> AgentRun:
-    """Create a run and hand it to the queue once the transaction is committed.
+    """Create a run, and enqueue it once the transaction is committed.
 
     - ``owner``: the user that the run belongs to, or None.
     - ``input_payload``: a text, or a list of the Agents SDK's input items.
-    - ``session_key``: the conversation, created if the owner has none of that key; None for a
-      fresh one.
-    - ``agent_key``: who works; None for the conversation's own agent, or
-      ``AGENTIC_DJANGO_DEFAULT_AGENT_KEY`` in a fresh one.
-    - ``config``: run options, see ``limits.RunOptions``; they override
+    - ``session_key``: the session, created if the owner has none with this key; None for a new
+      session.
+    - ``agent_key``: the agent; None for the session's agent, or
+      ``AGENTIC_DJANGO_DEFAULT_AGENT_KEY`` in a new session.
+    - ``config``: run options, see ``validation.RunOptions``; they override
       ``AGENTIC_DJANGO_DEFAULT_RUN_OPTIONS``.
-    - ``context``, ``metadata``: JSON objects, the first for tools, the second for yourself.
-    - ``on_busy``: what to do while another run of the conversation has not ended: ``enqueue``
-      behind it, ``reject`` this one, or ``interrupt`` (cancel all that have not ended).
-    - ``tenant``: whose installation it is, where one serves several.
+    - ``context``, ``metadata``: JSON objects, the first for tools, the second for your code.
+    - ``on_busy``: the action if the session has an unfinished run: ``enqueue`` this run after
+      it, ``reject`` this run, or ``interrupt`` (cancel all unfinished runs).
+    - ``tenant``: the tenant, if one installation serves several.
 
-    The returned row is as it was inserted; ``refresh_from_db()`` shows how far it has come.
+    The returned row is as it was inserted; ``refresh_from_db()`` loads its present status.
 
     Raises UnknownAgent, BadInput (a wrong session key, input or option), NotSerializable (a
     value that JSON cannot hold) and SessionBusy (``reject`` only). Nothing is written then.
@@ -84,14 +84,14 @@ def submit_agent_run(
     )
     run.input_payload = validation.validated_input(input_payload)
     with transaction.atomic(using=database()):
-        _place(run, session_key, agent_key, on_busy)
+        _assign_session(run, session_key, agent_key, on_busy)
         run.save(using=database(), force_insert=True)
-        _dispatch(run)
+        _enqueue(run)
     return run
 
 
-def _dispatch(run: AgentRun) -> None:
-    """Hand a run to the queue, and see to it from then on that it does not get lost."""
+def _enqueue(run: AgentRun) -> None:
+    """Enqueue a run on commit, and make sure that this process recovers runs from then on."""
     dispatch.enqueue_on_commit(run)
     _sweep_on_commit()
 
@@ -102,8 +102,10 @@ def _data(value: Data, name: str) -> dict[str, Any]:
     return data
 
 
-def _place(run: AgentRun, session_key: str | None, agent_key: str | None, on_busy: str) -> None:
-    """Give a new run its agent, its conversation and its place in it."""
+def _assign_session(
+    run: AgentRun, session_key: str | None, agent_key: str | None, on_busy: str
+) -> None:
+    """Set the agent, the session and the position of a new run."""
     default = settings.DEFAULT_AGENT_KEY
     session, is_fresh = _session(run, session_key, agent_key or default)
     run.session, run.agent_key = session, agent_key or session.agent_key or default
@@ -114,8 +116,8 @@ def _place(run: AgentRun, session_key: str | None, agent_key: str | None, on_bus
     if on_busy == "interrupt":
         sessions.cancel_unfinished_runs(session, by_owner=True)
     run.position = session.reserve_position()
-    # Whoever submits to this conversation at the same time waits for the counter until we
-    # commit, so what is looked for here cannot appear behind our back.
+    # The counter is locked until the commit, so no other process can submit a run to this
+    # session after the query below.
     if on_busy == "reject" and session.runs.using(database()).filter(status__in=ACTIVE).exists():
         raise SessionBusy
 
@@ -128,7 +130,7 @@ def _session(run: AgentRun, key: str | None, agent_key: str) -> tuple[AgentSessi
 
 
 def _title(payload: Any) -> str:
-    """Return the start of the first text that the user gave, cut at a word."""
+    """Return the start of the user's first text, cut at a word."""
     text = payload if isinstance(payload, str) else next(filter(None, map(_said, payload)), "")
     text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:1000]).split())
     return textwrap.shorten(text, 80, placeholder="…") if " " in text[:80] else text[:80]
@@ -153,7 +155,7 @@ def submit_pipeline_run(
     metadata: Data = None,
     tenant: str = "",
 ) -> AgentRun:
-    """Create a run of steps given as data, and hand it to the queue; for trusted callers.
+    """Create a run of steps given as data, and enqueue it. For trusted callers.
 
     - ``steps``: dicts of ``name``, ``module`` and ``function``, and what else ``steps.Step``
       takes; the modules are those that ``AGENTIC_DJANGO_STEP_MODULES`` lists.
@@ -179,12 +181,12 @@ def submit_pipeline_run(
             run.session, is_fresh = _session(run, session_key, "")
             run.position = run.session.run_count if is_fresh else run.session.reserve_position()
         run.save(using=database(), force_insert=True)
-        _dispatch(run)
+        _enqueue(run)
     return run
 
 
 def enqueue_agent_run(run_id: str | UUID) -> None:
-    """Hand a run to the queue that your code created through the ORM.
+    """Enqueue a run that your code created through the ORM.
 
     Raises AgentRun.DoesNotExist if there is no such run, Conflict if it is not pending, and
     UnknownAgent if nothing is registered under its ``agent_key``.
@@ -194,7 +196,7 @@ def enqueue_agent_run(run_id: str | UUID) -> None:
         raise Conflict(f"Cannot enqueue this run: it is {run.status} now.")
     if run.agent_key != submitted.AGENT_KEY:
         registry.get(run.agent_key)
-    _dispatch(run)
+    _enqueue(run)
 
 
 def _find(run_id: str | UUID) -> AgentRun:
@@ -206,7 +208,7 @@ def _find(run_id: str | UUID) -> AgentRun:
 
 
 def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:
-    """End a run that is pending, running or waiting; ``by`` is the user who wants that.
+    """Cancel a pending, running or waiting run; ``by`` is the user who cancels it.
 
     Raises Conflict if the run has ended already. The row is read again.
     """
@@ -215,11 +217,11 @@ def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:
 
 
 def retry_agent_run(run: AgentRun, *, start_again: bool = False, by: Any = None) -> AgentRun:
-    """Queue a failed, timed out or cancelled run again; ``by`` is the user who wants that.
+    """Queue a failed, timed out or cancelled run again; ``by`` is the user who retries it.
 
-    It continues behind what it did already; with ``start_again`` it does everything anew.
-    Raises Conflict if the run is in another state, if its conversation went on since, or if
-    the host's own code performs it. The row is read again.
+    It resumes from its recorded calls; with ``start_again`` it makes all calls again. Raises
+    Conflict if the run has another status, if its session has a later run, or if the host's own
+    code executes it. The row is read again.
     """
     if run.is_inline:
         raise Conflict(_("Only the program that started this run can resume it."))

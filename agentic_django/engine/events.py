@@ -1,4 +1,4 @@
-"""Append events in order, read them after a cursor, and say who may see which."""
+"""The types of events, who may see them, and how they are appended and read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EventType(models.TextChoices):
 
 @dataclass(frozen=True, slots=True)
 class EventKind:
-    """What an event of one type carries, and who sees it unless said otherwise."""
+    """The payload's fields and the default visibility of one type of event."""
 
     visibility: Visibility
     fields: tuple[str, ...]
@@ -108,7 +108,7 @@ _LONGEST_TYPE = 64
 
 
 def new_event(event_type: str, visibility: str | None = None, /, **payload: Any) -> Event:
-    """Return an event to be appended; its visibility is that of its type if none is given."""
+    """Return an event to append. Without a visibility it has that of its type."""
     seen_by = str(visibility or default_visibility(event_type))
     if seen_by not in Visibility.values:
         allowed = ", ".join(Visibility.values)
@@ -122,26 +122,26 @@ def new_event(event_type: str, visibility: str | None = None, /, **payload: Any)
 
 
 def default_visibility(event_type: str) -> str:
-    """Return who sees events of a type: the setting's word, else the table's, else internal.
+    """Return the visibility of a type: from the setting, else the default, else internal.
 
-    A word of the setting's that is none makes it internal: a check tells of it.
+    An invalid value in the setting means internal. A system check reports it.
     """
     kind = EVENT_KINDS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
-    said = settings.EVENT_VISIBILITY.get(str(event_type), default)
-    return said if said in Visibility.values else Visibility.INTERNAL
+    configured = settings.EVENT_VISIBILITY.get(str(event_type), default)
+    return configured if configured in Visibility.values else Visibility.INTERNAL
 
 
 def shows_messages() -> bool:
-    """Whether users see what a model says before its run ends."""
+    """Whether users see messages of the model before the run ends."""
     return settings.ENABLE_EVENTS and default_visibility(EventType.MESSAGE) == Visibility.USER
 
 
 def readable_levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:
-    """Return the visibilities that somebody may read who asks for events.
+    """Return the visibilities of events that a user may read.
 
-    An owner sees ``user`` events, and ``debug`` ones where ``SHOW_DEBUG_EVENTS`` is set; staff
-    see ``debug`` ones if they ask for them. Raises PermissionError for others who ask.
+    Owners may read ``user`` events, and ``debug`` events if ``SHOW_DEBUG_EVENTS`` is set. Staff
+    may request ``debug`` events. Raises PermissionError for other users who request them.
     """
     if asked != Visibility.USER and not (staff or settings.SHOW_DEBUG_EVENTS):
         raise PermissionError("Only staff may read debug events.")
@@ -151,23 +151,23 @@ def readable_levels(*, staff: bool = False, asked: str = Visibility.USER) -> tup
 
 
 def enabled(drafts: Sequence[Event]) -> list[Event]:
-    """Return the drafts that the settings want written."""
+    """Return the events to write: all, or without ``ENABLE_EVENTS`` those of the run itself."""
     if settings.ENABLE_EVENTS:
         return list(drafts)
     return [event for event in drafts if event.event_type.startswith("run.")]
 
 
 def append_events(run: AgentRun, drafts: Sequence[Event]) -> None:
-    """Write events whose numbers the caller has reserved by raising ``run.event_count``.
+    """Write events whose numbers the caller has reserved by increasing ``run.event_count``.
 
-    To be called in the transaction of the facts that the events tell, after the guarded write
-    to the run's row, which the counter is part of. Signals go out on commit.
+    Call this in the transaction of the change that the events describe, after the guarded write
+    to the run, which increases the counter. Signals are sent on commit.
     """
     append_for_runs([(run, drafts)])
 
 
 def append_for_runs(told: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
-    """Write the events of several runs, as ``append`` does for one."""
+    """Write the events of several runs, as ``append_events`` does for one."""
     rows = [row for run, drafts in told for row in _rows(run, drafts)]
     AgentEvent.objects.using(database()).bulk_create(rows)
     for run, _ in told:

@@ -1,8 +1,9 @@
-"""Finds runs whose holder is gone, and those that the queue has lost, and sends them again.
+"""Recovers orphaned runs, enqueues runs that the queue lost, and expires approvals.
 
-Any process may sweep: every change is guarded. A process that dispatches to a queue keeps one
-thread that sweeps while there are unfinished runs, and each attempt sweeps at its end; a row
-keeps them from all doing it at once. Under a backend that executes at once there is no thread.
+Any process may sweep, because each change is guarded. A process that enqueues runs has a thread
+that sweeps while there are unfinished runs, and each attempt sweeps at its end. A row of
+``SweepMark`` keeps them from sweeping at the same time. A process whose task backend executes
+immediately has no such thread.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 _GONE: tuple[type[Exception], ...] = (TaskResultDoesNotExist,)
-if find_spec("django_tasks"):  # The older package has an exception of its own for the same.
+if find_spec("django_tasks"):  # The older package has its own exception.
     _GONE += (import_string("django_tasks.exceptions.TaskResultDoesNotExist"),)
 
 _LONGEST_PAUSE = 5.0
@@ -57,8 +58,10 @@ _BATCH = 500
 
 @dataclass(slots=True)
 class SweepResult:
-    """What a sweep did: how many runs it put back in line, failed, and sent again, and how many
-    decisions it took that nobody had taken in time."""
+    """The numbers of runs that a sweep requeued, failed and enqueued again (``sent``).
+
+    ``expired`` is the number of approvals that nobody decided in time.
+    """
 
     requeued: int = 0
     failed: int = 0
@@ -72,11 +75,11 @@ def sweep_interval() -> float:
 
 
 def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) -> SweepResult:
-    """Requeue or fail every run whose lease has ended, and send what the queue has lost.
+    """Requeue or fail orphaned runs, enqueue runs that the queue lost, and expire approvals.
 
     ``mode`` is "requeue", "fail" or "ignore" (by default what ``STARTUP_RECOVERY`` says).
-    ``force`` takes runs whose lease is alive too: for when all workers are known to be dead.
-    A sweep looks at a batch of each, so that it is short, or at the ``whole``.
+    ``force`` includes runs whose lease has not expired; use it if all workers are dead. A sweep
+    is short because it handles one batch of each; ``whole`` handles all.
     """
     mode = mode or settings.STARTUP_RECOVERY
     swept = SweepResult()
@@ -113,7 +116,7 @@ def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[Orpha
 
 
 def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
-    """Yield the first batch of rows, or all of them that there are now, a batch at a time."""
+    """Yield the first batch of rows; with ``whole`` all rows, in batches."""
     if not whole:
         yield from found[:_BATCH]
         return
@@ -140,7 +143,7 @@ def _reclaim_lost(mode: str, swept: SweepResult, found: Iterable[Orphan], *, for
 
 @contextmanager
 def _apart(run: AgentRun) -> Iterator[None]:
-    """Let a run that cannot be recovered not keep others from it."""
+    """Log an error of one run, so that the sweep continues with the other runs."""
     try:
         yield
     except Error:
@@ -150,7 +153,7 @@ def _apart(run: AgentRun) -> Iterator[None]:
 
 
 def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
-    """Yield due runs that were not handed to the queue, or that it no longer knows."""
+    """Yield due runs that were not enqueued, or that the queue does not have any more."""
     if queues.delivery() is queues.Delivery.ROWS:
         return iter(())
     patience = Now() - timedelta(seconds=sweep_interval())
@@ -167,10 +170,10 @@ def _is_missing(run: AgentRun) -> bool:
 
 
 def _is_queued(run: AgentRun) -> bool:
-    """Whether the queue still has the run's task; if it cannot say, a minute's trust.
+    """Whether the queue still has the run's task.
 
-    A task that runs, while its run is pending, was taken by a worker that has yet to claim the
-    run, or that died before it could: it is given a lease's time.
+    A queue that cannot say is trusted for a minute. A running task of a pending run belongs to a
+    worker that has not claimed the run yet, or that died before; it is trusted for a lease.
     """
     backend = queues.backend()
     if not run.task_id or run.enqueued_at is None:
@@ -206,13 +209,13 @@ def _send_again(run: AgentRun) -> bool:
 
 
 def sweep_after_attempt() -> None:
-    """Sweep at the end of an attempt, if nobody has for a while."""
+    """Sweep at the end of an attempt, if no process has swept lately."""
     if not queues.executes_immediately():
         sweep_if_due()
 
 
 def sweep_if_due() -> None:
-    """Sweep if no process has for a while; what goes wrong is logged, and passes or recurs."""
+    """Sweep if no process has swept lately. Errors are logged, and the next sweep tries again."""
     try:
         if _is_our_turn():
             sweep()
@@ -263,16 +266,16 @@ def _has_unfinished_work() -> bool:
 
 
 def start_sweeper() -> None:
-    """Look after lost runs from now on; for processes that dispatch runs or show them.
+    """Start the sweeping thread, in a process that enqueues or shows runs.
 
-    Where tasks are executed at once there is no thread.
+    With a task backend that executes immediately, do nothing.
     """
     if not queues.executes_immediately():
         process.get(Sweeper).start()
 
 
 def ensure_sweeping() -> None:
-    """Look after lost runs from now on; where there is no thread, the first call sweeps."""
+    """Start the sweeping thread. A process without one sweeps on the first call."""
     if not queues.executes_immediately():
         start_sweeper()
     elif not process.get(Sweeper).has_swept:

@@ -1,4 +1,4 @@
-"""Reads and writes the items of a conversation."""
+"""Reads and writes the items of a session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def read_items(session: AgentSession, limit: int | None = None, **only: Any) -> list[Any]:
-    """Return the items of a conversation, oldest first; with a limit, the last so many."""
+    """Return the items of a session, oldest first. ``limit`` keeps the latest items."""
     rows = AgentSessionItem.objects.using(database()).filter(session=session, **only)
     if limit is None:
         return list(rows.order_by("sequence").values_list("payload", flat=True))
@@ -31,17 +31,21 @@ def read_items(session: AgentSession, limit: int | None = None, **only: Any) -> 
 
 
 def append_items(session: AgentSession, items: Sequence[Any], run: AgentRun | None = None) -> None:
-    """Write items at the end of a conversation, in one transaction."""
+    """Append items to a session, in one transaction."""
     _append([(session, items, run)])
 
 
-def append_run_items(left: Sequence[tuple[AgentRun, Sequence[Any]]], *, waits: bool = True) -> None:
-    """Write what runs leave in their conversations, as far as they have one.
+def append_run_items(
+    added: Sequence[tuple[AgentRun, Sequence[Any]]], *, waits: bool = True
+) -> None:
+    """Append the items of runs to their sessions. Runs without a session are skipped.
 
-    Raises WouldWait if it is not to wait for conversations that another is just writing.
+    With ``waits=False``, raise WouldBlock if another transaction has locked a session.
     """
-    added = [(run.session, items, run) for run, items in left if run.session is not None]
-    _append(added, waits=waits)
+    _append(
+        [(run.session, items, run) for run, items in added if run.session is not None],
+        waits=waits,
+    )
 
 
 def _append(
@@ -55,23 +59,23 @@ def _append(
             for session, items, _ in added:
                 _reserve(session, len(items))
         else:
-            _reserve_free({session: len(items) for session, items, _ in added})
+            _reserve_unlocked({session: len(items) for session, items, _ in added})
         rows = [row for each in added for row in _rows(*each)]
         AgentSessionItem.objects.using(database()).bulk_create(rows)
 
 
 def _reserve(session: AgentSession, count: int) -> None:
-    """Raise the counter of items; reads the counter of runs on the way."""
+    """Increase the counter of items, and read the counter of runs in the same statement."""
     session.item_count = F("item_count") + count
     session.run_count = F("run_count")
     session.updated_at = Now()
     session.save(update_fields=["item_count", "run_count", "updated_at"])
 
 
-def _reserve_free(counts: dict[AgentSession, int]) -> None:
-    """Raise the counters of conversations that no other transaction is writing.
+def _reserve_unlocked(counts: dict[AgentSession, int]) -> None:
+    """Increase the counters of items of sessions that no other transaction has locked.
 
-    Raises WouldWait if one is.
+    Raises WouldBlock if one is locked.
     """
     table = AgentSession.objects.using(database())
     free = skip_locked_rows(table.filter(pk__in=[session.pk for session in counts]))
@@ -97,5 +101,5 @@ def _rows(
 
 
 def delete_run_items(run: AgentRun) -> None:
-    """Delete what a run had left in its conversation, because it is tried again."""
+    """Delete the items that a run added, because a person retries it."""
     AgentSessionItem.objects.using(database()).filter(run=run).delete()
