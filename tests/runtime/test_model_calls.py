@@ -338,7 +338,7 @@ def test_without_a_name_the_default_model_is_used(settings: Any) -> None:
 
 
 def test_a_prefix_whose_package_is_missing_fails_with_a_clear_error() -> None:
-    with pytest.raises(BadSetting, match="no model 'litellm/x': `litellm` is required"):
+    with pytest.raises(BadSetting, match="Unknown model 'litellm/x': `litellm` is required"):
         providers.get_model("litellm/x")
 
 
