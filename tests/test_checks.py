@@ -433,7 +433,7 @@ def test_a_misspelt_run_option_is_an_error_that_suggests_the_right_one(settings:
 
 @pytest.mark.django_db
 def test_a_missing_agent_or_tool_of_a_waiting_run_is_a_warning(user: Any, scripted: Any) -> None:
-    from agents import function_tool
+    from agents import Agent, function_tool
 
     from agentic_django.models import ToolApproval
     from tests.support.rows import make_run
@@ -451,8 +451,11 @@ def test_a_missing_agent_or_tool_of_a_waiting_run_is_a_warning(user: Any, script
         run = make_run(user, "waiting", agent_key=agent_key)
         return ToolApproval.objects.create(run=run, key="k", agent=agent, tool=tool)
 
-    scripted("default", "Hello.", tools=[pay])
+    helper = Agent(name="helper", tools=[pay])
+    nested = helper.as_tool(tool_name="help", tool_description="Help.")
+    scripted("default", "Hello.", tools=[pay, nested])
     wait("default", "default", "pay")
+    wait("default", "helper", "pay")
     assert look() == set()
     renamed = wait("default", "default", "pay_out")
     assert look() == {"agentic_django.W021"}

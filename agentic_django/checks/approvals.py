@@ -16,6 +16,7 @@ from agentic_django.conf import settings
 from agentic_django.engine import approval_requests
 from agentic_django.exceptions import BadSetting
 from agentic_django.models import ToolApproval
+from agentic_django.openai_agents.sdk_internals import agent_behind_tool, is_agent_tool
 from agentic_django.runtime import inline
 from agentic_django.steps import submitted
 
@@ -79,7 +80,7 @@ def _tool_names(agent_key: str) -> ToolNames | None:
         )
         found[agent.name] = None if is_open else {tool.name for tool in agent.tools}
         pending += [h for h in agent.handoffs if isinstance(h, agents.Agent)]
-        pending += filter(None, (getattr(t, "_agent_instance", None) for t in agent.tools))
+        pending += [agent_behind_tool(tool) for tool in agent.tools if is_agent_tool(tool)]
     return found or None
 
 

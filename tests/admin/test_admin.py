@@ -108,7 +108,7 @@ def test_an_events_page_opens(admin_client: Client, full_run: AgentRun) -> None:
 @pytest.mark.parametrize(
     "value", ["\x00", "\ud800", {"half": "\udfff"}, [], {}, 0, False, "", "x" * 50_000]
 )
-def test_whatever_a_model_wrote_can_be_shown(admin_client: Client, user: User, value: Any) -> None:
+def test_any_text_of_a_model_can_be_shown(admin_client: Client, user: User, value: Any) -> None:
     session = make_session(user)
     run = make_run(user, session=session, input_payload=value)
     make_events(run, 1, payload={"text": value})
@@ -142,7 +142,7 @@ def test_only_the_last_events_are_shown_and_the_rest_is_linked(
 
 
 @pytest.mark.parametrize("model", ["agentrun", "agentsession"])
-def test_pages_stand_under_a_strict_policy(
+def test_pages_work_under_a_strict_content_security_policy(
     admin_client: Client, full_run: AgentRun, model: str
 ) -> None:
     pk = full_run.pk if model == "agentrun" else full_run.session_id
@@ -156,7 +156,7 @@ def test_pages_stand_under_a_strict_policy(
 
 
 @pytest.mark.parametrize("model", ["agentsession", "agentrun", "agentevent"])
-def test_nothing_is_added_or_changed_by_hand(
+def test_rows_cannot_be_added_or_changed(
     admin_client: Client, full_run: AgentRun, model: str
 ) -> None:
     pks = {
@@ -198,7 +198,7 @@ def test_rows_of_other_tables_need_a_permission_of_their_own(
 
 
 @pytest.mark.parametrize("term", ["{pk}", "{head}", "orders", "ada", "It broke", "ZeroDiv"])
-def test_a_run_is_found_by_what_is_known_of_it(
+def test_runs_are_searched_by_id_session_error_and_owner(
     admin_client: Client, full_run: AgentRun, other_user: User, term: str
 ) -> None:
     make_run(other_user, session=make_session(other_user, session_key="returns"))
@@ -208,7 +208,7 @@ def test_a_run_is_found_by_what_is_known_of_it(
 
 
 @pytest.mark.parametrize("term", ["{pk}", "orders", "About", "ada"])
-def test_a_session_is_found_by_what_is_known_of_it(
+def test_sessions_are_searched_by_id_key_title_and_owner(
     admin_client: Client, full_run: AgentRun, other_user: User, term: str
 ) -> None:
     make_session(other_user, session_key="returns")
@@ -256,7 +256,7 @@ def test_runs_are_filtered_by_owner(
     assert admin_client.get(url("agentrun", owner="x")).context["cl"].result_count == 0
 
 
-def test_a_pipelines_page_shows_its_steps_and_what_they_keep(
+def test_the_page_of_a_pipeline_shows_its_steps_and_their_state(
     admin_client: Client, user: User
 ) -> None:
     run = make_run(user)
@@ -325,7 +325,7 @@ def test_a_page_needs_as_many_statements_for_many_rows_as_for_few(
     assert statements() == few
 
 
-def test_the_list_of_runs_leaves_long_columns_where_they_are(
+def test_the_list_of_runs_does_not_load_long_columns(
     admin_client: Client, full_run: AgentRun
 ) -> None:
     with CaptureQueriesContext(connection) as queries:
@@ -342,7 +342,7 @@ def test_selected_runs_are_stopped(admin_client: Client, user: User) -> None:
     assert set(AgentRun.objects.values_list("status", flat=True)) == {"cancelled"}
 
 
-def test_it_is_told_who_stopped_a_run(admin_client: Client, user: User) -> None:
+def test_the_event_names_the_person_who_stopped_a_run(admin_client: Client, user: User) -> None:
     act(admin_client, "stop_runs", make_run(user, "running"))
     assert AgentEvent.objects.get(event_type="run.cancelled").payload == {
         "by": "staff",
@@ -361,7 +361,7 @@ def test_runs_that_cannot_be_stopped_are_counted_with_the_reason(
 
 
 @pytest.mark.parametrize("status", ["failed", "timed_out", "cancelled"])
-def test_selected_runs_are_tried_again(
+def test_selected_runs_are_retried(
     admin_client: Client, user: User, status: str, django_capture_on_commit_callbacks: Any
 ) -> None:
     run = make_run(user, status)
@@ -370,7 +370,7 @@ def test_selected_runs_are_tried_again(
     assert AgentRun.objects.get(pk=run.pk).status == "completed"
 
 
-def test_runs_that_cannot_be_tried_again_are_counted_with_the_reason(
+def test_runs_that_cannot_be_retried_are_counted_with_the_reason(
     admin_client: Client, user: User
 ) -> None:
     session = make_session(user)
@@ -383,7 +383,7 @@ def test_runs_that_cannot_be_tried_again_are_counted_with_the_reason(
 
 
 @pytest.mark.parametrize("action", ["stop_runs", "retry_runs"])
-def test_the_levers_need_the_permission_to_change_runs(
+def test_the_actions_need_the_permission_to_change_runs(
     staff: User, user: User, action: str
 ) -> None:
     run = make_run(user, "running" if action == "stop_runs" else "failed")
@@ -417,7 +417,9 @@ def test_a_finished_run_is_deleted_with_its_events(
     assert AgentSessionItem.objects.filter(run=None).count() == 2
 
 
-def test_a_session_is_deleted_with_all_it_holds(admin_client: Client, full_run: AgentRun) -> None:
+def test_a_session_is_deleted_with_its_runs_and_items(
+    admin_client: Client, full_run: AgentRun
+) -> None:
     page = url("agentsession", "delete", full_run.session_id)
     assert admin_client.post(page, {"post": "yes"}).status_code == 302
     assert not AgentSession.objects.exists()
@@ -470,7 +472,7 @@ def test_a_run_is_read_and_stopped_in_a_browser_under_a_strict_policy(
     assert run.status == "cancelled"
 
 
-def test_operators_see_what_waits_and_decide_if_they_may(
+def test_operators_see_open_approvals_and_decide_with_permission(
     admin_client: Client, user: User, settings: Any
 ) -> None:
     run = make_run(user, "waiting")

@@ -42,7 +42,7 @@ def test_runs_are_counted_by_state(user: User) -> None:
     assert {p.key: p.count for p in operations(days=7).states}["failed"] == 3
 
 
-def test_age_of_the_queue_is_that_of_the_oldest_that_is_due(user: User) -> None:
+def test_age_of_the_queue_is_the_age_of_the_oldest_due_run(user: User) -> None:
     assert operations().queue_age is None
     run = make_run(user, "pending")
     later = make_run(user, "pending")
@@ -53,7 +53,7 @@ def test_age_of_the_queue_is_that_of_the_oldest_that_is_due(user: User) -> None:
     assert figures.queue_age == pytest.approx(300, abs=30)
 
 
-def test_percentiles_are_those_of_runs_that_completed(user: User) -> None:
+def test_percentiles_count_only_completed_runs(user: User) -> None:
     for seconds in range(1, 101):
         completed(user, seconds)
     make_run(user, "failed", agent_key="support", days_ago=0.01)
@@ -62,7 +62,7 @@ def test_percentiles_are_those_of_runs_that_completed(user: User) -> None:
     assert (row.p50, row.p95) == (pytest.approx(50), pytest.approx(95))
 
 
-def test_one_run_is_its_own_percentile_and_none_has_none(user: User) -> None:
+def test_percentiles_of_one_run_are_its_duration_and_of_none_are_missing(user: User) -> None:
     completed(user, 3, agent="a")
     make_run(user, "failed", agent_key="b")
     rows = {row.agent: (row.p50, row.p95) for row in operations().agents}
@@ -100,12 +100,12 @@ def test_tokens_and_cost_are_summed_by_day(user: User) -> None:
     assert sum(bar.value for bar in figures.tokens) == 150
 
 
-def test_cost_that_nobody_knows_is_not_zero(user: User) -> None:
+def test_unknown_cost_is_not_zero(user: User) -> None:
     completed(user, 1, usage={"total_tokens": 100})
     assert operations().total_cost is None
 
 
-def test_one_agent_can_be_looked_at_alone(user: User) -> None:
+def test_figures_can_be_filtered_by_agent(user: User) -> None:
     completed(user, 1, agent="a")
     completed(user, 1, agent="b")
     assert [row.agent for row in operations(agent="a").agents] == ["a"]
@@ -141,7 +141,7 @@ def test_page_is_linked_from_the_list_of_runs(staff: Client) -> None:
 @pytest.mark.parametrize(
     "query", ["days=7&sort=-p95", "days=x", "sort=password", "agent=%00", "agent=<b>", "days=9999"]
 )
-def test_whatever_is_asked_the_page_answers(staff: Client, user: User, query: str) -> None:
+def test_the_page_accepts_any_query_string(staff: Client, user: User, query: str) -> None:
     completed(user, 1)
     response = staff.get(f"{PAGE}?{query}")
     assert response.status_code == 200

@@ -61,19 +61,19 @@ def test_cleanup_without_a_policy_deletes_nothing(old_rows: None) -> None:
     assert AgentRun.objects.count() == 2
 
 
-def test_cleanup_takes_options_over_the_policy(old_rows: None, settings: Any) -> None:
+def test_options_of_cleanup_take_precedence_over_the_policy(old_rows: None, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CLEANUP_POLICY = {"runs_days": 60, "runs_statuses": ["failed"]}
     assert run_command("cleanup", "--runs-days", "90")[1] == "Deleted runs: 0"
     assert run_command("cleanup", "--runs-days=0")[1] == "Deleted runs: 1"
     assert AgentRun.objects.get().status == "completed"
 
 
-def test_cleanup_takes_options_from_code(old_rows: None) -> None:
+def test_cleanup_accepts_options_from_code(old_rows: None) -> None:
     assert run_command("cleanup", events_days=30, batch_size=2)[0] == "Deleted events: 3"
     assert run_command("cleanup", sessions_days=99.5)[2] == "Deleted sessions: 1"
 
 
-def test_a_dry_cleanup_says_what_it_would_delete(old_rows: None) -> None:
+def test_a_dry_run_of_cleanup_prints_the_counts(old_rows: None) -> None:
     arguments = ["--events-days=30", "--runs-days=60", "--sessions-days=90"]
     assert run_command("cleanup", "--dry-run", *arguments) == [
         "Would delete events: 3",
@@ -96,7 +96,7 @@ def test_a_dry_cleanup_says_what_it_would_delete(old_rows: None) -> None:
         ("--batch-size=", "--batch-size=: "),
     ],
 )
-def test_cleanup_refuses_what_is_no_number_and_says_what_to_give(
+def test_cleanup_refuses_an_invalid_number_with_an_example(
     old_rows: None, option: str, reason: str
 ) -> None:
     with pytest.raises(CommandError, match=f"{reason}.*for example {option.partition('=')[0]}="):
@@ -104,7 +104,7 @@ def test_cleanup_refuses_what_is_no_number_and_says_what_to_give(
     assert AgentRun.objects.count() == 2
 
 
-def test_cleanup_refuses_a_policy_that_cannot_be_used(old_rows: None, settings: Any) -> None:
+def test_cleanup_refuses_an_invalid_policy(old_rows: None, settings: Any) -> None:
     settings.AGENTIC_DJANGO_CLEANUP_POLICY = {"runs_days": 0, "runs_statuses": ["running"]}
     with pytest.raises(CommandError, match="CLEANUP_POLICY"):
         run_command("cleanup")
@@ -134,7 +134,7 @@ def lose(user: User) -> Callable[..., AgentRun]:
     return make
 
 
-def test_recovery_requeues_runs_whose_worker_is_gone(
+def test_recovery_requeues_orphaned_runs(
     lose: Any, django_capture_on_commit_callbacks: Any
 ) -> None:
     run = lose()
@@ -143,7 +143,7 @@ def test_recovery_requeues_runs_whose_worker_is_gone(
     assert (run.status, run.failures) == ("pending", 1)
 
 
-def test_recovery_finishes_what_it_requeues_where_tasks_run_at_once(
+def test_recovery_executes_requeued_runs_if_tasks_execute_immediately(
     lose: Any, django_capture_on_commit_callbacks: Any
 ) -> None:
     run = lose()
@@ -153,7 +153,7 @@ def test_recovery_finishes_what_it_requeues_where_tasks_run_at_once(
     assert (run.status, run.attempt) == ("completed", 2)
 
 
-def test_recovery_fails_runs_whose_worker_is_gone_if_told_so(lose: Any) -> None:
+def test_recovery_fails_orphaned_runs_on_request(lose: Any) -> None:
     run = lose()
     assert run_command("recover_runs", "--mode=fail")[:2] == ["Requeued 0 runs.", "Failed 1 run."]
     run.refresh_from_db()
@@ -163,7 +163,7 @@ def test_recovery_fails_runs_whose_worker_is_gone_if_told_so(lose: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["requeue", "fail"])
-def test_recovery_leaves_runs_whose_worker_lives(user: User, mode: str) -> None:
+def test_recovery_keeps_runs_of_live_workers(user: User, mode: str) -> None:
     run = make_run(user, "running")
     assert run_command("recover_runs", f"--mode={mode}")[:2] == [
         "Requeued 0 runs.",
@@ -172,20 +172,20 @@ def test_recovery_leaves_runs_whose_worker_lives(user: User, mode: str) -> None:
     assert AgentRun.objects.get(pk=run.pk).status == "running"
 
 
-def test_recovery_takes_living_runs_if_forced(user: User) -> None:
+def test_forced_recovery_requeues_runs_of_live_workers(user: User) -> None:
     run = make_run(user, "running")
     assert run_command("recover_runs", "--mode=fail", "--force")[1] == "Failed 1 run."
     assert AgentRun.objects.get(pk=run.pk).status == "failed"
 
 
 @pytest.mark.parametrize("status", ["waiting", "completed", "failed", "cancelled", "timed_out"])
-def test_recovery_leaves_runs_that_nobody_holds(user: User, status: str) -> None:
+def test_recovery_keeps_runs_without_a_lease(user: User, status: str) -> None:
     run = make_run(user, status)
     run_command("recover_runs", "--mode=fail", "--force")
     assert AgentRun.objects.get(pk=run.pk).status == status
 
 
-def test_recovery_sends_again_what_the_queue_never_got(
+def test_recovery_enqueues_runs_that_the_queue_has_lost(
     user: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     run = make_run(user, "pending")
@@ -196,7 +196,7 @@ def test_recovery_sends_again_what_the_queue_never_got(
     assert run.status == "completed"
 
 
-def test_recovery_twice_does_it_once(lose: Any) -> None:
+def test_a_second_recovery_changes_nothing(lose: Any) -> None:
     lose()
     assert run_command("recover_runs")[0] == "Requeued 1 run."
     assert run_command("recover_runs")[0] == "Requeued 0 runs."
@@ -210,7 +210,7 @@ def test_recovery_twice_does_it_once(lose: Any) -> None:
         ("fail", 0, ["Would have requeued 0 runs.", "Would have failed 1 run."]),
     ],
 )
-def test_a_dry_recovery_foretells_what_the_next_one_does(
+def test_a_dry_run_of_recovery_prints_the_counts_of_the_next_recovery(
     lose: Any, mode: str, failures: int, foretold: list[str]
 ) -> None:
     run = lose(failures=failures)
@@ -220,14 +220,14 @@ def test_a_dry_recovery_foretells_what_the_next_one_does(
     assert foretold[0] == f"Would have requeued {swept.requeued} run{'s' * (not swept.requeued)}."
 
 
-def test_a_dry_recovery_knows_that_a_hosts_own_run_is_not_requeued(lose: Any) -> None:
+def test_a_dry_run_of_recovery_counts_inline_runs_as_failed(lose: Any) -> None:
     lose(is_inline=True)
     foretold = run_command("recover_runs", "--dry-run")
     assert foretold[:2] == ["Would have requeued 0 runs.", "Would have failed 1 run."]
     assert run_command("recover_runs")[:2] == ["Requeued 0 runs.", "Failed 1 run."]
 
 
-def test_recovery_takes_more_runs_than_one_sweep_does(
+def test_recovery_handles_more_runs_than_one_sweep(
     lose: Any, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "_BATCH", 2)
@@ -247,7 +247,7 @@ def test_recovery_takes_more_runs_than_one_sweep_does(
     assert not AgentRun.objects.filter(status="running").exists()
 
 
-def test_a_run_that_was_lost_behind_many_that_are_queued_is_sent(
+def test_a_lost_run_after_many_queued_runs_is_enqueued(
     user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "_BATCH", 2)

@@ -41,7 +41,7 @@ def address(run: AgentRun) -> str:
     return reverse("agents:approval-detail", args=[the(run).pk])
 
 
-def test_the_runs_fragment_shows_what_is_asked(client: Client, run: AgentRun) -> None:
+def test_the_fragment_of_a_run_shows_its_open_approval(client: Client, run: AgentRun) -> None:
     html = client.get(reverse("agents:run-fragment", args=[run.pk]), headers=HTMX).text
     assert "Allow Default to use “Pay”?" in html
     assert f'action="{address(run)}"' in html
@@ -49,7 +49,7 @@ def test_the_runs_fragment_shows_what_is_asked(client: Client, run: AgentRun) ->
     assert 'value="reject"' in html
 
 
-def test_the_call_that_waits_says_so_and_its_conversation_leads_to_the_list(
+def test_a_waiting_call_is_marked_and_its_conversation_links_to_the_list(
     client: Client, run: AgentRun
 ) -> None:
     html = client.get(reverse("agents:run-fragment", args=[run.pk]), headers=HTMX).text
@@ -61,7 +61,7 @@ def test_the_call_that_waits_says_so_and_its_conversation_leads_to_the_list(
     assert f'href="{reverse("agents:approval-list")}"' in page
 
 
-def test_a_decision_is_answered_with_the_run(client: Client, run: AgentRun) -> None:
+def test_a_decision_returns_the_run(client: Client, run: AgentRun) -> None:
     headers = {**HTMX, "HX-Target": f"run-container-{run.pk}"}
     data = {"decision": "approve", "field.amount": "500"}
     response = client.post(address(run), data, headers=headers)
@@ -89,7 +89,7 @@ def test_a_form_without_fields_approves_the_call_as_it_is(client: Client, run: A
     assert MADE == [("pay", 500)]
 
 
-def test_the_button_says_what_it_does_and_edits_have_one_of_their_own(
+def test_the_button_names_the_action_and_edits_have_a_separate_button(
     client: Client, run: AgentRun
 ) -> None:
     ToolApproval.objects.update(question="Pay 500 EUR?", action="Pay 500")
@@ -103,7 +103,7 @@ def test_the_button_says_what_it_does_and_edits_have_one_of_their_own(
     assert "Approve with changes</button>" in edited
 
 
-def test_what_does_not_fit_is_refused_by_field(client: Client, run: AgentRun) -> None:
+def test_invalid_arguments_are_refused_by_field(client: Client, run: AgentRun) -> None:
     for amount in ("much", ""):
         data = {"decision": "approve", "field.amount": amount}
         response = client.post(address(run), data, headers=JSON)
@@ -111,14 +111,14 @@ def test_what_does_not_fit_is_refused_by_field(client: Client, run: AgentRun) ->
     assert the(run)
 
 
-def test_a_rejection_takes_its_reason_along(client: Client, run: AgentRun) -> None:
+def test_a_rejection_stores_its_reason(client: Client, run: AgentRun) -> None:
     data = {"decision": "reject", "reason": "Too much.", "field.amount": "500"}
     client.post(address(run), data, headers=PAGE)
     row = ToolApproval.objects.get()
     assert (row.decision, row.reason) == ("rejected", "Too much.")
 
 
-def test_json_decides_too(client: Client, run: AgentRun) -> None:
+def test_a_json_client_decides_an_approval(client: Client, run: AgentRun) -> None:
     body = {"decision": "approve", "arguments": {"amount": 7}}
     url = address(run)
     response = client.post(url, body, content_type="application/json")
@@ -127,7 +127,7 @@ def test_json_decides_too(client: Client, run: AgentRun) -> None:
     assert client.post(url, body, content_type="application/json").status_code == 409
 
 
-def test_the_second_decision_is_told_who_did_what(client: Client, run: AgentRun) -> None:
+def test_the_error_of_a_second_decision_names_the_first_one(client: Client, run: AgentRun) -> None:
     url = address(run)
     client.post(url, {"decision": "reject"}, headers=PAGE)
     for headers in (JSON, HTMX, PAGE):
@@ -144,7 +144,7 @@ def test_a_decision_on_a_stopped_run_says_so(client: Client, run: AgentRun) -> N
     assert "Stopped" in response.json()["detail"]
 
 
-def test_strangers_find_nothing(other_client: Client, run: AgentRun) -> None:
+def test_other_users_do_not_find_the_approval(other_client: Client, run: AgentRun) -> None:
     assert other_client.get(address(run), headers=JSON).status_code == 404
     response = other_client.post(address(run), {"decision": "reject"}, headers=JSON)
     assert response.status_code == 404
@@ -153,7 +153,7 @@ def test_strangers_find_nothing(other_client: Client, run: AgentRun) -> None:
     }
 
 
-def test_who_may_not_decide_is_refused(
+def test_a_user_without_permission_may_not_decide(
     client: Client, other_client: Client, other_user: User, run: AgentRun, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_APPROVERS = lambda user, approval: user == other_user
@@ -184,9 +184,7 @@ def test_page_of_an_approval_shows_the_decision(client: Client, run: AgentRun) -
     assert "<button" not in html
 
 
-def test_a_get_decides_nothing_and_a_body_of_odd_shape_neither(
-    client: Client, run: AgentRun
-) -> None:
+def test_a_get_or_an_invalid_body_decides_nothing(client: Client, run: AgentRun) -> None:
     for body in ({"decision": "maybe"}, {"x": 1}, {"decision": "done"}, {"decision": "answer"}):
         response = client.post(address(run), body, content_type="application/json")
         assert response.status_code == 400, body

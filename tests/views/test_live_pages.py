@@ -118,7 +118,7 @@ def test_page_is_accessible_while_its_text_grows(server: Process, ask: Ask) -> N
     assert AgentRun.objects.get().is_active
 
 
-def test_reload_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -> None:
+def test_reload_shows_the_text_so_far_and_continues(server: Process, ask: Ask) -> None:
     page = ask(server.url)
     expect(draft(page)).to_contain_text("depot", timeout=20_000)
     page.reload()
@@ -127,7 +127,7 @@ def test_reload_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -> No
     expect_the_answer(page)
 
 
-def test_turn_that_was_begun_elsewhere_appears_at_once(
+def test_turn_from_another_page_appears_immediately(
     server: Process, ask: Ask, ada: User, openai_server: OpenAIServer
 ) -> None:
     page = ask(server.url)
@@ -142,7 +142,7 @@ def test_turn_that_was_begun_elsewhere_appears_at_once(
     expect(page.locator(".agentic-run")).to_have_count(2)
 
 
-def test_second_tab_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -> None:
+def test_second_tab_shows_the_text_so_far_and_continues(server: Process, ask: Ask) -> None:
     page = ask(server.url)
     expect(draft(page)).to_contain_text("depot", timeout=20_000)
     other = page.context.new_page()
@@ -153,7 +153,9 @@ def test_second_tab_shows_what_is_there_and_goes_on(server: Process, ask: Ask) -
         expect_the_answer(tab)
 
 
-def test_restart_of_the_server_is_got_over(server: Process, ask: Ask, problems: Any) -> None:
+def test_page_reconnects_after_a_restart_of_the_server(
+    server: Process, ask: Ask, problems: Any
+) -> None:
     problems.allow(
         "htmx:|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_CONNECTION_RESET|ERR_EMPTY"
     )
@@ -163,7 +165,7 @@ def test_restart_of_the_server_is_got_over(server: Process, ask: Ask, problems: 
     expect_the_answer(page)
 
 
-def test_killed_worker_is_told_and_another_goes_on(
+def test_killed_worker_is_shown_and_another_one_continues(
     site: Project, server: Process, ask: Ask, worker: Process
 ) -> None:
     page = ask(server.url, SLOWLY, Reply(TEXT, delay=0.05))
@@ -176,7 +178,7 @@ def test_killed_worker_is_told_and_another_goes_on(
 
 
 @pytest.mark.parametrize("fault", ["cut", "freeze"])
-def test_network_that_drops_is_got_over(
+def test_page_reconnects_after_the_network_drops(
     server: Process, ask: Ask, problems: Any, fault: str
 ) -> None:
     problems.allow("net::ERR_|htmx:")

@@ -52,7 +52,7 @@ def test_list_has_the_viewers_conversations_the_last_used_first(
 
 
 @pytest.mark.parametrize("text", ["order", "1042", "where is", "Überraschung"])
-def test_search_looks_at_titles_and_at_what_was_said(
+def test_search_finds_titles_and_messages(
     client: Client, user: User, talk: AgentSession, text: str
 ) -> None:
     make_session(user, title="Something else")
@@ -61,7 +61,7 @@ def test_search_looks_at_titles_and_at_what_was_said(
 
 
 @pytest.mark.parametrize("text", ["%", "_", "\\", "'", '"', "100%"])
-def test_search_takes_its_text_as_it_is(client: Client, user: User, text: str) -> None:
+def test_search_has_no_wildcards(client: Client, user: User, text: str) -> None:
     make_session(user, session_key="a", title=f"About {text} here")
     make_session(user, session_key="b", title="About nothing")
     found = client.get(LIST, {"q": text}).json()["sessions"]
@@ -69,7 +69,7 @@ def test_search_takes_its_text_as_it_is(client: Client, user: User, text: str) -
 
 
 @pytest.mark.parametrize("query", ["q=%00", "q=" + "x" * 201, "page=0", "page=x", "archived=maybe"])
-def test_bad_question_is_refused(client: Client, query: str) -> None:
+def test_invalid_search_is_refused(client: Client, query: str) -> None:
     assert client.get(f"{LIST}?{query}").status_code == 400
 
 
@@ -81,7 +81,7 @@ def test_empty_list_says_what_to_do_first(client: Client) -> None:
     assert "No conversations yet." in ask(client, LIST).text
 
 
-def test_list_goes_on_over_pages(client: Client, user: User) -> None:
+def test_list_has_pages(client: Client, user: User) -> None:
     for number in range(51):
         make_session(user, session_key=f"s{number}", days_ago=number / 100)
     first = client.get(LIST).json()
@@ -99,7 +99,7 @@ def test_list_takes_one_statement_beside_the_login(client: Client, user: User) -
     assert html.count('data-state="failed"') == 5
 
 
-def test_htmx_is_given_the_list_alone(client: Client, talk: AgentSession) -> None:
+def test_htmx_receives_only_the_list(client: Client, talk: AgentSession) -> None:
     html = ask(client, f"{LIST}?current=talk", **HTMX).text
     assert "<html" not in html
     assert 'aria-current="page"' in html
@@ -133,7 +133,7 @@ def test_archived_conversation_leaves_the_list_and_comes_back(
     assert "Order 1042" in ask(client, LIST).text
 
 
-def test_archived_conversation_that_goes_on_is_archived_no_longer(
+def test_archived_conversation_is_restored_by_a_new_run(
     client: Client, user: User, talk: AgentSession
 ) -> None:
     say(client, "archive")
@@ -151,7 +151,7 @@ def test_renaming_and_archiving_leave_the_order_of_the_list(
     assert html.index("Newer") < html.index("Renamed")
 
 
-def test_deleting_is_asked_for_first(client: Client, talk: AgentSession) -> None:
+def test_deleting_needs_a_confirmation(client: Client, talk: AgentSession) -> None:
     html = ask(client, "/agents/sessions/talk/delete/").text
     assert "Delete this conversation?" in html
     assert "Order 1042" in html
@@ -166,7 +166,7 @@ def test_deleted_conversation_is_gone_with_its_runs(client: Client, talk: AgentS
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "waiting"])
-def test_what_is_under_way_is_stopped_before_its_conversation_is_deleted(
+def test_unfinished_runs_are_cancelled_before_their_conversation_is_deleted(
     client: Client, user: User, talk: AgentSession, status: str
 ) -> None:
     make_run(user, status, session=talk)
@@ -175,7 +175,7 @@ def test_what_is_under_way_is_stopped_before_its_conversation_is_deleted(
 
 
 @pytest.mark.parametrize("verb", ["rename", "archive", "delete"])
-def test_conversation_of_another_cannot_be_touched(
+def test_conversation_of_another_user_cannot_be_changed(
     other_client: Client, talk: AgentSession, verb: str
 ) -> None:
     assert (
@@ -186,18 +186,18 @@ def test_conversation_of_another_cannot_be_touched(
 
 
 @pytest.mark.parametrize("verb", ["rename", "archive", "delete"])
-def test_verbs_are_protected_against_forgery(user: User, talk: AgentSession, verb: str) -> None:
+def test_posts_need_a_csrf_token(user: User, talk: AgentSession, verb: str) -> None:
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
     assert say(client, verb, title="x").status_code == 403
 
 
-def test_htmx_is_sent_to_the_page(client: Client, talk: AgentSession) -> None:
+def test_htmx_is_redirected_to_the_page(client: Client, talk: AgentSession) -> None:
     response = client.post("/agents/sessions/talk/archive/", headers=HTMX)
     assert response.headers["HX-Redirect"] == "/agents/sessions/talk/"
 
 
-def test_json_caller_is_given_the_conversation(client: Client, talk: AgentSession) -> None:
+def test_json_client_receives_the_conversation(client: Client, talk: AgentSession) -> None:
     path = "/agents/sessions/talk/rename/"
     document = client.post(path, {"title": "By JSON"}, content_type="application/json").json()
     assert (document["title"], document["archived_at"]) == ("By JSON", None)
@@ -206,25 +206,27 @@ def test_json_caller_is_given_the_conversation(client: Client, talk: AgentSessio
 # A new one
 
 
-def test_new_conversation_offers_the_agents_one_may_use(client: Client, settings: Any) -> None:
+def test_new_conversation_offers_the_agents_that_the_user_may_use(
+    client: Client, settings: Any
+) -> None:
     settings.AGENTIC_DJANGO_AGENT_ACCESS = lambda request, key: key in ("default", "echo")
     html = ask(client, "/agents/").text
     assert '<option value="echo">Echo</option>' in html
     assert html.count("<option") == 4  # And two for what to do while the agent works.
 
 
-def test_agent_is_chosen_by_the_address(client: Client) -> None:
+def test_agent_is_chosen_by_the_query_string(client: Client) -> None:
     assert '<option value="echo" selected>' in ask(client, "/agents/?agent=echo").text
 
 
-def test_agent_that_is_unknown_or_refused_is_told(client: Client, settings: Any) -> None:
+def test_unknown_or_forbidden_agent_is_refused(client: Client, settings: Any) -> None:
     assert ask(client, "/agents/?agent=eco").status_code == 400
     settings.AGENTIC_DJANGO_AGENT_ACCESS = lambda request, key: key != "slow"
     assert ask(client, "/agents/?agent=slow").status_code == 403
 
 
 @pytest.mark.django_db(transaction=True)
-def test_first_message_makes_the_conversation_and_leads_there(client: Client) -> None:
+def test_first_message_creates_the_conversation_and_redirects_to_it(client: Client) -> None:
     data = {"input": "Hello", "session_key": "fresh", "agent_key": "echo", "show": "conversation"}
     response = client.post("/agents/runs/", data, headers=BROWSER)
     run = AgentRun.objects.get()
@@ -232,7 +234,7 @@ def test_first_message_makes_the_conversation_and_leads_there(client: Client) ->
     assert (response.status_code, response.url) == (303, expected)
 
 
-def test_page_of_a_conversation_tells_what_it_used(
+def test_page_of_a_conversation_shows_its_usage(
     client: Client, user: User, talk: AgentSession
 ) -> None:
     AgentRun.objects.update(usage={"total_tokens": 2000})
@@ -264,7 +266,7 @@ def called(name: str, call_id: str) -> tuple[str, dict[str, Any]]:
     return "tool.called", {"call_id": call_id, "tool": name, "arguments": {}}
 
 
-def test_turn_is_told_in_its_own_order(turn: Callable[..., str]) -> None:
+def test_turn_is_shown_in_its_order(turn: Callable[..., str]) -> None:
     html = turn(
         ("agent.updated", {"agent": "triage"}),
         ("message", {"text": "First this."}),
@@ -286,7 +288,7 @@ def test_thoughts_are_folded(turn: Callable[..., str]) -> None:
     assert "<summary" in html
 
 
-def test_thoughts_that_the_host_keeps_to_itself_are_not_shown(turn: Callable[..., str]) -> None:
+def test_thoughts_with_internal_visibility_are_not_shown(turn: Callable[..., str]) -> None:
     html = turn(("reasoning", {"summary": "Hm."}), visibility="internal")
     assert "Thoughts" not in html
 
@@ -322,5 +324,5 @@ def test_host_overrides_a_card_the_bubble_and_the_colours_with_three_files(
 
 
 @pytest.mark.parametrize("name", ["../../base", "_default", "a/b", "", "..", "a.b"])
-def test_name_of_a_tool_leads_to_no_other_template(turn: Callable[..., str], name: str) -> None:
+def test_name_of_a_tool_cannot_select_another_template(turn: Callable[..., str], name: str) -> None:
     assert "agentic-tool" in turn(called(name, "1"))

@@ -57,7 +57,7 @@ def address(name: str, run: AgentRun) -> str:
 # Starting
 
 
-def test_json_caller_is_given_the_new_run(client: Client) -> None:
+def test_json_client_receives_the_new_run(client: Client) -> None:
     response = post(client, input="Hello")
     run = AgentRun.objects.get()
     assert response.status_code == 201
@@ -95,7 +95,7 @@ def test_json_run_has_these_fields(client: Client, run: AgentRun) -> None:
     }
 
 
-def test_failed_run_tells_a_sentence_and_no_secret(client: Client, settings: Any) -> None:
+def test_failed_run_has_a_sentence_and_no_secret(client: Client, settings: Any) -> None:
     settings.DEBUG = True
     response = post(client, input="password", agent_key="broken")
     error = response.json()["error"]
@@ -104,7 +104,7 @@ def test_failed_run_tells_a_sentence_and_no_secret(client: Client, settings: Any
     assert b"secret" not in response.content
 
 
-def test_htmx_is_given_the_fragment(client: Client, idle: None) -> None:
+def test_htmx_receives_the_fragment(client: Client, idle: None) -> None:
     response = client.post(CREATE, {"input": "Hello"}, headers=HTMX)
     run = AgentRun.objects.get()
     assert response.status_code == 200
@@ -114,22 +114,22 @@ def test_htmx_is_given_the_fragment(client: Client, idle: None) -> None:
     assert "<html" not in response.text
 
 
-def test_plain_form_leads_to_the_page_of_the_run(client: Client) -> None:
+def test_plain_form_is_redirected_to_the_page_of_the_run(client: Client) -> None:
     response = client.post(CREATE, {"input": "Hello"}, headers=BROWSER)
     assert response.status_code == 303
     assert response.headers["Location"] == address("detail", AgentRun.objects.get())
 
 
-def test_boosted_form_leads_to_the_page_too(client: Client) -> None:
+def test_boosted_form_is_redirected_to_the_page(client: Client) -> None:
     headers = {**HTMX, "HX-Boosted": "true"}
     assert client.post(CREATE, {"input": "Hello"}, headers=headers).status_code == 303
 
 
-def test_form_without_preference_is_answered_in_json(client: Client) -> None:
+def test_form_without_a_preferred_type_receives_json(client: Client) -> None:
     assert client.post(CREATE, {"input": "Hello"}).status_code == 201
 
 
-def test_json_from_htmx_is_answered_with_the_fragment(client: Client) -> None:
+def test_json_body_from_htmx_receives_the_fragment(client: Client) -> None:
     body = json.dumps({"input": "Hello"})
     response = client.post(CREATE, body, content_type="application/json", headers=HTMX)
     assert "run-container-" in response.text
@@ -158,19 +158,21 @@ def test_form_gives_objects_as_json_and_leaves_fields_empty(client: Client, idle
     assert (run.config, run.context, run.agent_key) == ({"max_turns": 3}, {}, "default")
 
 
-def test_conversation_goes_on_with_its_own_agent(client: Client, idle: None) -> None:
+def test_conversation_continues_with_its_own_agent(client: Client, idle: None) -> None:
     post(client, input="Hi", session_key="s", agent_key="echo")
     assert post(client, input="Hi", session_key="s").json()["agent_key"] == "echo"
 
 
-def test_busy_conversation_answers_409_on_request(client: Client, pending: AgentRun) -> None:
+def test_busy_conversation_rejects_a_run_with_409_on_request(
+    client: Client, pending: AgentRun
+) -> None:
     response = post(client, input="Hi", session_key="s", on_busy="reject")
     assert response.status_code == 409
     assert response.json()["code"] == "session_busy"
     assert AgentRun.objects.count() == 1
 
 
-def test_interrupting_run_cancels_the_one_before(client: Client, pending: AgentRun) -> None:
+def test_interrupting_run_cancels_the_previous_run(client: Client, pending: AgentRun) -> None:
     assert post(client, input="Hi", session_key="s", on_busy="interrupt").status_code == 201
     pending.refresh_from_db()
     assert pending.status == Status.CANCELLED
@@ -179,7 +181,7 @@ def test_interrupting_run_cancels_the_one_before(client: Client, pending: AgentR
 # Showing
 
 
-def test_browser_is_shown_a_page(client: Client, run: AgentRun) -> None:
+def test_browser_receives_a_page(client: Client, run: AgentRun) -> None:
     response = client.get(address("detail", run), headers=BROWSER)
     assert response.status_code == 200
     assert "<html" in response.text
@@ -194,13 +196,13 @@ def test_page_extends_the_template_that_the_host_names(
     assert "Django" in response.text
 
 
-def test_htmx_is_shown_the_fragment_at_the_same_address(client: Client, run: AgentRun) -> None:
+def test_htmx_receives_the_fragment_at_the_same_url(client: Client, run: AgentRun) -> None:
     response = client.get(address("detail", run), headers=HTMX)
     assert "run-container-" in response.text
     assert "<html" not in response.text
 
 
-def test_history_of_htmx_is_shown_the_page(client: Client, run: AgentRun) -> None:
+def test_history_of_htmx_receives_the_page(client: Client, run: AgentRun) -> None:
     headers = {**HTMX, "HX-History-Restore-Request": "true"}
     assert "<html" in client.get(address("detail", run), headers=headers).text
 
@@ -208,16 +210,14 @@ def test_history_of_htmx_is_shown_the_page(client: Client, run: AgentRun) -> Non
 @pytest.mark.parametrize(
     "accept", ["*/*", "application/json", "image/png", "", "text/html;q=0.1, */*"]
 )
-def test_json_is_the_answer_where_no_page_is_preferred(
-    client: Client, run: AgentRun, accept: str
-) -> None:
+def test_json_is_the_default_format(client: Client, run: AgentRun, accept: str) -> None:
     response = client.get(address("detail", run), headers={"Accept": accept} if accept else {})
     assert response.headers["Content-Type"] == "application/json"
 
 
 @pytest.mark.parametrize("headers", [{}, HTMX, BROWSER])
 @pytest.mark.parametrize("name", ["detail", "fragment"])
-def test_answers_belong_to_their_caller_alone(
+def test_responses_are_private(
     client: Client, run: AgentRun, name: str, headers: dict[str, str]
 ) -> None:
     response = client.get(address(name, run), headers=headers)
@@ -228,7 +228,7 @@ def test_answers_belong_to_their_caller_alone(
 # Polling
 
 
-def test_unchanged_poll_is_answered_with_nothing(client: Client, pending: AgentRun) -> None:
+def test_poll_of_an_unchanged_run_receives_204(client: Client, pending: AgentRun) -> None:
     shown = AgentRun.objects.with_queue_position().get()
     url = f"{address('fragment', pending)}?v={shown.version}"
     response = client.get(url, headers=HTMX)
@@ -236,14 +236,14 @@ def test_unchanged_poll_is_answered_with_nothing(client: Client, pending: AgentR
     assert "HX-Trigger" not in response.headers
 
 
-def test_changed_poll_is_answered_with_the_fragment(client: Client, pending: AgentRun) -> None:
+def test_poll_of_a_changed_run_receives_the_fragment(client: Client, pending: AgentRun) -> None:
     response = client.get(f"{address('fragment', pending)}?v=other", headers=HTMX)
     assert response.status_code == 200
     assert response.headers["HX-Trigger"] == "run-update"
     assert LIVE in response.text
 
 
-def test_poll_of_a_finished_run_ends_the_polling(client: Client, run: AgentRun) -> None:
+def test_poll_of_a_finished_run_stops_the_polling(client: Client, run: AgentRun) -> None:
     response = client.get(address("fragment", run), headers=HTMX)
     assert response.status_code == 286
     assert response.headers["HX-Trigger"] == "run-update"
@@ -251,13 +251,13 @@ def test_poll_of_a_finished_run_ends_the_polling(client: Client, run: AgentRun) 
     assert LIVE not in response.text
 
 
-def test_finished_fragment_is_200_for_others_than_htmx(client: Client, run: AgentRun) -> None:
+def test_fragment_of_a_finished_run_is_200_without_htmx(client: Client, run: AgentRun) -> None:
     response = client.get(address("fragment", run), headers=BROWSER)
     assert response.status_code == 200
     assert "You said: Hello" in response.text
 
 
-def test_fragment_asks_with_the_version_it_shows(client: Client, pending: AgentRun) -> None:
+def test_fragment_polls_with_its_version(client: Client, pending: AgentRun) -> None:
     shown = client.get(address("fragment", pending), headers=HTMX).text
     url = shown.split('hx-get="')[1].split('"')[0]
     assert client.get(url, headers=HTMX).status_code == 204
@@ -296,13 +296,13 @@ def test_events_are_paged_by_their_numbers(client: Client, run: AgentRun) -> Non
     assert (end["events"], end["next_after"]) == ([], rest["next_after"])
 
 
-def test_owner_is_not_shown_internal_or_debug_events(client: Client, run: AgentRun) -> None:
+def test_owner_does_not_see_internal_or_debug_events(client: Client, run: AgentRun) -> None:
     add_events(run, ["debug", "internal", "user"])
     shown = client.get(address("events", run)).json()["events"]
     assert {event["visibility"] for event in shown} == {"user"}
 
 
-def test_staff_may_ask_for_debug_events(client: Client, user: User, run: AgentRun) -> None:
+def test_staff_may_request_debug_events(client: Client, user: User, run: AgentRun) -> None:
     add_events(run, ["debug", "internal"])
     url = f"{address('events', run)}?visibility=debug"
     response = client.get(url)
@@ -324,7 +324,7 @@ def add_events(run: AgentRun, levels: list[str]) -> None:
         )
 
 
-def test_no_more_than_a_thousand_events_are_given(client: Client, run: AgentRun) -> None:
+def test_response_has_at_most_a_thousand_events(client: Client, run: AgentRun) -> None:
     rows = [
         AgentEvent(run=run, sequence=n, event_type="log", visibility="user", payload={})
         for n in range(1000, 2100)
@@ -342,21 +342,23 @@ def test_events_take_four_statements(client: Client, run: AgentRun) -> None:
 # Cancelling and retrying
 
 
-def test_cancelling_answers_json_with_the_run(client: Client, pending: AgentRun) -> None:
+def test_cancelling_returns_the_run_as_json(client: Client, pending: AgentRun) -> None:
     response = post(client, address("cancel", pending))
     assert (response.status_code, response.json()["status"]) == (200, "cancelled")
     event = AgentEvent.objects.get(event_type="run.cancelled")
     assert event.payload == {"by": "ada", "by_owner": True}
 
 
-def test_cancelling_answers_htmx_with_the_fragment(client: Client, pending: AgentRun) -> None:
+def test_cancelling_returns_the_fragment_to_htmx(client: Client, pending: AgentRun) -> None:
     response = client.post(address("cancel", pending), headers=HTMX)
     assert response.status_code == 200
     assert 'data-status="cancelled"' in response.text
     assert LIVE not in response.text
 
 
-def test_cancelling_by_a_plain_form_leads_to_the_page(client: Client, pending: AgentRun) -> None:
+def test_cancelling_by_a_plain_form_redirects_to_the_page(
+    client: Client, pending: AgentRun
+) -> None:
     response = client.post(address("cancel", pending), headers=BROWSER)
     assert response.status_code == 303
     assert response.headers["Location"] == address("detail", pending)
@@ -368,7 +370,7 @@ def test_body_without_a_type_may_be_empty(client: Client, pending: AgentRun) -> 
 
 
 @pytest.mark.parametrize(("headers", "text"), [({}, '"conflict"'), (HTMX, "Completed")])
-def test_cancelling_what_has_ended_is_a_conflict(
+def test_cancelling_a_finished_run_is_a_conflict(
     client: Client, run: AgentRun, headers: dict[str, str], text: str
 ) -> None:
     response = client.post(address("cancel", run), headers=headers)
@@ -408,7 +410,7 @@ def test_completed_run_is_not_retried(client: Client, run: AgentRun) -> None:
 
 @pytest.mark.parametrize("name", ["detail", "fragment", "events"])
 @pytest.mark.parametrize("headers", [{}, HTMX, BROWSER])
-def test_run_of_another_is_not_found(
+def test_run_of_another_user_is_not_found(
     other_client: Client, run: AgentRun, name: str, headers: dict[str, str]
 ) -> None:
     theirs = other_client.get(address(name, run), headers=headers)
@@ -419,13 +421,15 @@ def test_run_of_another_is_not_found(
 
 
 @pytest.mark.parametrize("name", ["cancel", "retry"])
-def test_run_of_another_is_not_touched(other_client: Client, pending: AgentRun, name: str) -> None:
+def test_run_of_another_user_is_not_changed(
+    other_client: Client, pending: AgentRun, name: str
+) -> None:
     assert other_client.post(address(name, pending)).status_code == 404
     pending.refresh_from_db()
     assert pending.status == Status.PENDING
 
 
-def test_staff_see_no_more_runs_than_their_own(
+def test_staff_see_only_their_own_runs(
     other_client: Client, other_user: User, run: AgentRun
 ) -> None:
     User.objects.filter(pk=other_user.pk).update(is_staff=True)
@@ -455,7 +459,7 @@ def test_agent_that_is_no_longer_allowed_is_not_retried(
 # The rate
 
 
-def test_too_many_runs_are_answered_with_when_to_come_back(
+def test_too_many_runs_are_refused_with_a_retry_after_header(
     client: Client, idle: None, settings: Any
 ) -> None:
     settings.AGENTIC_DJANGO_RATE_LIMIT = "2/d"

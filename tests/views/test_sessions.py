@@ -30,13 +30,13 @@ def session(user: User) -> AgentSession:
     return AgentSession.objects.get()
 
 
-def test_items_are_given_oldest_first(client: Client, session: AgentSession) -> None:
+def test_items_are_listed_oldest_first(client: Client, session: AgentSession) -> None:
     document = client.get(ITEMS).json()
     assert document["session_key"] == "s"
     assert [item["role"] for item in document["items"]] == ["user", "assistant"]
 
 
-def test_limit_gives_the_last_items(client: Client, session: AgentSession) -> None:
+def test_limit_returns_the_last_items(client: Client, session: AgentSession) -> None:
     session_items.append_items(session, [{"role": "user", "content": str(n)} for n in range(600)])
     shown = {limit: items(client, f"?limit={limit}") for limit in (2, 500, 9000)}
     assert shown[2] == ["598", "599"]
@@ -48,21 +48,25 @@ def items(client: Client, query: str) -> list[Any]:
     return [item["content"] for item in client.get(ITEMS + query).json()["items"]]
 
 
-def test_htmx_is_given_messages(client: Client, session: AgentSession) -> None:
+def test_htmx_receives_messages(client: Client, session: AgentSession) -> None:
     response = client.get(ITEMS, headers=HTMX)
     assert response.status_code == 200
     assert "You said: Hello" in response.text
     assert "<html" not in response.text
 
 
-def test_browser_is_shown_the_conversation(client: Client, session: AgentSession) -> None:
+def test_browser_receives_the_page_of_the_conversation(
+    client: Client, session: AgentSession
+) -> None:
     response = client.get("/agents/sessions/s/", headers=BROWSER)
     assert response.status_code == 200
     assert "You said: Hello" in response.text
     assert reverse("agents:run-create") in response.text
 
 
-def test_json_caller_is_told_where_the_items_are(client: Client, session: AgentSession) -> None:
+def test_json_of_a_conversation_has_the_url_of_its_items(
+    client: Client, session: AgentSession
+) -> None:
     document = client.get("/agents/sessions/s/").json()
     assert (document["session_key"], document["title"]) == ("s", "Hello")
     assert document["urls"] == {"self": "/agents/sessions/s/", "items": ITEMS}
@@ -75,7 +79,7 @@ def test_items_take_four_statements(client: Client, session: AgentSession) -> No
 
 @pytest.mark.parametrize("name", ["detail", "items"])
 @pytest.mark.parametrize("headers", [{}, HTMX, BROWSER])
-def test_conversation_of_another_is_not_found(
+def test_conversation_of_another_user_is_not_found(
     other_client: Client, session: AgentSession, name: str, headers: dict[str, str]
 ) -> None:
     url = reverse(f"agents:session-{name}", args=["s"])
@@ -90,7 +94,7 @@ def test_bad_limit_is_refused(client: Client, session: AgentSession, limit: str)
 
 
 @pytest.mark.parametrize("key", ["a b", "a.b", "ä", "x" * 256, "a%00b"])
-def test_address_of_what_can_be_no_session_is_told_as_a_problem(client: Client, key: str) -> None:
+def test_invalid_session_key_in_a_url_is_not_found(client: Client, key: str) -> None:
     response = client.get(f"/agents/sessions/{key}/items/")
     assert response.status_code == 404
     assert response.headers["Content-Type"] == "application/problem+json"
@@ -99,7 +103,7 @@ def test_address_of_what_can_be_no_session_is_told_as_a_problem(client: Client, 
 TURNS = "/agents/sessions/s/turns/"
 
 
-def test_turns_behind_a_place_are_given_as_fragments(
+def test_turns_after_a_position_are_returned_as_fragments(
     client: Client, session: AgentSession, user: User
 ) -> None:
     assert client.get(f"{TURNS}?after=1").status_code == 204
@@ -110,7 +114,7 @@ def test_turns_behind_a_place_are_given_as_fragments(
     assert client.get(f"{TURNS}?after=3").status_code == 204
 
 
-def test_looking_for_turns_costs_three_statements_and_no_rendering(
+def test_request_for_turns_takes_three_statements_and_no_rendering(
     client: Client, session: AgentSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentic_django.views.fragments.render", None)
@@ -118,13 +122,15 @@ def test_looking_for_turns_costs_three_statements_and_no_rendering(
         assert client.get(f"{TURNS}?after=1").content == b""
 
 
-def test_turns_of_another_are_not_given(other_client: Client, session: AgentSession) -> None:
+def test_turns_of_another_user_are_not_returned(
+    other_client: Client, session: AgentSession
+) -> None:
     assert other_client.get(TURNS).status_code == 204
     assert other_client.get("/agents/sessions/no%20key/turns/").status_code == 404
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "9" * 30])
-def test_what_is_no_place_among_turns_is_refused(
+def test_invalid_position_of_a_turn_is_refused(
     client: Client, session: AgentSession, after: str
 ) -> None:
     assert client.get(f"{TURNS}?after={after}").status_code == 400

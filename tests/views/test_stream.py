@@ -45,7 +45,7 @@ def body(response: Any) -> str:
 
 
 @pytest.mark.django_db
-def test_wsgi_sends_what_is_there_and_closes(client: Client, run: AgentRun) -> None:
+def test_wsgi_sends_the_current_state_and_closes(client: Client, run: AgentRun) -> None:
     AgentDraft.objects.create(run=run, key="main:model:1", attempt=1, text="So far")
     text = body(client.get(f"/agents/runs/{run.pk}/stream/", JSON))
     assert "retry: 1000\n" in text
@@ -64,7 +64,7 @@ def test_wsgi_tells_a_page_to_poll(client: Client, run: AgentRun) -> None:
 
 
 @pytest.mark.django_db
-def test_page_of_a_conversation_is_told_of_its_runs_alone(
+def test_page_of_a_conversation_receives_only_its_runs(
     client: Client, run: AgentRun, user: User, other_user: User
 ) -> None:
     session = make_session(user, session_key="talk")
@@ -78,7 +78,7 @@ def test_page_of_a_conversation_is_told_of_its_runs_alone(
 
 
 @pytest.mark.django_db
-def test_stream_says_what_proxies_must_know(client: Client, run: AgentRun) -> None:
+def test_stream_has_the_headers_that_proxies_need(client: Client, run: AgentRun) -> None:
     response = client.get(f"/agents/runs/{run.pk}/stream/")
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["X-Accel-Buffering"] == "no"
@@ -91,7 +91,7 @@ def test_stream_says_what_proxies_must_know(client: Client, run: AgentRun) -> No
     ("follower", "words"),
     [(live.EventFeed, b": keep-alive\n\n"), (live.PageFeed, b"event: alive\ndata: {}\n\n")],
 )
-def test_quiet_stream_says_that_it_is_there(
+def test_quiet_stream_sends_signs_of_life(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch, follower: Any, words: bytes
 ) -> None:
     monkeypatch.setattr(stream, "ALIVE_SECONDS", 0.02)
@@ -117,7 +117,7 @@ def test_watching_is_noted_so_that_text_is_written_often(client: Client, run: Ag
 
 
 @pytest.mark.django_db
-def test_nothing_is_streamed_to_others(
+def test_other_users_receive_nothing(
     other_client: Client, anonymous_client: Client, run: AgentRun
 ) -> None:
     session = make_session(run.owner)
@@ -138,7 +138,7 @@ def test_nothing_is_streamed_to_others(
         {"format": "json", "visibility": "internal"},
     ],
 )
-def test_what_makes_no_sense_is_refused(client: Client, run: AgentRun, query: Any) -> None:
+def test_invalid_parameters_are_refused(client: Client, run: AgentRun, query: Any) -> None:
     response = client.get(f"/agents/runs/{run.pk}/stream/", query)
     assert response.status_code == 400
     assert response.json()["errors"]
@@ -164,7 +164,7 @@ def test_too_many_or_malformed_runs_are_refused(client: Client, run: AgentRun) -
 
 
 @pytest.mark.django_db
-def test_reader_of_a_run_that_ended_need_not_come_back(client: Client, run: AgentRun) -> None:
+def test_stream_of_a_finished_run_stops_reconnecting(client: Client, run: AgentRun) -> None:
     AgentRun.objects.update(status="completed")
     path = f"/agents/runs/{run.pk}/stream/"
     text = body(client.get(path, JSON))
@@ -244,7 +244,7 @@ def is_named(name: str) -> Callable[[Message], bool]:
 
 
 @each_way
-def test_stream_tells_what_happens_as_it_happens(served: Any, ada: User) -> None:
+def test_stream_sends_events_as_they_happen(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running")
     with Stream(f"{server.url}/agents/runs/{run.pk}/stream/?format=json", ada) as stream:
@@ -272,7 +272,7 @@ def runs_draft(run: AgentRun) -> Any:
 
 
 @each_way
-def test_all_that_one_may_see_is_told_and_new_runs_too(served: Any, ada: User) -> None:
+def test_stream_of_all_runs_includes_new_runs(served: Any, ada: User) -> None:
     _project, server = served
     other = User.objects.create_user("bob")
     session = make_session(ada, session_key="talk")
@@ -295,9 +295,7 @@ def test_all_that_one_may_see_is_told_and_new_runs_too(served: Any, ada: User) -
 
 
 @each_way
-def test_page_is_told_of_its_runs_and_of_those_its_conversation_gets(
-    served: Any, ada: User
-) -> None:
+def test_page_receives_its_runs_and_new_runs_of_its_conversation(served: Any, ada: User) -> None:
     _project, server = served
     session = make_session(ada, session_key="talk")
     alone = make_run(ada, "running")
@@ -336,7 +334,7 @@ def test_stream_ends_with_its_reader_and_holds_no_connection(served: Any, ada: U
     wait_until(lambda: connected() <= 1, timeout=30)
 
 
-def test_stream_lasts_as_long_as_is_set_and_can_be_gone_on_with(served: Any, ada: User) -> None:
+def test_stream_ends_after_the_set_duration_and_can_be_continued(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running")
     tell(run, text="One", agent="echo")
@@ -353,7 +351,7 @@ def test_stream_lasts_as_long_as_is_set_and_can_be_gone_on_with(served: Any, ada
         assert again.until(is_named("message")).id == "2"
 
 
-def test_late_worker_is_told_though_nothing_happens(served: Any, ada: User) -> None:
+def test_late_worker_is_shown_without_an_event(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running")
     with Stream(f"{server.url}/agents/stream/?run={run.pk}", ada) as stream:
@@ -363,7 +361,7 @@ def test_late_worker_is_told_though_nothing_happens(served: Any, ada: User) -> N
         stream.until(is_named("alive"))
 
 
-def test_run_that_is_sent_is_told_before_anybody_takes_it(served: Any, ada: User) -> None:
+def test_enqueued_run_is_shown_before_it_is_claimed(served: Any, ada: User) -> None:
     _project, server = served
     session: AgentSession = make_session(ada, session_key="talk")
     with Stream(f"{server.url}/agents/sessions/talk/stream/", ada) as stream:
@@ -374,9 +372,7 @@ def test_run_that_is_sent_is_told_before_anybody_takes_it(served: Any, ada: User
         stream.until(lambda message: "cancelled" in message.data.get("stamp", ""))
 
 
-def test_who_writes_a_run_that_is_new_is_soon_told_that_it_is_watched(
-    served: Any, ada: User
-) -> None:
+def test_worker_of_a_new_run_soon_learns_that_it_is_watched(served: Any, ada: User) -> None:
     _project, server = served
     session: AgentSession = make_session(ada, session_key="talk")
     with Stream(f"{server.url}/agents/sessions/talk/stream/", ada) as stream:
@@ -388,7 +384,7 @@ def test_who_writes_a_run_that_is_new_is_soon_told_that_it_is_watched(
             AgentRun.objects.filter(pk=run.pk).update(status="completed")
 
 
-def test_retried_run_is_told_again(served: Any, ada: User) -> None:
+def test_retried_run_is_streamed_again(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running")
     with Stream(f"{server.url}/agents/stream/?format=json", ada) as stream:
@@ -404,7 +400,7 @@ def test_retried_run_is_told_again(served: Any, ada: User) -> None:
 
 
 @each_way
-def test_question_and_decision_are_told_as_they_come(served: Any, ada: User) -> None:
+def test_question_and_decision_are_streamed(served: Any, ada: User) -> None:
     _project, server = served
     run = make_run(ada, "running", session=make_session(ada, session_key="talk"))
     url = f"{server.url}/agents/runs/{run.pk}/stream/?format=json"
