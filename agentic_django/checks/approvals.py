@@ -75,12 +75,11 @@ def _tool_names(agent_key: str) -> ToolNames | None:
         agent = pending.pop()
         if agent.name in found:
             continue
-        is_open = agent.mcp_servers or any(
-            not isinstance(tool, agents.FunctionTool) for tool in agent.tools
-        )
-        found[agent.name] = None if is_open else {tool.name for tool in agent.tools}
+        functions = [tool for tool in agent.tools if isinstance(tool, agents.FunctionTool)]
+        is_open = agent.mcp_servers or len(functions) < len(agent.tools)
+        found[agent.name] = None if is_open else {tool.name for tool in functions}
         pending += [h for h in agent.handoffs if isinstance(h, agents.Agent)]
-        pending += [agent_behind_tool(tool) for tool in agent.tools if is_agent_tool(tool)]
+        pending += [agent_behind_tool(tool) for tool in functions if is_agent_tool(tool)]
     return found or None
 
 
