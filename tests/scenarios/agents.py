@@ -185,7 +185,7 @@ def flaky() -> Agent[Any]:
     def respond(outputs: int) -> Any:
         scope = current_scope()
         assert scope is not None
-        key = scope.model_key()
+        key = f"{scope.path}:model:{scope.response_count + 1}"
         seen = {e.attempt for e in effects.read(str(scope.journal.run.pk)) if e.key == key}
         if outputs == 1 and len(seen) == 1:
             return ConnectionError("The provider cannot be reached.")

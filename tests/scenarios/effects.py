@@ -5,6 +5,7 @@ A line is written whole or not at all, so it outlives the process that is killed
 
 from __future__ import annotations
 
+import contextvars
 import json
 import os
 import time
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentic_django.engine import journal
+from agentic_django.engine.journal import Journal
 from agentic_django.openai_agents.call_scope import current_scope, current_step
 
 __all__ = ["FILE", "Effect", "note_model_call", "note_tool_call", "read", "repeated"]
@@ -30,22 +33,35 @@ class Effect:
     pid: int
 
 
+_next_call: contextvars.ContextVar[str] = contextvars.ContextVar("next_call")
+
+
+class NotingJournal(Journal):
+    """A journal that notes the key of the call that the current task makes next."""
+
+    def before_call(self, key: str) -> None:
+        """Note the key."""
+        _next_call.set(key)
+
+
+journal.journal_class = NotingJournal  # In every process that executes agents of the scenarios.
+
+
 def note_model_call() -> None:
-    """Tell that a model is asked."""
+    """Write that a model is called; nothing outside of a run."""
     scope = current_scope()
-    if scope is not None:  # Nothing is told outside of a run.
-        key = next(reversed(scope.asked)) if scope.is_by_hand else scope.model_key()
-        _note(str(scope.journal.run.pk), key, scope.journal.run.attempt)
+    if scope is not None:
+        _note(str(scope.journal.run.pk), _next_call.get(), scope.journal.attempt.number)
 
 
 def note_tool_call() -> None:
-    """Tell that a tool is called."""
+    """Write that a tool is called; nothing outside of a run."""
     scope = current_scope()
     if scope is None:
         return
     step = current_step()
     assert step.idempotency_key == f"{step.run_id}:{step.key}"
-    _note(step.run_id, step.key, scope.journal.run.attempt)
+    _note(step.run_id, step.key, scope.journal.attempt.number)
 
 
 def _note(run: str, key: str, attempt: int) -> None:
