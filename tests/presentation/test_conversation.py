@@ -53,7 +53,7 @@ class Elements(HTMLParser):
 
 
 @pytest.mark.parametrize("text", ATTACKS)
-def test_markdown_lets_nothing_run(text: str) -> None:
+def test_markdown_contains_no_scripts(text: str) -> None:
     for tag, attributes in Elements(markdown(text)).found:
         assert tag in "p a pre code span div table thead tbody tr th td".split()
         assert set(attributes) <= {"href", "title", "rel", "class", "tabindex", "align"}
@@ -66,25 +66,25 @@ def test_markdown_shows_tables_lists_and_emphasis() -> None:
         assert expected in html
 
 
-def test_link_gives_nothing_away_about_the_reader() -> None:
+def test_link_sends_no_referrer() -> None:
     html = markdown("[shop](https://shop.example/?a=1&b=2)")
     assert 'href="https://shop.example/?a=1&amp;b=2"' in html
     assert 'rel="noopener noreferrer nofollow"' in html
 
 
-def test_picture_becomes_a_link_and_is_never_loaded() -> None:
+def test_image_becomes_a_link_and_is_never_loaded() -> None:
     html = markdown("![chart](https://a.example/leak?q=secret)")
     assert "<img" not in html
     assert ">chart</a>" in html
 
 
-def test_picture_within_a_link_becomes_its_text() -> None:
+def test_image_within_a_link_becomes_its_text() -> None:
     html = markdown("[![chart](https://a.example/c.png)](https://b.example)")
     assert html.count("<a ") == 1
     assert ">chart</a>" in html
 
 
-def test_picture_without_an_address_of_the_web_becomes_its_text() -> None:
+def test_image_without_a_web_address_becomes_its_text() -> None:
     assert "<a" not in markdown("![chart](data:image/png;base64,AAAA)")
     assert "chart" in markdown("![chart](/local.png)")
 
@@ -100,18 +100,18 @@ def test_code_in_an_unknown_language_is_shown_plain(language: str) -> None:
     assert "a &lt; b" in markdown(f"```{language}\na < b\n```")
 
 
-def test_headings_stay_below_the_page_and_skip_no_level() -> None:
+def test_headings_stay_below_the_page_without_skipping_a_level() -> None:
     html = markdown("## a\n#### b\n# c")
     assert "<h3>a</h3>" in html
     assert "<h4>b</h4>" in html
     assert "<h3>c</h3>" in html
 
 
-def test_text_that_cannot_be_sent_is_made_sendable() -> None:
+def test_lone_surrogates_are_replaced() -> None:
     assert "a\N{REPLACEMENT CHARACTER}b?c" in markdown("a\0b\ud800c")
 
 
-def test_very_long_text_is_shown_as_it_is() -> None:
+def test_very_long_text_is_shown_unchanged() -> None:
     html = markdown("**a** <b>" * 30_000)
     assert html.startswith("<pre>**a** &lt;b&gt;")
 
@@ -150,7 +150,7 @@ def test_call_and_its_output_become_one_card() -> None:
     assert message.call.has_output
 
 
-def test_call_without_an_output_is_unanswered() -> None:
+def test_call_without_an_output_has_none() -> None:
     (message,) = conversation.messages([call()])
     assert message.call
     assert not message.call.has_output
@@ -161,11 +161,11 @@ def test_output_without_a_call_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "tool", None, 7])
-def test_what_the_host_told_the_model_is_hidden(role: Any) -> None:
+def test_system_and_developer_messages_are_hidden(role: Any) -> None:
     assert conversation.messages([{"role": role, "content": "Secret instructions"}]) == []
 
 
-def test_refusal_is_told_from_an_answer() -> None:
+def test_refusal_is_distinguished_from_an_answer() -> None:
     item = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I may not."}]}
     assert conversation.messages([item]) == [Message("refusal", "I may not.")]
 
@@ -205,7 +205,7 @@ def test_unknown_items_are_left_out_or_read_as_text(item: Any) -> None:
         assert message.text
 
 
-def test_pictures_and_files_of_a_user_are_named() -> None:
+def test_images_and_files_of_a_user_are_named() -> None:
     parts = [
         {"type": "input_text", "text": "Look"},
         {"type": "input_image", "image_url": "https://a.example/x.png"},
@@ -228,7 +228,7 @@ def test_pictures_and_files_of_a_user_are_named() -> None:
         (None, ""),
     ],
 )
-def test_card_shows_the_argument_that_matters(arguments: Any, summary: str) -> None:
+def test_card_shows_the_first_argument(arguments: Any, summary: str) -> None:
     assert ToolCard("c", "tool", arguments).summary == summary
 
 
@@ -249,16 +249,16 @@ def test_card_shows_the_argument_that_matters(arguments: Any, summary: str) -> N
         ("a\0\udfff", "a\N{REPLACEMENT CHARACTER}?"),
     ],
 )
-def test_any_value_can_be_read(value: Any, text: str) -> None:
+def test_any_value_is_shown_as_text(value: Any, text: str) -> None:
     assert conversation.readable(value) == text
 
 
-def test_deeply_nested_text_is_shown_as_it_is() -> None:
+def test_deeply_nested_text_is_shown_unchanged() -> None:
     text = "[" * 100_000
     assert conversation.readable(text) == text
 
 
-def test_deeply_nested_value_does_not_outgrow_itself() -> None:
+def test_deeply_nested_value_is_not_indented() -> None:
     value: list[Any] = []
     for _ in range(400):
         value = [value]
@@ -292,7 +292,7 @@ def a_run(**fields: Any) -> AgentRun:
         (7, "json", []),
     ],
 )
-def test_answer_takes_the_shape_in_which_it_reads_best(value: Any, kind: str, rows: Any) -> None:
+def test_answer_has_its_most_readable_form(value: Any, kind: str, rows: Any) -> None:
     answer = outputs.run_output(a_run(final_output=value))
     assert (answer.kind, list(answer.rows)) == (kind, rows)
 
@@ -307,14 +307,14 @@ def test_answer_takes_the_shape_in_which_it_reads_best(value: Any, kind: str, ro
         ([1, 2], ["[\n  1,\n  2\n]"]),
     ],
 )
-def test_what_was_asked_is_read_from_any_input(given: Any, texts: list[str]) -> None:
+def test_any_input_becomes_messages(given: Any, texts: list[str]) -> None:
     assert [m.text for m in conversation.input_messages(a_run(input_payload=given))] == texts
 
 
 @pytest.mark.parametrize(
     ("key", "name"), [("support", "Support"), ("order_desk-2", "Order desk 2"), ("", "")]
 )
-def test_agent_is_called_by_its_key_in_words(key: str, name: str) -> None:
+def test_agent_name_is_its_key_in_words(key: str, name: str) -> None:
     assert conversation.agent_name(AgentRun(agent_key=key)) == name
 
 
@@ -345,7 +345,7 @@ def test_conversation_has_a_turn_for_each_run_in_order(session: AgentSession) ->
     assert list(conversation.turns(session).runs) == runs
 
 
-def test_messages_whose_run_is_gone_come_first(session: AgentSession) -> None:
+def test_messages_without_a_run_come_first(session: AgentSession) -> None:
     session_items.append_items(session, [{"role": "user", "content": "Long ago"}])
     run = add_run(session, "Now")
     session_items.append_items(session, [{"role": "user", "content": "Now"}], run)
@@ -353,7 +353,7 @@ def test_messages_whose_run_is_gone_come_first(session: AgentSession) -> None:
 
 
 @pytest.mark.parametrize("runs", [1, 12])
-def test_conversation_costs_two_statements_however_long(session: AgentSession, runs: int) -> None:
+def test_conversation_of_any_length_takes_two_statements(session: AgentSession, runs: int) -> None:
     for number in range(runs):
         add_run(session, str(number), calls=2)
     with at_most(2):
@@ -371,6 +371,6 @@ def test_long_conversation_shows_its_last_turns(
     assert (list(shown.runs), shown.is_cut) == (runs[1:], True)
 
 
-def test_pictures_are_named_in_the_readers_language() -> None:
+def test_images_are_named_in_the_readers_language() -> None:
     with override("en"):
         assert conversation.readable([{"type": "input_image"}]) == "[Image]"

@@ -41,7 +41,7 @@ def address(run: AgentRun, call_id: str, number: int = 1) -> str:
     return reverse("agents:run-picture", args=[run.pk, call_id, number])
 
 
-def test_picture_of_a_tool_is_shown_and_served(client: Client, user: User, scripted: Any) -> None:
+def test_image_of_a_tool_is_shown_and_served(client: Client, user: User, scripted: Any) -> None:
     scripted("default", call_tool("draw"), "Here it is.", tools=[draw])
     run = submit_agent_run(owner=user, input_payload="Draw", agent_key="default")
     assert f'src="{address(run, "call-1")}"' in shown(client, run)
@@ -52,7 +52,7 @@ def test_picture_of_a_tool_is_shown_and_served(client: Client, user: User, scrip
     assert "sandbox" in response.headers["Content-Security-Policy"]
 
 
-def test_picture_that_the_model_made_is_shown_and_served(client: Client, user: User) -> None:
+def test_image_that_the_model_generated_is_shown_and_served(client: Client, user: User) -> None:
     encoded = base64.b64encode(PNG).decode()
     item = ImageGenerationCall(
         id="ig_1", result=encoded, status="completed", type="image_generation_call"
@@ -77,19 +77,17 @@ def test_picture_that_the_model_made_is_shown_and_served(client: Client, user: U
         "",
     ],
 )
-def test_picture_from_elsewhere_or_of_another_kind_is_not_loaded(url: str) -> None:
+def test_image_from_elsewhere_or_of_another_kind_is_not_loaded(url: str) -> None:
     assert image_numbers("c", {"type": "image", "image_url": url}) == []
 
 
 @pytest.mark.parametrize("call_id", ["a/b", "", "a b", "x" * 201, "ä"])
-def test_call_whose_name_can_be_no_address_shows_no_picture(call_id: str) -> None:
+def test_call_whose_id_does_not_fit_a_url_shows_no_image(call_id: str) -> None:
     assert image_numbers(call_id, {"type": "image", "image_url": URL}) == []
 
 
 @pytest.mark.parametrize(("call_id", "number"), [("none", 1), ("c", 2), ("c", 0), ("bad", 1)])
-def test_picture_that_is_not_there_is_not_found(
-    client: Client, user: User, call_id: str, number: int
-) -> None:
+def test_missing_image_is_not_found(client: Client, user: User, call_id: str, number: int) -> None:
     run = make_run(user)
     part = {"type": "image", "image_url": URL}
     broken = {"type": "image", "image_url": "data:image/png;base64,abc"}
@@ -100,7 +98,7 @@ def test_picture_that_is_not_there_is_not_found(
     assert client.get(address(run, "c")).status_code == 200
 
 
-def test_picture_of_another_is_not_found(other_client: Client, user: User) -> None:
+def test_image_of_another_user_is_not_found(other_client: Client, user: User) -> None:
     run = make_run(user)
     part = {"type": "image", "image_url": URL}
     make_checkpoint(run, "main:tool:c", kind="tool", result=[part])

@@ -96,7 +96,7 @@ def test_bar_says_how_many_steps_are_done(run: AgentRun) -> None:
     assert '<span class="agentic-state-words"> Tidying up </span>' in html
 
 
-def test_a_text_of_the_hosts_own_stands_over_the_bar(run: AgentRun) -> None:
+def test_text_of_the_host_is_shown_above_the_bar(run: AgentRun) -> None:
     tell(run, "progress.update", progress_percent=42.5, description="4,250 of 10,000 embedded")
     html = shown(run)
     assert ">4,250 of 10,000 embedded</label>" in html
@@ -107,9 +107,7 @@ def test_a_text_of_the_hosts_own_stands_over_the_bar(run: AgentRun) -> None:
     ("told", "percent"),
     [(-3, 0), (250, 100), ("12", 12), ("many", 0), (None, 0), ([], 0), (1e999, 0)],
 )
-def test_whatever_a_host_says_of_progress_makes_a_bar(
-    run: AgentRun, told: Any, percent: int
-) -> None:
+def test_any_progress_of_a_host_makes_a_bar(run: AgentRun, told: Any, percent: int) -> None:
     told = "Infinity" if told == 1e999 else told
     tell(run, "progress.update", progress_percent=told)
     html = shown(run)
@@ -117,7 +115,7 @@ def test_whatever_a_host_says_of_progress_makes_a_bar(
     assert ">Progress</label>" in html
 
 
-def test_why_a_step_failed_is_told_in_the_readers_language(run: AgentRun) -> None:
+def test_error_of_a_step_is_in_the_readers_language(run: AgentRun) -> None:
     step(run, "failed", "fetch", error="The model is busy.", code="provider_busy", attempts=1)
     step(run, "failed", "save", error="Something went wrong.", code="internal", attempts=1)
     with override("de"):
@@ -146,7 +144,7 @@ def test_why_a_step_failed_is_told_in_the_readers_language(run: AgentRun) -> Non
     ],
 )
 @pytest.mark.parametrize("status", ["running", "completed", "failed"])
-def test_whatever_a_host_says_in_an_event_the_run_is_shown(
+def test_run_is_shown_for_any_event_of_a_host(
     run: AgentRun, status: str, kind: str, payload: dict[str, Any]
 ) -> None:
     tell(run, kind, **payload)
@@ -156,7 +154,7 @@ def test_whatever_a_host_says_in_an_event_the_run_is_shown(
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled", "timed_out"])
-def test_a_run_that_has_ended_has_no_bar(run: AgentRun, status: str) -> None:
+def test_finished_run_has_no_bar(run: AgentRun, status: str) -> None:
     complete(run, "fetch", 33)
     assert "<progress" not in shown(become(run, status))
 
@@ -179,7 +177,7 @@ def test_steps_are_listed_in_order_with_state_and_duration(run: AgentRun) -> Non
     assert html.count('data-state="done"') == 2
 
 
-def test_a_step_that_is_tried_again_says_why_and_how_often(run: AgentRun) -> None:
+def test_retrying_step_says_why_and_how_often(run: AgentRun) -> None:
     step(run, "started", attempt=1, max_attempts=3)
     step(run, "retrying", attempt=2, max_attempts=3, error="OSError: gone", retry_delay=1.0)
     assert stage(run) == wording.Stage(
@@ -211,14 +209,14 @@ def test_a_step_that_failed_says_why(run: AgentRun, attempts: int, words: str) -
         ("timed_out", {}, "stopped"),
     ],
 )
-def test_a_step_is_under_way_only_while_its_run_is(
+def test_step_is_running_only_while_its_run_is(
     run: AgentRun, status: str, fields: dict[str, Any], words: str
 ) -> None:
     step(run, "started", attempt=1, max_attempts=1)
     assert stage(become(run, status, **fields)).words == words
 
 
-def test_what_an_earlier_attempt_did_is_said_to_be_reused(run: AgentRun) -> None:
+def test_results_of_an_earlier_attempt_are_shown_as_reused(run: AgentRun) -> None:
     complete(run, "fetch", 33, told="Fetching the files")
     step(run, "skipped", reason="already_completed")
     assert stage(run) == wording.Stage("Fetching the files", "done", "reused", 2.14)
@@ -233,7 +231,7 @@ def test_steps_of_a_completed_run_open_from_a_line(run: AgentRun) -> None:
     assert ">3 steps</span>" in html
 
 
-def test_steps_are_told_in_german(run: AgentRun) -> None:
+def test_steps_are_in_german(run: AgentRun) -> None:
     complete(run, "fetch", 33)
     with override("de"):
         html = shown(run)
@@ -242,7 +240,7 @@ def test_steps_are_told_in_german(run: AgentRun) -> None:
 
 
 @pytest.mark.parametrize("status", AgentRun.Status.values)
-def test_fragment_of_a_loaded_pipeline_costs_no_statement(run: AgentRun, status: str) -> None:
+def test_fragment_of_a_loaded_pipeline_takes_no_statement(run: AgentRun, status: str) -> None:
     complete(run, "fetch", 33, result={"a": [1, {"b": 2}]})
     step(run, "started", "save", attempt=1, max_attempts=1)
     fresh = loaded(become(run, status, final_output={"fetch": {"a": [1, {"b": 2}]}}))
@@ -280,7 +278,7 @@ def test_the_last_result_is_the_answer_and_the_others_are_a_line_each(run: Agent
     assert "and 10 more" in html
 
 
-def test_results_are_not_shown_at_full_length(run: AgentRun) -> None:
+def test_long_results_are_shortened(run: AgentRun) -> None:
     results = {"fetch": "x" * 200_000, "tidy_up": [[n] for n in range(50_000)], "save": "Saved."}
     came_to(run, results)
     assert len(shown(run)) < 60_000
@@ -298,7 +296,7 @@ def test_markup_among_the_results_is_shown_as_its_source(
         assert tag not in html
 
 
-def test_a_result_of_nothing_is_left_out(run: AgentRun) -> None:
+def test_empty_result_is_left_out(run: AgentRun) -> None:
     output = outputs.run_output(came_to(run, {"fetch": None, "save": {"to": ["here"]}}))
     assert [section.label for section in output.sections] == ["Save"]
     assert outputs.run_output(came_to(run, {"fetch": None})).kind == "facts"
@@ -313,12 +311,12 @@ def test_text_of_an_agent_within_a_step_is_not_repeated_above_its_result(run: Ag
     assert "On my way." in html
 
 
-def test_answers_of_an_agent_are_no_results_of_steps(run: AgentRun) -> None:
+def test_answers_of_an_agent_are_not_results_of_steps(run: AgentRun) -> None:
     become(run, "completed", final_output={"fetch": {"rows": [1]}})
     assert outputs.run_output(loaded(run)).kind == "json"
 
 
-def test_a_host_shows_what_its_agent_came_to_in_its_own_way(
+def test_host_overrides_the_template_of_an_answer(
     run: AgentRun, settings: Any, tmp_path: Path
 ) -> None:
     template = tmp_path / "agentic_django/output/import.html"

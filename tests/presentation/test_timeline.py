@@ -113,7 +113,7 @@ def test_results_of_an_earlier_generation_are_not_reused(
     assert [row.note for row in timeline(run).rows if row.kind == "attempt"] == ["", ""]
 
 
-def test_time_in_line_is_a_wait(run: AgentRun, tell: Any) -> None:
+def test_time_in_the_queue_is_a_wait(run: AgentRun, tell: Any) -> None:
     tell(3, "run.started", attempt=1)
     tell(4, "run.completed")
     first = timeline(run).rows[0]
@@ -144,7 +144,7 @@ def test_short_wait_is_drawn_to_scale(run: AgentRun, tell: Any) -> None:
     assert not wait.is_broken
 
 
-def test_call_that_is_under_way_is_shown_up_to_now(user: User, tell: Any, run: AgentRun) -> None:
+def test_running_call_is_shown_up_to_now(user: User, tell: Any, run: AgentRun) -> None:
     AgentRun.objects.filter(pk=run.pk).update(status="running", finished_at=None)
     run.refresh_from_db()
     tell(1, "run.started", attempt=1)
@@ -155,12 +155,12 @@ def test_call_that_is_under_way_is_shown_up_to_now(user: User, tell: Any, run: A
     assert busy == ["Attempt 1", "find_order"]
 
 
-def test_run_that_never_began_waits_in_line(user: User) -> None:
+def test_run_that_never_started_is_queued(user: User) -> None:
     rows = timeline(make_run(user, "pending")).rows
     assert [(row.label, row.state) for row in rows] == [("Queued", "waiting")]
 
 
-def test_very_many_calls_are_cut_and_the_number_is_said(run: AgentRun, record: Any) -> None:
+def test_number_of_calls_that_are_left_out_is_shown(run: AgentRun, record: Any) -> None:
     for number in range(305):
         record("tool", "t", 1, number, number + 0.5)
     shown = timeline(run)

@@ -200,7 +200,7 @@ def test_translations_keep_the_ends_of_a_text() -> None:
                 assert string.endswith(end) == entry.text.msgid.endswith(end), entry
 
 
-def test_compiled_catalogue_is_that_of_the_source() -> None:
+def test_compiled_catalogue_matches_its_source() -> None:
     with CATALOGUE.with_suffix(".mo").open("rb") as file:
         compiled = dict(gettext.GNUTranslations(file)._catalog)  # type: ignore[attr-defined]
     compiled.pop("")
@@ -354,7 +354,7 @@ def test_admin_is_in_german(
         ("runs/", "post", {"input": "Hi", "inptu": "Hi"}, "Unbekanntes Feld. War"),
     ],
 )
-def test_refusal_is_in_german(
+def test_rejection_is_in_german(
     visit: Callable[..., Any], path: str, method: str, data: dict[str, str], words: str
 ) -> None:
     page = visit("de", f"/agents/{path}", method, data=data).text
@@ -384,7 +384,7 @@ def test_times_are_declined() -> None:
     assert [days, minute] == ["vor 2\xa0Tagen", "vor 1\xa0Minute"]
 
 
-def test_clock_of_the_page_has_its_three_units() -> None:
+def test_elapsed_time_has_three_units() -> None:
     with override("de"):
         assert pgettext("units of duration", "h m s").split() == ["h", "min", "s"]
         assert wording.duration(161) == "2 min 41 s"

@@ -48,7 +48,7 @@ def test_buttons_need_a_csrf_token(session: AgentSession) -> None:
     assert "<form" in render("{% agent_run_fragment run %}", run=run, csrf_token="t")
 
 
-def test_conversation_costs_two_statements(session: AgentSession) -> None:
+def test_conversation_takes_two_statements(session: AgentSession) -> None:
     for _ in range(5):
         add_run(session)
     with at_most(2):
@@ -114,7 +114,7 @@ def test_events_are_those_that_a_user_may_see(session: AgentSession, settings: A
         ("running", True, "False"),
     ],
 )
-def test_only_the_last_run_that_ended_badly_can_be_retried(
+def test_only_the_last_run_can_be_retried(
     session: AgentSession, status: str, is_last: bool, can: str
 ) -> None:
     run = add_run(session, status=status)
@@ -151,25 +151,25 @@ def test_duration_has_units(seconds: float | None, text: str) -> None:
     assert wording.duration(seconds) == text
 
 
-def test_moments_are_told_by_how_long_ago_they_were() -> None:
+def test_moments_are_shown_relative_to_now() -> None:
     now = timezone.now()
     assert wording.ago(now) == "just now"
     assert wording.ago(now - timedelta(minutes=61)) == "1\xa0hour ago"
 
 
-def test_numbers_are_written_as_the_reader_does() -> None:
+def test_numbers_have_the_readers_format() -> None:
     with override("de"):
         assert wording.duration(2.14) == "2,1 s"
         assert render("{{ n|agent_number }}", n=2318) == "2.318"
 
 
-def test_poll_interval_is_for_machines(settings: Any) -> None:
+def test_poll_interval_is_not_localized(settings: Any) -> None:
     settings.AGENTIC_DJANGO_POLL_SECONDS = 1.5
     with override("de"):
         assert render("{% agent_poll_seconds %}") == "1.5"
 
 
-def test_running_run_says_what_it_does() -> None:
+def test_running_run_shows_its_activity() -> None:
     run = AgentRun(status="running", activity="Reading the policy…")
     assert wording.activity(run) == "Reading the policy…"
     run = AgentRun(status="running")
@@ -195,7 +195,7 @@ def test_every_failure_says_what_a_person_can_do() -> None:
         assert re.search("Retry|Start over|support|request|longer available", text), code
 
 
-def test_unknown_reason_is_a_sentence_too() -> None:
+def test_unknown_error_code_has_a_sentence() -> None:
     assert wording.reason(AgentRun(error_code="no_such_code")) == wording.reason(
         AgentRun(error_code="internal")
     )
@@ -219,7 +219,7 @@ def test_unknown_reason_is_a_sentence_too() -> None:
         (None, ""),
     ],
 )
-def test_event_is_told_in_a_few_words(payload: Any, text: str) -> None:
+def test_event_has_a_short_summary(payload: Any, text: str) -> None:
     assert wording.event_summary(payload) == text
 
 

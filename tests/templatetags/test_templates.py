@@ -112,7 +112,7 @@ def test_fragment_shows_every_status_from_the_run_alone(run: AgentRun, status: s
 
 
 @pytest.mark.parametrize("status", Status.values)
-def test_fragment_of_a_loaded_run_costs_no_statement(run: AgentRun, status: str) -> None:
+def test_fragment_of_a_loaded_run_takes_no_statement(run: AgentRun, status: str) -> None:
     call_tool(run, "find_order", {"number": 1042}, "delivered")
     fresh = loaded(become(run, status))
     with at_most(1 if status == "waiting" else 0):  # What it asks.
@@ -127,9 +127,7 @@ def test_fragment_of_any_run_needs_nothing_prepared(run: AgentRun) -> None:
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "waiting"])
-def test_unfinished_run_asks_by_itself_for_what_is_new(
-    run: AgentRun, status: str, settings: Any
-) -> None:
+def test_unfinished_run_polls(run: AgentRun, status: str, settings: Any) -> None:
     settings.AGENTIC_DJANGO_POLL_SECONDS = 2.5
     fresh = loaded(become(run, status))
     attributes = root(render_to_string(FRAGMENT, {"run": fresh}))
@@ -139,7 +137,7 @@ def test_unfinished_run_asks_by_itself_for_what_is_new(
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled", "timed_out"])
-def test_finished_run_asks_no_more(run: AgentRun, status: str) -> None:
+def test_finished_run_does_not_poll(run: AgentRun, status: str) -> None:
     assert not [name for name in root(shown(become(run, status))) if name.startswith("hx-")]
 
 
@@ -155,7 +153,7 @@ def test_structured_answer_is_a_table(run: AgentRun) -> None:
     assert '<td dir="auto">2</td>' in html
 
 
-def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
+def test_failed_run_shows_the_reason_and_advice(run: AgentRun) -> None:
     html = shown(
         become(run, "failed", error_code="max_turns", error="x", error_detail="Traceback secret")
     )
@@ -183,27 +181,27 @@ def test_failed_run_says_why_and_what_to_do(run: AgentRun) -> None:
         ("timed_out", {}, "Timed out after 12 s"),
     ],
 )
-def test_state_is_said_in_words(
+def test_status_is_shown_in_words(
     run: AgentRun, status: str, fields: dict[str, Any], words: str
 ) -> None:
     assert words in shown(become(run, status, **fields))
 
 
-def test_place_in_line_is_said(session: AgentSession, run: AgentRun) -> None:
+def test_queue_position_is_shown(session: AgentSession, run: AgentRun) -> None:
     later = AgentRun.objects.create(session=session, agent_key="support", input_payload="And?")
     moment = timezone.now() + timedelta(seconds=1)  # The clock of SQLite counts milliseconds.
     AgentRun.objects.filter(pk=later.pk).update(created_at=moment)
     assert "Queued, 1 ahead of you" in shown(later)
 
 
-def test_run_that_lost_its_worker_says_that_nothing_is_lost(run: AgentRun) -> None:
+def test_orphaned_run_says_that_another_worker_continues(run: AgentRun) -> None:
     ended = timezone.now() - timedelta(seconds=1)
     assert "Reconnecting… Another worker continues from the last saved step." in shown(
         become(run, "running", lease_ends_at=ended)
     )
 
 
-def test_running_run_says_for_how_long_after_ten_seconds(run: AgentRun) -> None:
+def test_running_run_shows_its_elapsed_time_after_ten_seconds(run: AgentRun) -> None:
     assert ">12 s</span>" in shown(become(run, "running"))
     started = timezone.now() - timedelta(seconds=5)
     assert "5 s</span>" not in shown(become(run, "running", started_at=started))
@@ -232,7 +230,9 @@ def test_time_between_attempts_does_not_count(run: AgentRun) -> None:
         ("", "Stopped before it started"),
     ],
 )
-def test_it_is_said_who_stopped_a_run(run: AgentRun, other_user: User, by: str, words: str) -> None:
+def test_stopped_run_names_the_person_who_stopped_it(
+    run: AgentRun, other_user: User, by: str, words: str
+) -> None:
     who = {"owner": run.owner, "staff": other_user, "": None}.get(by, by)
     assert words in shown(loaded(services.cancel_agent_run(run, by=who)))
     services.retry_agent_run(run, by=run.owner)
@@ -240,9 +240,7 @@ def test_it_is_said_who_stopped_a_run(run: AgentRun, other_user: User, by: str, 
     assert words not in shown(loaded(run))
 
 
-def test_run_in_whose_place_its_owner_sent_another_was_stopped_by_him(
-    session: AgentSession, run: AgentRun
-) -> None:
+def test_interrupted_run_was_stopped_by_its_owner(session: AgentSession, run: AgentRun) -> None:
     services.submit_agent_run(
         owner=session.owner,
         session_key=session.session_key,
@@ -263,7 +261,7 @@ def test_tool_call_is_a_line_that_opens(run: AgentRun) -> None:
 
 
 @pytest.mark.parametrize(("status", "words"), [("running", "running"), ("failed", "no result")])
-def test_tool_call_without_an_answer_says_so(run: AgentRun, status: str, words: str) -> None:
+def test_tool_call_without_a_result_says_so(run: AgentRun, status: str, words: str) -> None:
     call_tool(run, "find_order", {"number": 1042})
     assert words in shown(become(run, status))
 
@@ -280,7 +278,9 @@ def test_tool_call_without_an_answer_says_so(run: AgentRun, status: str, words: 
         ("timed_out", ["retry"]),
     ],
 )
-def test_run_offers_what_can_be_done_now(run: AgentRun, status: str, addresses: list[str]) -> None:
+def test_run_shows_the_buttons_of_its_status(
+    run: AgentRun, status: str, addresses: list[str]
+) -> None:
     elements = Elements(shown(become(run, status), csrf_token="t")).found
     forms = [attributes for tag, attributes in elements if tag == "form"]
     expected = [f"/agents/runs/{run.pk}/{name}/" for name in addresses]
@@ -320,7 +320,7 @@ def test_structured_answer_cannot_become_markup(run: AgentRun, output: Any) -> N
     assert not {"script", "img"} & {tag for tag, _ in Elements(html).found}
 
 
-def test_unsendable_characters_of_a_tool_do_not_break_the_page(run: AgentRun) -> None:
+def test_lone_surrogates_of_a_tool_do_not_break_the_page(run: AgentRun) -> None:
     call_tool(run, "find_order", {"a": "\ud800"}, "\0\udfff")
     shown(become(run, "completed", final_output="\ud800")).encode()
 
@@ -341,7 +341,7 @@ def test_items_cannot_become_markup() -> None:
 # Pages
 
 
-def test_page_of_a_run_tells_what_happened(client: Client, run: AgentRun) -> None:
+def test_page_of_a_run_shows_its_events(client: Client, run: AgentRun) -> None:
     call_tool(run, "find_order", {"number": 1042}, "delivered")
     become(run, "completed", final_output="Here.", usage={"requests": 2, "total_tokens": 2318})
     html = client.get(f"/agents/runs/{run.pk}/", headers={"accept": "text/html"}).text
@@ -366,7 +366,7 @@ def test_page_of_a_conversation_has_its_turns_and_a_composer(client: Client, run
     assert "<textarea" in html
 
 
-def test_page_says_its_language_and_direction(client: Client, run: AgentRun) -> None:
+def test_page_declares_its_language_and_direction(client: Client, run: AgentRun) -> None:
     request = RequestFactory().get("/")
     context = {"problem": {"title": "Not found", "detail": "", "status": 404}}
     with override("ar"):
@@ -374,7 +374,7 @@ def test_page_says_its_language_and_direction(client: Client, run: AgentRun) -> 
     assert '<html lang="ar" dir="rtl">' in html
 
 
-def test_pages_hold_no_inline_script_or_style(client: Client, run: AgentRun) -> None:
+def test_pages_contain_no_inline_script_or_style(client: Client, run: AgentRun) -> None:
     for path in (f"/agents/runs/{run.pk}/", "/agents/sessions/talk/"):
         html = client.get(path, headers={"accept": "text/html"}).text
         for tag, attributes in Elements(html).found:
@@ -399,7 +399,7 @@ def test_host_overrides_one_piece(run: AgentRun, settings: Any, tmp_path: Path) 
     assert "My own card of find_order: delivered" in shown(become(run, "running"))
 
 
-def test_host_gives_the_pages_its_own_frame(
+def test_host_replaces_the_base_template(
     client: Client, run: AgentRun, settings: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.html").write_text(
@@ -472,7 +472,7 @@ def test_sent_message_is_answered_and_the_composer_emptied(
 
 @pytest.mark.browser
 @pytest.mark.django_db(transaction=True)
-def test_refused_message_is_kept_and_says_why(
+def test_rejected_message_is_kept_with_the_reason(
     visit: Callable[..., Page], session: AgentSession, settings: Any, problems: Any
 ) -> None:
     problems.allow("status of 429")

@@ -111,7 +111,7 @@ def test_a_refund_is_edited_by_keyboard_alone(visit: Callable[..., Page], shop: 
     assert Refund.objects.get().amount == Decimal("12.50")
 
 
-def test_a_second_window_is_told_who_was_faster(
+def test_second_window_shows_who_decided_first(
     visit: Callable[..., Page], shop: AgentRun, problems: Any
 ) -> None:
     problems.allow("409")
@@ -126,7 +126,7 @@ def test_a_second_window_is_told_who_was_faster(
     ended(second)
 
 
-def test_a_second_window_on_the_run_is_told_what_became_of_it(
+def test_second_window_on_the_run_shows_the_decision(
     visit: Callable[..., Page], shop: AgentRun
 ) -> None:
     first, second = (visit(f"/agents/runs/{shop.pk}/") for _ in range(2))
@@ -159,7 +159,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("htmx", [2], indirect=True)
-def test_the_list_and_what_is_asked_fit_small_and_dark_screens(
+def test_approvals_fit_small_and_dark_screens(
     visit: Callable[..., Page], shop: AgentRun, screenshot: Any
 ) -> None:
     for name, path in (("inbox", "/agents/approvals/"), ("asked", f"/agents/runs/{shop.pk}/")):

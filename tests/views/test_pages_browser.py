@@ -184,7 +184,7 @@ def test_every_page_can_be_read_without_javascript(
     screenshot(page, "run-no-js")
 
 
-def test_conversation_is_begun_renamed_archived_and_deleted_without_javascript(
+def test_conversation_is_created_renamed_archived_and_deleted_without_javascript(
     visit: Callable[..., Page], talk: AgentSession
 ) -> None:
     page = visit("/agents/", javascript=False)
@@ -221,7 +221,7 @@ def test_every_page_works_with_this_htmx(
             assert page.evaluate("htmx.version").startswith(str(htmx))
 
 
-def test_new_conversation_gets_its_address_and_its_place_in_the_list(
+def test_new_conversation_gets_its_url_and_appears_in_the_list(
     htmx: int, visit: Callable[..., Page], staff: User
 ) -> None:
     page = visit("/agents/?agent=echo")
@@ -235,7 +235,7 @@ def test_new_conversation_gets_its_address_and_its_place_in_the_list(
     expect(page.get_by_text("You said: A first question")).to_be_visible()
 
 
-def test_search_finds_while_one_types_and_keeps_the_focus(
+def test_search_updates_while_typing_and_keeps_the_focus(
     htmx: int, visit: Callable[..., Page], talk: AgentSession
 ) -> None:
     page = visit("/agents/sessions/talk/")
@@ -245,9 +245,7 @@ def test_search_finds_while_one_types_and_keeps_the_focus(
     expect(page.get_by_role("searchbox")).to_be_focused()
 
 
-def test_draft_survives_a_reload_and_goes_once_it_is_sent(
-    visit: Callable[..., Page], user: User
-) -> None:
+def test_draft_survives_a_reload_until_it_is_sent(visit: Callable[..., Page], user: User) -> None:
     make_session(user, session_key="talk", agent_key="echo")
     page = visit("/agents/sessions/talk/")
     page.get_by_label("Message").fill("Not sent yet")
@@ -259,7 +257,7 @@ def test_draft_survives_a_reload_and_goes_once_it_is_sent(
     expect(page.get_by_label("Message")).to_have_value("")
 
 
-def test_what_is_written_is_kept_while_a_run_moves(
+def test_draft_is_kept_while_a_run_changes(
     htmx: int, visit: Callable[..., Page], talk: AgentSession
 ) -> None:
     page = visit("/agents/sessions/talk/")
@@ -272,9 +270,7 @@ def test_what_is_written_is_kept_while_a_run_moves(
     expect(box).to_have_value("Half a sentence")
 
 
-def test_turn_that_was_begun_elsewhere_appears_by_itself(
-    htmx: int, visit: Callable[..., Page], user: User
-) -> None:
+def test_turn_from_another_tab_appears(htmx: int, visit: Callable[..., Page], user: User) -> None:
     session = make_session(user, session_key="talk", agent_key="echo")
     page = visit("/agents/sessions/talk/")
     expect(page.get_by_text("No messages yet")).to_be_visible()
@@ -294,7 +290,7 @@ def test_turn_that_was_begun_elsewhere_appears_by_itself(
         assert [each.split("\n")[-1] for each in said] == ["By a program", "In another tab"]
 
 
-def test_reader_of_earlier_turns_is_left_there(
+def test_reader_of_earlier_turns_is_not_scrolled(
     visit: Callable[..., Page], talk: AgentSession, user: User
 ) -> None:
     page = visit("/agents/sessions/talk/")
@@ -306,7 +302,7 @@ def test_reader_of_earlier_turns_is_left_there(
     assert page.evaluate("scrollY") == 0
 
 
-def test_message_is_sent_behind_or_in_place_of_the_run_under_way(
+def test_message_is_sent_after_or_instead_of_the_active_run(
     visit: Callable[..., Page], talk: AgentSession, no_queue: None
 ) -> None:
     AgentSession.objects.update(agent_key="echo")
@@ -323,7 +319,7 @@ def test_message_is_sent_behind_or_in_place_of_the_run_under_way(
     assert [status for (status,) in found][-3:] == ["cancelled", "cancelled", "pending"]
 
 
-def test_what_is_under_way_is_stopped_beside_send(
+def test_stop_beside_send_stops_the_active_run(
     visit: Callable[..., Page], talk: AgentSession
 ) -> None:
     page = visit("/agents/sessions/talk/")
@@ -333,7 +329,7 @@ def test_what_is_under_way_is_stopped_beside_send(
     expect(page.get_by_label("While the agent works")).to_be_hidden()
 
 
-def test_one_line_says_politely_where_the_run_stands(
+def test_one_status_line_announces_the_run(
     htmx: int, visit: Callable[..., Page], talk: AgentSession
 ) -> None:
     page = visit("/agents/sessions/talk/")
@@ -351,9 +347,7 @@ def test_one_line_says_politely_where_the_run_stands(
     expect(page.get_by_role("alert").filter(has_text="step limit").last).to_be_visible()
 
 
-def test_page_of_a_run_has_one_such_line_too(
-    visit: Callable[..., Page], talk: AgentSession
-) -> None:
+def test_page_of_a_run_has_one_status_line(visit: Callable[..., Page], talk: AgentSession) -> None:
     page = visit(f"/agents/runs/{AgentRun.objects.running().get().pk}/")
     AgentRun.objects.running().update(activity="Reading the policy…", event_count=9)
     expect(page.get_by_role("status")).to_have_text("Reading the policy…")
@@ -372,7 +366,7 @@ def test_code_and_answers_are_copied(visit: Callable[..., Page], talk: AgentSess
     assert "Teapot" in text
 
 
-def test_failed_run_is_tried_again_by_keyboard_alone(
+def test_failed_run_is_retried_by_keyboard_alone(
     visit: Callable[..., Page], user: User, no_queue: None
 ) -> None:
     session = make_session(user, session_key="talk", agent_key="echo")
