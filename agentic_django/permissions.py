@@ -1,4 +1,4 @@
-"""Who may see and decide, and which names of users a run's owner may read."""
+"""The rules for seeing rows, deciding approvals and showing the names of users."""
 
 from __future__ import annotations
 

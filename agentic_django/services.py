@@ -188,7 +188,7 @@ def submit_pipeline_run(
 def enqueue_agent_run(run_id: str | UUID) -> None:
     """Enqueue a run that your code created through the ORM.
 
-    Raises AgentRun.DoesNotExist if there is no such run, Conflict if it is not pending, and
+    Raises AgentRun.DoesNotExist if the run does not exist, Conflict if it is not pending, and
     UnknownAgent if nothing is registered under its ``agent_key``.
     """
     run = _find(run_id)

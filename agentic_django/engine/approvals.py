@@ -1,7 +1,7 @@
 """Decides approvals: who may decide, which decision fits, the write, and the run's next status.
 
-An approval is decided once, because the write is guarded. Whoever decides about a run locks it
-first. The last decision that a run waits for requeues it.
+An approval is decided once, because the write is guarded. Each decision locks its run first. The
+last decision that a run waits for requeues it.
 """
 
 from __future__ import annotations

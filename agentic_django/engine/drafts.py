@@ -1,6 +1,6 @@
-"""What a model says, while it says it: text that is there before its message is.
+"""Writes partial messages: the text of a model's message before the message is complete.
 
-A draft is no event and no part of the journal. One thread for all runs of the process writes
+A draft is not an event, and it is not in the journal. One thread for all runs of the process writes
 what has grown, fenced by the attempt: often while somebody watches the run, once a second
 otherwise. A draft goes in the transaction that records its message, or ends its run.
 """

@@ -139,7 +139,7 @@ def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
     """Enqueue the task for a run; return None if that is deferred.
 
     With a backend that executes immediately, a run that another run enqueues would nest in it.
-    Such a run is deferred: the outermost run enqueues it at its own end.
+    That run is deferred: the outermost run enqueues it at its own end.
     """
     if event_loop.is_executing_run() and executes_immediately(agent_key):
         process.get(DeferredRuns).runs.append((run_id, agent_key))

@@ -1,4 +1,4 @@
-"""Every change of status there is, and what all writers of a run's row share."""
+"""The table of status changes, and functions that all writers of a run's row share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Status = AgentRun.Status
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One verb: from which states, to which, and the event that tells of it."""
+    """The source statuses, the target status and the event of one verb."""
 
     sources: tuple[str, ...]
     target: str
@@ -50,7 +50,7 @@ TRANSITIONS: dict[str, Transition] = {
     ),
     "cancel": Transition(ACTIVE, Status.CANCELLED, EventType.RUN_CANCELLED),
 }
-"""Every change of status there is."""
+"""All changes of a run's status, by verb."""
 
 
 def process_name() -> str:

@@ -26,7 +26,7 @@ FINISHED = (Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMED_OUT)
 
 
 class Visibility(models.TextChoices):
-    """Who may read an event."""
+    """The readers of an event."""
 
     USER = "user", _("User")
     DEBUG = "debug", _("Debug")
