@@ -1,1 +1,1 @@
-"""Executes runs: one attempt at a time on a queue's thread, or hundreds in one process."""
+"""Executes runs: one attempt at a time on a task queue's thread, or hundreds in one process."""

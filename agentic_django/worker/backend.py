@@ -1,4 +1,4 @@
-"""The task backend for sites without a queue server: a pending run's row is its own task.
+"""The task backend for sites without a queue server: workers claim runs from their table.
 
 To use it, set ``BACKEND`` in ``TASKS`` to ``agentic_django.worker.backend.RowBackend`` and run
 ``agentic_django_worker --source database``.
@@ -19,15 +19,15 @@ from agentic_django.concurrency.pubsub import Topic, publish
 
 __all__ = ["RowBackend", "RunMayBeDue", "notify_workers"]
 
-_TASK = "agentic_django.tasks.execute"
+_TASK_PATH = "agentic_django.tasks.execute"
 
 
 class RunMayBeDue(threading.Event):
-    """Wakes the claim loop of the worker in this process."""
+    """Set when a run may be due; the claim loop of the worker in this process waits for it."""
 
 
 class RowBackend(BaseTaskBackend):
-    """Notifies workers that a run is due; without notifications, they find it when they poll."""
+    """Stores no tasks. It notifies workers that a run is due; they also poll for due runs."""
 
     supports_async_task = True
     agentic_django_delivery = "rows"
@@ -36,14 +36,14 @@ class RowBackend(BaseTaskBackend):
     def validate_task(self, task: Any) -> None:
         """Raise InvalidTask for any task except the one that executes a run."""
         super().validate_task(task)
-        if task.module_path != _TASK:
+        if task.module_path != _TASK_PATH:
             raise InvalidTask(
                 f"RowBackend delivers agent runs only, not {task.module_path}. "
                 "Use another backend of TASKS for other tasks."
             )
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Notify the workers of the task's queue; the result has no id, as no task is stored."""
+        """Notify the workers of the task's queue. No task is stored, so the result has no id."""
         self.validate_task(task)
         notify_workers(task.queue_name)
         return TaskResult(

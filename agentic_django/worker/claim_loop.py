@@ -5,8 +5,10 @@ The loop is the same for all task backends. ``worker.sources`` wakes it when a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import Protocol
 
 from django.db import Error
 
@@ -17,66 +19,92 @@ from agentic_django.engine.attempt import Attempt
 from agentic_django.signals import logger
 from agentic_django.worker import executor
 from agentic_django.worker.backend import RunMayBeDue
-from agentic_django.worker.slots import RunNotifications, WorkerState
+from agentic_django.worker.slots import WorkerState
 
-__all__ = ["ClaimLoop"]
+__all__ = ["ClaimLoop", "RunNotifications"]
 
 _BATCH = 20
 """The largest number of runs that one transaction claims."""
 
-_PATIENCE = 5.0
-"""Seconds to wait after the database could not be reached."""
+_SLOT_SECONDS = 1.0
+"""The longest wait for a free slot. After it the loop checks whether the process must stop."""
+
+_BURST_POLL_SECONDS = 0.05
+"""The poll interval of a burst, which ends soon after its last run."""
+
+_ERROR_SECONDS = 5.0
+"""The pause after a claim failed because the database could not be reached."""
+
+
+class RunNotifications(Protocol):
+    """Wakes the claim loop when a run may be due, by setting ``backend.RunMayBeDue``."""
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether an operator has suspended the workers of the queue."""
+        ...
+
+    def start(self) -> None:
+        """Start to wake the claim loop."""
+        ...
+
+    def claimed(self, task_ids: Sequence[str]) -> None:
+        """Handle that runs were claimed, given the ids of the tasks that were enqueued for them."""
+        ...
+
+    def stop(self) -> None:
+        """Stop to wake the claim loop."""
+        ...
 
 
 class ClaimLoop:
-    """Claims runs when it is woken, and at each poll interval, and starts their attempts."""
+    """Claims runs when it is woken and at each poll interval, and starts their attempts."""
 
-    def __init__(self, duty: WorkerState, notifications: RunNotifications) -> None:
-        self.duty = duty
+    def __init__(self, state: WorkerState, notifications: RunNotifications) -> None:
+        self.state = state
         self.notifications = notifications
 
-    def work(self) -> None:
-        """Claim runs until the process is to end; in a burst, until no run is due or running."""
+    def run(self) -> None:
+        """Claim runs until the process drains; in a burst, until no run is due or running."""
         self.notifications.start()
-        may_be_due = process.get(RunMayBeDue)
-        while not self.duty.is_ending:
+        may_be_due, slots = process.get(RunMayBeDue), self.state.slots
+        poll_seconds = _BURST_POLL_SECONDS if self.state.is_burst else self.state.poll_seconds
+        while not self.state.draining.is_set():
             if self.notifications.is_suspended:
-                self.duty.ending.wait(1)
+                self.state.draining.wait(1)
                 continue
             may_be_due.clear()
-            wanted = self.duty.slots.take(_BATCH)
-            was_idle = self.duty.slots.busy == wanted
-            claimed = self._claim(wanted) if wanted else []
-            for attempt in claimed:
-                self._start(attempt)
-            self.duty.slots.give_back(wanted - len(claimed))
-            task_ids = [each.run.task_id for each in claimed if each.run.task_id]
-            self.notifications.claimed(task_ids)
-            if self.duty.is_burst and wanted and not claimed and was_idle:
+            acquired = slots.acquire(_BATCH, timeout=_SLOT_SECONDS)
+            was_idle = slots.busy == acquired
+            attempts = self._claim(acquired) if acquired else []
+            for attempt in attempts:
+                future = event_loop.start_on_loop(partial(executor.run_attempt, attempt))
+                future.add_done_callback(self._on_end)
+            slots.release(acquired - len(attempts))
+            self.notifications.claimed([each.run.task_id for each in attempts if each.run.task_id])
+            if self.state.is_burst and acquired and not attempts and was_idle:
                 return  # No attempt was running that could have enqueued another run.
-            if len(claimed) < wanted:
-                may_be_due.wait(0.05 if self.duty.is_burst else self.duty.poll_seconds)
+            if len(attempts) < acquired:
+                may_be_due.wait(poll_seconds)
 
     def close(self) -> None:
-        """Stop the notifications; call it after all attempts have ended."""
+        """Stop the notifications. Call it after all attempts have ended."""
         self.notifications.stop()
 
     def _claim(self, most: int) -> list[Attempt]:
+        """Claim at most ``most`` due runs; claim none, after a pause, if the database is away."""
         try:
-            return event_loop.run_in_records_pool(claims.claim_due, self.duty.queue, most)
+            return event_loop.run_in_records_pool(claims.claim_due, self.state.queue, most)
         except Error as error:
             logger.warning("Cannot claim runs: %s", error)
-            self.duty.ending.wait(_PATIENCE)
+            self.state.draining.wait(_ERROR_SECONDS)
             return []
 
-    def _start(self, attempt: Attempt) -> None:
-        future = event_loop.start_on_loop(partial(executor.run_attempt, attempt))
-        future.add_done_callback(self._on_end)
-
     def _on_end(self, future: Future[None]) -> None:
-        self.duty.slots.give_back()
+        """Release the slot of an attempt that has ended."""
+        self.state.slots.release()
         if concurrency_limits.limits():  # A run that the limit kept waiting may be due now.
             process.get(RunMayBeDue).set()
         error = None if future.cancelled() else future.exception()
         if error is not None:
-            logger.error("An attempt could not be executed to its end", exc_info=error)
+            logger.error("An attempt ended with an error that it did not record", exc_info=error)

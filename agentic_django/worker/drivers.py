@@ -1,6 +1,6 @@
-"""Chooses the code that executes a run, by what the host registered under its agent key.
+"""Chooses the code that executes a run, from the object that is registered for its agent key.
 
-An agent of the SDK, a pipeline of steps and a host's own code each have a driver.
+Agents of the SDK, pipelines of steps and the host's own async functions each have a driver.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PipelineDriver:
         self.pipeline = pipeline
 
     async def perform(self, context: RunContext) -> RunResult:
-        """Execute the steps that are not recorded yet; the results by name are the output."""
+        """Execute the steps that are not recorded yet. The output is their results by name."""
         executor = StepExecutor(context)
         async with context.recording():
             results = await executor.run(
@@ -68,19 +68,15 @@ class PipelineDriver:
 
 
 def driver_for(run: AgentRun) -> Runtime:
-    """Return the driver of a run; call it on the run's thread, since the factory may use the ORM.
+    """Return the driver that executes a run. It calls the factory, which may use the ORM.
 
-    Raises UnknownAgent, or BadSetting for a factory that returns something else.
+    Raises UnknownAgent if no agent has the run's key, and BadSetting if the factory returns an
+    object that no driver executes.
     """
     if run.agent_key == submitted.AGENT_KEY:
         return PipelineDriver(submitted.pipeline_of(run))
     registered: Any = registry.get(run.agent_key)
-    if inspect.iscoroutinefunction(registered):
-        return FunctionDriver(registered)
-    return _driver_of(registered(), run.agent_key)
-
-
-def _driver_of(work: Any, key: str) -> Runtime:
+    work = registered if inspect.iscoroutinefunction(registered) else registered()
     match work:
         case agents.Agent():
             return AgentDriver(work)
@@ -90,9 +86,9 @@ def _driver_of(work: Any, key: str) -> Runtime:
             return FunctionDriver(work.run)
         case Runtime():
             return work
-    if inspect.iscoroutinefunction(work):
-        return FunctionDriver(work)
+        case _ if inspect.iscoroutinefunction(work):
+            return FunctionDriver(work)
     raise BadSetting(
-        f"The factory of {key!r} returned {type(work).__name__}. Return an agents.Agent, a "
-        "steps.Pipeline, a runtime.AgentRuntime or an async function."
+        f"The factory of {run.agent_key!r} returned {type(work).__name__}. Return an "
+        "agents.Agent, a steps.Pipeline, a runtime.AgentRuntime or an async function."
     )

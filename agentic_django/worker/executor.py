@@ -1,4 +1,4 @@
-"""Executes attempts in a worker process: claim a run, keep its lease, execute it, write its end."""
+"""Executes one attempt of a run: claims the run, keeps its lease, executes it, writes its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ __all__ = ["execute", "execute_on_loop", "run_attempt"]
 def execute(run_id: str) -> None:
     """Execute one attempt of a run, or of another due run of its queue, on the calling thread.
 
-    In a worker with many slots the calling thread only waits, and the worker itself sweeps.
+    In a worker with many slots the calling thread only waits for the attempt's end. The sweep for
+    orphaned runs is then the work of the worker's monitor.
     """
     if event_loop.has_thread_pools():
         event_loop.start_on_loop(lambda: execute_on_loop(run_id)).result()
@@ -32,7 +33,7 @@ def execute(run_id: str) -> None:
         attempt = claims.claim_run(run_id)
         if attempt is not None:
             event_loop.run_on_loop(lambda: run_attempt(attempt))
-    except Error:  # The thread's next work needs a connection that works.
+    except Error:  # The next run on this thread needs a working connection.
         database_connections.close_broken_connections()
         raise
     recovery.sweep_after_attempt()
@@ -46,13 +47,16 @@ async def execute_on_loop(run_id: str) -> None:
 
 
 async def run_attempt(attempt: Attempt) -> None:
-    """Execute a claimed run until its attempt ends, however it ends."""
+    """Execute a claimed run, and write how its attempt ends.
+
+    An attempt that has lost its run, to a cancel or to another worker, ends without a write.
+    """
     with heartbeat.keep_lease(attempt):
         try:
             context = RunContext(await event_loop.run_sync(journal.load_journal, attempt))
             await _execute(context)
-        except StaleAttempt as moved:
-            logger.info("%s", moved)
+        except StaleAttempt as error:
+            logger.info("%s", error)
         except asyncio.CancelledError:
             if not attempt.has_lost_run:
                 raise
@@ -62,18 +66,18 @@ async def run_attempt(attempt: Attempt) -> None:
 async def _execute(context: RunContext) -> None:
     run = context.run
     error: BaseException | None = None
-    limit = asyncio.timeout(settings.RUN_TIMEOUT_SECONDS - run.active_seconds)
+    timeout = asyncio.timeout(settings.RUN_TIMEOUT_SECONDS - run.active_seconds)
     try:
-        async with limit:
+        async with timeout:
             with attempt_end.work_block(context, "final_output"):
                 driver = await event_loop.run_host_code(drivers.driver_for, run)
                 context.result = (await driver.perform(context)).final_output
-    except (Exception, SystemExit, RunSuspended) as raised:  # noqa: BLE001 - it ends the attempt
+    except (Exception, SystemExit, RunSuspended) as raised:  # noqa: BLE001 - any error of host code ends the attempt
         error = raised
-    await attempt_end.end_attempt(context, error, run_verb=_run_verb, timed_out=limit.expired())
+    await attempt_end.end_attempt(context, error, run_verb=_run_verb, timed_out=timeout.expired())
 
 
 async def _run_verb(verb: Callable[..., None], *args: Any) -> None:
-    """Call a verb even if the run's connection or its thread is what failed."""
+    """Call a verb of ``lifecycle`` even if the run's connection is broken or its thread busy."""
     await event_loop.run_sync_unqueued(database_connections.close_broken_connections)
     await event_loop.run_sync_unqueued(verb, *args)

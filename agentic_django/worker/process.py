@@ -1,7 +1,7 @@
-"""One process that carries many runs at once: takes them, keeps them, and ends well.
+"""One worker process: it executes many runs at once, and finishes or releases them when it stops.
 
-The main thread claims runs and, once it is told to end, waits for those that run. A first signal
-drains; a second one hands the runs back.
+The main thread claims runs. At the first SIGTERM or SIGINT it stops claiming and waits for the
+runs that it executes. At the second one it releases them, and other workers resume them.
 """
 
 from __future__ import annotations
@@ -21,122 +21,142 @@ from agentic_django.concurrency.background_thread import RepeatingThread
 from agentic_django.engine import heartbeat, recovery
 from agentic_django.openai_agents import runner
 from agentic_django.signals import logger
-from agentic_django.worker.claim_loop import ClaimLoop
-from agentic_django.worker.slots import RunNotifications, WorkerSlots, WorkerState
+from agentic_django.worker.claim_loop import ClaimLoop, RunNotifications
+from agentic_django.worker.slots import WorkerSlots, WorkerState
 from agentic_django.worker.sources.database import DatabaseNotifications
 
-__all__ = ["WorkerOptions", "WorkerProcess", "run_worker"]
+__all__ = ["WorkerMonitor", "WorkerOptions", "WorkerProcess", "run_worker"]
 
-_HAND_BACK_SECONDS = 10.0
-"""How long handed-back runs may take to notice."""
+_RELEASE_SECONDS = 10.0
+"""The longest wait for the attempts of released runs to end."""
 
 _SAME_SIGNAL_SECONDS = 0.5
-"""A terminal's Ctrl-C and a supervisor may send the same request twice."""
+"""Signals within this time count as one: a terminal and a supervisor may both send it."""
+
+_RESPONSE_SECONDS = 30.0
+"""The event loop is healthy if it executes a new task within this time."""
+
+_STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How a worker's process is to work."""
+    """The options of ``agentic_django_worker`` that apply to each of its processes."""
 
-    queue: str = "default"
-    source: str = "rq"
-    concurrency: int = 200
-    records: int = 4
-    """Threads, each with one database connection, for what the app records."""
-    work: int = 16
+    queue: str
+    source: str
+    """``"rq"`` or ``"database"``."""
+    concurrency: int
+    connections: int
+    """Threads for the writes of the app, each with one database connection."""
+    threads: int
     """Threads for synchronous tools, steps and factories, each with at most one connection."""
-    is_burst: bool = False
-    poll_seconds: float = 1.0
+    is_burst: bool
+    poll_seconds: float
 
 
-def run_worker(orders: WorkerOptions, say: Callable[[str], None], tell: Callable[[], None]) -> None:
-    """Work until told to end; to be called in the main thread of a process of its own.
+def run_worker(
+    options: WorkerOptions, write: Callable[[str], None], report_healthy: Callable[[], None]
+) -> None:
+    """Execute runs until a signal ends the process. Call it in the main thread of a new process.
 
-    ``say`` is for a person who watches; ``tell`` is called about once a second while the process
-    works as it should.
+    ``write`` shows a line of text to the operator. ``report_healthy`` is called about once a
+    second while the database can be reached and the event loop responds.
     """
-    WorkerProcess(orders, say, tell).work()
-    say(f"Process {os.getpid()} has ended.")
+    WorkerProcess(options, write, report_healthy).run()
+    write(f"Process {os.getpid()} has exited.")
 
 
 class WorkerProcess:
-    """A process's slots, its claim loop, and its shutdown."""
+    """The slots, the claim loop and the monitor of this process, and its shutdown."""
 
     def __init__(
-        self, orders: WorkerOptions, say: Callable[[str], None], tell: Callable[[], None]
+        self,
+        options: WorkerOptions,
+        write: Callable[[str], None],
+        report_healthy: Callable[[], None],
     ) -> None:
-        self.duty = WorkerState(
-            orders.queue, WorkerSlots(orders.concurrency), orders.is_burst, orders.poll_seconds
+        self.write = write
+        self.state = WorkerState(
+            options.queue,
+            WorkerSlots(options.concurrency),
+            options.is_burst,
+            options.poll_seconds,
         )
-        self.say, self.tell = say, tell
-        self._asked = 0.0
-        self._parent = os.getppid()
-        self._beat = RepeatingThread("agentic-worker", 1.0, self._report_alive)
-        self._swept_at = 0.0
-        event_loop.use_thread_pools(records=orders.records, host_code=orders.work)
+        self.monitor = WorkerMonitor(self.state, write, report_healthy)
+        self._first_signal_at = 0.0
+        event_loop.use_thread_pools(records=options.connections, host_code=options.threads)
         runner.install_runner()
         connections.close_all()
-        self.claim_loop = ClaimLoop(self.duty, _notifications(orders.source, orders.queue))
+        notifications: RunNotifications
+        if options.source == "rq":
+            from agentic_django.worker.sources import rq  # noqa: PLC0415 - RQ is an extra
 
-    def work(self) -> None:
-        """Take and carry runs until told to end."""
+            notifications = rq.RQNotifications(options.queue)
+        else:
+            notifications = DatabaseNotifications(options.queue)
+        self.claim_loop = ClaimLoop(self.state, notifications)
+
+    def run(self) -> None:
+        """Claim and execute runs until a signal, or the end of a burst; then drain."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._beat.start()
-        self.say(f"Process {os.getpid()} takes runs of {self.duty.queue!r}.")
+        self.monitor.start()
+        self.write(f"Process {os.getpid()} claims runs of queue {self.state.queue!r}.")
         try:
-            self.claim_loop.work()
+            self.claim_loop.run()
         finally:
             self._drain()
-            self._beat.stop(5)
+            self.monitor.stop(_STOP_SECONDS)
             self.claim_loop.close()
 
     def _on_signal(self, number: int, _: Any) -> None:
-        if self.duty.is_ending and time.monotonic() - self._asked > _SAME_SIGNAL_SECONDS:
-            self.duty.leaving.set()
-        if not self.duty.is_ending:
-            self._asked = time.monotonic()
-            self.duty.ending.set()
+        """Drain at the first signal; release the runs at the second."""
+        if not self.state.draining.is_set():
+            self._first_signal_at = time.monotonic()
+            self.state.draining.set()
+        elif time.monotonic() - self._first_signal_at > _SAME_SIGNAL_SECONDS:
+            self.state.releasing.set()
 
     def _drain(self) -> None:
-        """Wait for what runs; hand it back if that is asked for."""
-        self.duty.ending.set()
-        self.say(f"Process {os.getpid()} is ending; runs that go on: {self.duty.slots.busy}.")
-        while not self.duty.slots.wait_until_free(0.2):
-            if self.duty.leaving.is_set():
-                self.say(f"Process {os.getpid()} hands back runs: {heartbeat.lease_count()}.")
+        """Wait until all attempts have ended; after a second signal, release their runs."""
+        pid, slots = os.getpid(), self.state.slots
+        self.state.draining.set()
+        self.write(f"Process {pid} claims no more runs and finishes {slots.busy}.")
+        while not slots.wait_until_idle(0.2):
+            if self.state.releasing.is_set():
+                self.write(f"Process {pid} releases {heartbeat.lease_count()} runs.")
                 event_loop.run_in_records_pool(heartbeat.release_all)
-                self.duty.slots.wait_until_free(_HAND_BACK_SECONDS)
+                slots.wait_until_idle(_RELEASE_SECONDS)
                 return
 
-    def _report_alive(self) -> None:
-        """Sweep if it is time, and report that this process lives and its event loop responds."""
-        self._mind_parent()
+
+class WorkerMonitor(RepeatingThread):
+    """Once a second, checks the process and its supervisor, and sweeps for orphaned runs."""
+
+    def __init__(
+        self,
+        state: WorkerState,
+        write: Callable[[str], None],
+        report_healthy: Callable[[], None],
+    ) -> None:
+        super().__init__("agentic-worker", 1.0, self.check)
+        self.state = state
+        self.write = write
+        self.report_healthy = report_healthy
+        self._supervisor_pid = os.getppid()
+        self._swept_at = 0.0
+
+    def check(self) -> None:
+        """Sweep if it is time, and report if the event loop responds; drain without a supervisor."""
+        if os.getppid() != self._supervisor_pid and not self.state.draining.is_set():
+            self.write(f"The supervisor of process {os.getpid()} has died.")
+            self.state.draining.set()  # A new supervisor may have started processes already.
         try:
             if time.monotonic() - self._swept_at > recovery.sweep_interval():
                 event_loop.run_in_records_pool(recovery.sweep_if_due)
                 self._swept_at = time.monotonic()
-            event_loop.start_on_loop(_nothing).result(30)
-            self.tell()
+            event_loop.start_on_loop(lambda: asyncio.sleep(0)).result(_RESPONSE_SECONDS)
+            self.report_healthy()
         except Exception as error:  # noqa: BLE001 - the database or the loop may respond again
-            logger.warning("The worker's beat failed: %r", error)
-
-    def _mind_parent(self) -> None:
-        """Drain if the supervisor is gone: another may have been started."""
-        if os.getppid() != self._parent and not self.duty.is_ending:
-            self.say(f"The supervisor of process {os.getpid()} is gone.")
-            self.duty.ending.set()
-
-
-async def _nothing() -> None:
-    """Show that the loop turns."""
-    await asyncio.sleep(0)
-
-
-def _notifications(source: str, queue: str) -> RunNotifications:
-    """Return the notifications of a source; without RQ installed, only those of the database."""
-    if source == "rq":
-        from agentic_django.worker.sources.rq import RQNotifications  # noqa: PLC0415 - an extra
-
-        return RQNotifications(queue)
-    return DatabaseNotifications(queue)
+            logger.warning("The worker process is not healthy: %r", error)

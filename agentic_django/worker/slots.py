@@ -1,17 +1,18 @@
-"""How many runs a worker's process carries at once, and until when it takes new ones."""
+"""Counts how many runs a worker process executes, and holds the requests that it stop.
+
+The claim loop acquires slots before it claims runs. The end of each attempt releases one.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-__all__ = ["RunNotifications", "WorkerSlots", "WorkerState"]
+__all__ = ["WorkerSlots", "WorkerState"]
 
 
 class WorkerSlots:
-    """Places for runs; a thread may wait for one to be free."""
+    """A fixed number of slots. Each run that the process executes occupies one."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -20,62 +21,43 @@ class WorkerSlots:
 
     @property
     def busy(self) -> int:
-        """How many are taken."""
+        """The number of slots that are acquired now."""
         return self._busy
 
-    def take(self, at_most: int = 1, *, seconds: float = 1.0) -> int:
-        """Wait until one is free, for so long; return how many were taken, 0 if none was free."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._busy < self.count, seconds)
-            taken = max(0, min(at_most, self.count - self._busy))
-            self._busy += taken
-            return taken
+    def acquire(self, most: int, *, timeout: float) -> int:
+        """Acquire up to ``most`` slots, as many as are free, and return their number.
 
-    def give_back(self, number: int = 1) -> None:
-        """Free places."""
+        If all slots are busy, wait until one is free, at most ``timeout`` seconds. Return 0 after
+        that time.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy < self.count, timeout)
+            acquired = max(0, min(most, self.count - self._busy))
+            self._busy += acquired
+            return acquired
+
+    def release(self, number: int = 1) -> None:
+        """Release slots, and wake the threads that wait for them."""
         with self._changed:
             self._busy -= number
             self._changed.notify_all()
 
-    def wait_until_free(self, seconds: float) -> bool:
-        """Wait until none is taken; False if that takes longer."""
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Wait until no slot is busy; return False after ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._busy, seconds)
+            return self._changed.wait_for(lambda: not self._busy, timeout)
 
 
 @dataclass
 class WorkerState:
-    """What a process is to do, and how it is told to end."""
+    """The slots of a worker process, how it claims runs, and whether it must stop."""
 
     queue: str
     slots: WorkerSlots
-    is_burst: bool = False
-    poll_seconds: float = 1.0
-    ending: threading.Event = field(default_factory=threading.Event)
-    """No new work is taken."""
-    leaving: threading.Event = field(default_factory=threading.Event)
-    """What runs is handed back, too."""
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether no new work is taken."""
-        return self.ending.is_set()
-
-
-class RunNotifications(Protocol):
-    """Wakes the claim loop when a run may be due, by setting ``backend.RunMayBeDue``."""
-
-    is_suspended: bool
-    """Whether the worker is not to claim runs for now."""
-
-    def start(self) -> None:
-        """Start to wake the claim loop."""
-        ...
-
-    def claimed(self, task_ids: Sequence[str]) -> None:
-        """Take note of the tasks that were enqueued for the runs of a claim."""
-        ...
-
-    def stop(self) -> None:
-        """Stop; called after all attempts have ended."""
-        ...
+    is_burst: bool
+    """Whether the process ends when no run is due or running."""
+    poll_seconds: float
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when the process must not claim more runs."""
+    releasing: threading.Event = field(default_factory=threading.Event)
+    """Set when the process must also release the runs that it executes."""

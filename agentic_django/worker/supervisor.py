@@ -1,6 +1,6 @@
-"""Keeps a number of child processes at work: replaces the dead, and passes on what it is told.
+"""Runs a function in child processes: replaces those that die, and forwards signals to them.
 
-It knows nothing of what they do. It has one thread, so it may fork.
+The supervisor does not know what the function does. It has one thread, so it can fork safely.
 """
 
 from __future__ import annotations
@@ -11,36 +11,69 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-__all__ = ["ChildProcess", "Supervisor"]
+__all__ = ["ChildProcess", "HealthFile", "Supervisor"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_SILENT_SECONDS = 30.0
-"""A child that has not been heard of for so long is not well."""
+_SHORT_LIFE_SECONDS = 10.0
+"""A child that dies within this time lengthens the pause before its replacement starts."""
 
 _LONGEST_PAUSE = 30.0
-"""Between the death of a child that does not live long and its successor."""
+"""The longest pause, in seconds, before the replacement of a child starts."""
+
+_SECOND_SIGNAL_SECONDS = 1.0
+"""The time from a first to a second signal, so that children do not count them as one."""
 
 
 @dataclass
 class ChildProcess:
-    """A process, and the pipe on which it is heard."""
+    """A child, and the pipe through which it reports that it is healthy."""
 
     pid: int
-    heard_on: int
-    began: float = field(default_factory=time.monotonic)
-    heard: float = field(default_factory=time.monotonic)
+    pipe: int
+    started_at: float = field(default_factory=time.monotonic)
+    reported_at: float = field(default_factory=time.monotonic)
+
+
+class HealthFile:
+    """A file that is written about once a second while all children are healthy."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, pids: list[int]) -> None:
+        """Write the ids of the supervisor and its children; skip it within a second.
+
+        The file is replaced as a whole, so a reader never sees a part of it.
+        """
+        text = json.dumps({"pid": os.getpid(), "processes": pids})
+        if self.path.exists():
+            age = time.time() - self.path.stat().st_mtime
+            if age < 1 and self.path.read_text() == text:
+                return
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        temporary.replace(self.path)
+
+    def delete(self) -> None:
+        """Delete the file if it exists."""
+        self.path.unlink(missing_ok=True)
 
 
 class Supervisor:
-    """Runs ``work(tell)`` in so many children until it is told to end, or they all have ended.
+    """Runs ``work(report_healthy)`` in ``count`` children until they have ended.
 
-    ``tell()`` is how a child says that it is well. A child that ends with status 0 has done its
-    work; any other is replaced. SIGTERM and SIGINT are passed on, once each time.
+    A child that exits with status 0 is finished; any other is replaced. Each SIGTERM and SIGINT is
+    forwarded to the children, and no child is replaced after the first one.
+
+    ``work`` calls ``report_healthy`` while it is healthy, and ``health_file`` is written while each
+    child has called it in the last ``report_seconds``. ``is_stale`` returns whether the code has
+    changed, which ends the children. ``log`` shows a line of text to the operator.
     """
 
     def __init__(
@@ -49,143 +82,122 @@ class Supervisor:
         count: int,
         *,
         health_file: Path | None = None,
+        report_seconds: float = 30.0,
         is_stale: Callable[[], bool] = lambda: False,
-        log: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None],
     ) -> None:
         self.work = work
         self.count = count
-        self.health_file = health_file
+        self.health_file = HealthFile(health_file) if health_file else None
+        self.report_seconds = report_seconds
         self.is_stale = is_stale
         self.log = log
         self.children: dict[int, ChildProcess] = {}
         self.is_ending = False
-        self._deaths = 0
         self._signals: list[int] = []
-        self._restart_at = 0.0
-        self._done = 0
+        self._finished = 0
+        self._short_lives = 0
+        self._replace_at = 0.0
 
     def run(self) -> bool:
-        """Keep the children at work; return whether that is to begin anew, with fresh code."""
+        """Supervise until all children have ended; return whether to restart with changed code."""
         for number in _SIGNALS:
             signal.signal(number, lambda number, _: self._signals.append(number))
-        is_stale = False
-        while self._is_needed():
-            self._fill()
-            self._listen()
-            self._pass_on()
+        is_restarting = False
+        while self.children or self._missing():
+            while self._missing() and time.monotonic() >= self._replace_at:
+                self._start_child()
+            self._receive_reports()
+            while self._signals:
+                self._signal_children(self._signals.pop(0))
             self._reap()
-            self._show_health()
+            if self.health_file is not None and self._is_healthy():
+                self.health_file.write(sorted(self.children))
             if not self.is_ending and self.is_stale():
-                is_stale = True
-                self._end_soon()
+                is_restarting = True
+                self._signal_children(signal.SIGTERM)
+                time.sleep(_SECOND_SIGNAL_SECONDS)
+                self._signal_children(signal.SIGTERM)  # The second signal releases the runs.
         if self.health_file is not None:
-            self.health_file.unlink(missing_ok=True)
-        return is_stale
+            self.health_file.delete()
+        return is_restarting
 
-    def _is_needed(self) -> bool:
-        return bool(self.children) or not (self.is_ending or self._done >= self.count)
+    def _missing(self) -> int:
+        """Return how many children to start."""
+        return 0 if self.is_ending else self.count - self._finished - len(self.children)
 
-    def _fill(self) -> None:
-        wanted = 0 if self.is_ending else self.count - self._done
-        while len(self.children) < wanted and time.monotonic() >= self._restart_at:
-            child = self._fork()
-            self.children[child.pid] = child
-
-    def _fork(self) -> ChildProcess:
-        heard_on, telling = os.pipe()
-        os.set_blocking(telling, False)
-        # A signal that is passed on to a child must not meet the handler it has from here.
+    def _start_child(self) -> None:
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        # A signal must not reach the child before it has replaced the supervisor's handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
-        if pid:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            os.close(telling)
-            return ChildProcess(pid, heard_on)
-        self._be_child(telling)
-        raise AssertionError("A child does not return.")
+        if not pid:
+            self._run_child(write_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.close(write_end)
+        self.children[pid] = ChildProcess(pid, read_end)
 
-    def _be_child(self, telling: int) -> None:
-        """Work, and leave without what the parent would do at its end."""
+    def _run_child(self, pipe: int) -> NoReturn:
+        """Do the work and exit, without the exit handlers of the supervisor."""
+
+        def report_healthy() -> None:
+            with suppress(BlockingIOError):  # The pipe is full of reports that were not read yet.
+                os.write(pipe, b".")
+
         status = 1
         try:
-            os.setpgid(0, 0)  # Ctrl-C is the parent's to pass on.
-            for child in self.children.values():
-                os.close(child.heard_on)
+            os.setpgid(0, 0)  # Ctrl-C reaches the supervisor only, which forwards it.
+            for sibling in self.children.values():
+                os.close(sibling.pipe)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            self.work(lambda: _tell(telling))
+            self.work(report_healthy)
             status = 0
-        except BaseException as error:  # noqa: BLE001 - told, and shown by the status
+        except BaseException as error:  # noqa: BLE001 - the process exits here in any case
             self.log(f"Process {os.getpid()} failed: {error!r}")
         finally:
             os._exit(status)
 
-    def _listen(self) -> None:
-        """Wait a moment for words of children, or a signal."""
-        pipes = {child.heard_on: child for child in self.children.values()}
-        ready, _, _ = select.select(list(pipes), [], [], 0.2)
-        for pipe in ready:
+    def _receive_reports(self) -> None:
+        """Wait until a child reports or a signal arrives, at most 0.2 seconds."""
+        pipes = {child.pipe: child for child in self.children.values()}
+        readable, _, _ = select.select(list(pipes), [], [], 0.2)
+        for pipe in readable:
             if os.read(pipe, 4096):
-                pipes[pipe].heard = time.monotonic()
-            else:  # It is dying.
+                pipes[pipe].reported_at = time.monotonic()
+            else:  # The child is exiting: its end of the pipe is closed.
                 time.sleep(0.02)
 
-    def _pass_on(self) -> None:
-        while self._signals:
-            self.is_ending = True
-            self._signal(self._signals.pop(0))
-
-    def _signal(self, number: int) -> None:
+    def _signal_children(self, number: int) -> None:
+        self.is_ending = True
         for pid in self.children:
             os.kill(pid, number)
 
-    def _end_soon(self) -> None:
-        """Let the children hand back what they do: a first signal, and a second."""
-        self.is_ending = True
-        self._signal(signal.SIGTERM)
-        time.sleep(1)
-        self._signal(signal.SIGTERM)
-
     def _reap(self) -> None:
+        """Remove the children that have exited, and plan the replacement of those that failed."""
         for child in list(self.children.values()):
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if pid:
-                self._bury(child, os.waitstatus_to_exitcode(status))
+            pid, wait_status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            del self.children[pid]
+            os.close(child.pipe)
+            status = os.waitstatus_to_exitcode(wait_status)
+            if status == 0:
+                self._finished += 1
+            elif not self.is_ending:
+                is_short = time.monotonic() - child.started_at < _SHORT_LIFE_SECONDS
+                self._short_lives = self._short_lives + 1 if is_short else 0
+                pause = min(2.0**self._short_lives - 1, _LONGEST_PAUSE)
+                self._replace_at = time.monotonic() + pause
+                self.log(
+                    f"Process {pid} exited with status {status}. Replacing it in {pause:g} seconds."
+                )
 
-    def _bury(self, child: ChildProcess, status: int) -> None:
-        del self.children[child.pid]
-        os.close(child.heard_on)
-        if status == 0:
-            self._done += 1
-        elif not self.is_ending:
-            lived = time.monotonic() - child.began
-            self._deaths = self._deaths + 1 if lived < 10 else 0
-            pause = min(2.0**self._deaths - 1, _LONGEST_PAUSE)
-            self._restart_at = time.monotonic() + pause
-            self.log(f"Process {child.pid} ended ({status}); another follows in {pause:g} s.")
-
-    def _show_health(self) -> None:
-        """Touch the file while every child is there and well; else let it grow old."""
-        if self.health_file is None or len(self.children) < self.count - self._done:
-            return
-        heard = min((child.heard for child in self.children.values()), default=0.0)
-        if time.monotonic() - heard < _SILENT_SECONDS:
-            _write(self.health_file, {"pid": os.getpid(), "processes": sorted(self.children)})
-
-
-def _tell(pipe: int) -> None:
-    try:
-        os.write(pipe, b".")
-    except BlockingIOError:  # It was told often enough.
-        return
-
-
-def _write(path: Path, value: Any) -> None:
-    """Replace a file, so that nobody reads half of it; at most once a second."""
-    text = json.dumps(value)
-    if path.exists() and time.time() - path.stat().st_mtime < 1 and path.read_text() == text:
-        return
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    fresh.replace(path)
+    def _is_healthy(self) -> bool:
+        """Whether all children that have not finished exist, and have reported lately."""
+        reports = [child.reported_at for child in self.children.values()]
+        if not reports or len(reports) < self.count - self._finished:
+            return False
+        return time.monotonic() - min(reports) < self.report_seconds

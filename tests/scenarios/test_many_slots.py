@@ -73,7 +73,7 @@ def end_of(process: Process, *, seconds: float = 60) -> int:
 def leave(worker: Process) -> None:
     """Send both signals, the second once the first has been heard, and not as its echo."""
     worker.signal(signal.SIGTERM)
-    wait_until(lambda: "is ending" in worker.output())
+    wait_until(lambda: "claims no more runs" in worker.output())
     time.sleep(1)
     worker.signal(signal.SIGTERM)
     assert end_of(worker) == 0
@@ -368,7 +368,7 @@ def test_changed_code_is_taken_up(in_scenario: Project, user: User, settings: An
         wait_until(lambda: "Continuing with the old code" in worker.output(), timeout=40)
         fine = module.read_text().removesuffix("syntax error")
         module.write_text(fine + "AGENTIC_DJANGO_AGENT_REGISTRY = 'tests.support.agents.agents'\n")
-        wait_until(lambda: worker.output().count("takes runs of") == 2, timeout=60)
+        wait_until(lambda: worker.output().count("claims runs of") == 2, timeout=60)
         settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.support.agents.agents"
         [new] = submitted(user, "echo")
         wait_until(lambda: AgentRun.objects.get(pk=new.pk).status == "completed")

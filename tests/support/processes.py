@@ -247,7 +247,7 @@ class Project:
         """Return a worker with many slots; it is ready when its processes are started."""
 
         def is_at_work(process: Process) -> bool:
-            return "takes runs of" in process.output()
+            return "claims runs of" in process.output()
 
         command = ["-m", "django", "agentic_django_worker", *options]
         return self.process(*command, ready=is_at_work, extra=extra)

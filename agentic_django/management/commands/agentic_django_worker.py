@@ -1,4 +1,4 @@
-"""The command that starts worker processes, which execute many runs at once."""
+"""Execute runs, many at once in each process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,72 +21,71 @@ from django.utils import autoreload
 from agentic_django import registry
 from agentic_django.conf import settings
 from agentic_django.engine import queues
-from agentic_django.worker import process
+from agentic_django.worker.process import WorkerOptions, run_worker
 from agentic_django.worker.supervisor import Supervisor
 
 
 class Command(BaseCommand):
-    """``agentic_django_worker``. It may run on several machines, and beside stock workers."""
+    """Checks the options, then supervises worker processes until they have ended."""
 
     help = (
-        "Executes many runs at once in each process. After SIGTERM it ends when its runs have "
-        "ended. A second SIGTERM requeues them for other workers."
+        "Executes runs, many at once in each process. At the first SIGTERM the worker finishes its "
+        "runs and exits. At the second one it releases them, and other workers resume them."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options."""
-        parser.add_argument("--queue", default="default", help="The queue whose runs are executed.")
+        parser.add_argument("--queue", default="default", help="The queue to claim runs from.")
         parser.add_argument(
             "--source",
             choices=("rq", "database"),
-            help="Where runs are enqueued: to RQ or to their table; by default as TASKS says.",
+            help="How the worker learns of new runs. The default depends on TASKS.",
         )
         add = partial(parser.add_argument, type=_positive)
-        add("--concurrency", default=200, help="Concurrent runs in each process (200).")
+        add("--concurrency", default=200, help="Runs at once in each process (200).")
         add("--processes", default=1, help="Number of processes (1).")
-        add(
-            "--connections", default=4, help="Database connections of each process for records (4)."
-        )
-        add("--threads", default=16, help="Threads of each process for synchronous tools (16).")
+        add("--connections", default=4, help="Database connections for writes, per process (4).")
+        add("--threads", default=16, help="Threads for synchronous tools, per process (16).")
         parser.add_argument(
             "--poll-interval",
             type=_seconds,
             default=1.0,
-            help="Seconds between polls of the table, for runs without a notification (1).",
+            help="Seconds between polls for runs that no notification announced (1).",
         )
-        parser.add_argument("--burst", action="store_true", help="End when no run is left.")
+        parser.add_argument("--burst", action="store_true", help="Exit when no run is left.")
         parser.add_argument(
             "--noreload", action="store_true", help="Do not restart when code changes."
         )
         parser.add_argument(
-            "--health-file", type=Path, help="A file that is touched each second while all is well."
+            "--health-file", type=Path, help="A file that is written each second while all is well."
         )
 
     def handle(self, **options: Any) -> None:
-        """Start the processes, and restart those that end unexpectedly."""
-        worker_options = process.WorkerOptions(
+        """Start the processes, and replace those that die, until a signal or the end of a burst."""
+        worker_options = WorkerOptions(
             queue=options["queue"],
-            source=options["source"] or _default_source(),
+            source=options["source"] or _source_for_backend(),
             concurrency=options["concurrency"],
-            records=options["connections"],
-            work=options["threads"],
+            connections=options["connections"],
+            threads=options["threads"],
             is_burst=options["burst"],
             poll_seconds=options["poll_interval"],
         )
         _check_options(worker_options)
         reloads = django_settings.DEBUG and not options["noreload"] and not options["burst"]
-        registry.keys()  # Import the agents once, before the fork.
+        registry.keys()  # Import the agents once, before the processes are forked.
         connections.close_all()
         supervisor = Supervisor(
-            partial(process.run_worker, worker_options, self._write),
+            partial(run_worker, worker_options, self._write),
             options["processes"],
             health_file=options["health_file"],
             is_stale=ChangeDetector(self.stderr.write).has_changed if reloads else lambda: False,
             log=self.stderr.write,
         )
         self._write(
-            f"Executing runs of {worker_options.queue!r} from {worker_options.source}: "
-            f"{options['processes']} × {worker_options.concurrency} at once."
+            f"Executing runs of queue {worker_options.queue!r}, source {worker_options.source}. "
+            f"Processes: {options['processes']}, runs at once in each: "
+            f"{worker_options.concurrency}."
         )
         if supervisor.run():
             self._write("The code has changed. Restarting.")
@@ -110,64 +110,61 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _default_source() -> str:
-    """Return the source that the task backend needs."""
-    if queues.delivery() is queues.Delivery.RQ:
-        return "rq"
-    if queues.delivery() is queues.Delivery.ROWS:
-        return "database"
-    raise CommandError(
-        f"TASKS[{settings.TASK_BACKEND!r}] is {type(queues.backend()).__name__}, which has its own "
-        "workers. Use django_tasks_rq.RQBackend, or agentic_django.worker.backend.RowBackend, or "
-        "pass --source database."
-    )
+def _source_for_backend() -> str:
+    """Return the source that fits the task backend; refuse a backend that has its own workers."""
+    sources = {queues.Delivery.RQ: "rq", queues.Delivery.ROWS: "database"}
+    source = sources.get(queues.delivery())
+    if source is None:
+        raise CommandError(
+            f"TASKS[{settings.TASK_BACKEND!r}] is {type(queues.backend()).__name__}, which has its "
+            "own workers. Use django_tasks_rq.RQBackend, or "
+            "agentic_django.worker.backend.RowBackend, or pass --source database."
+        )
+    return source
 
 
-def _check_options(worker_options: process.WorkerOptions) -> None:
-    """Raise CommandError if the processes could not work."""
+def _check_options(options: WorkerOptions) -> None:
+    """Raise CommandError for options with which the processes could not work."""
     if not hasattr(os, "fork"):
-        raise CommandError("This needs a system with fork(): Linux, macOS or another Unix.")
+        raise CommandError("This command needs fork(): run it on Linux, macOS or another Unix.")
     backend = queues.backend()
-    if backend.queues and worker_options.queue not in backend.queues:
+    if backend.queues and options.queue not in backend.queues:
         known = ", ".join(sorted(backend.queues))
-        raise CommandError(f"Unknown queue {worker_options.queue!r}. Choose one of: {known}.")
-    if worker_options.source != "rq":
+        raise CommandError(f"Unknown queue {options.queue!r}. Choose one of: {known}.")
+    if options.source != "rq":
         return
     missing = [name for name in ("rq", "django_rq", "django_tasks_rq") if not find_spec(name)]
     if missing:
-        raise CommandError(f"Install agentic-django[rq]: {', '.join(missing)} cannot be imported.")
+        raise CommandError(f"Cannot import {', '.join(missing)}. Install agentic-django[rq].")
 
 
 class ChangeDetector:
-    """Detects that the file of an imported module has changed since the process started."""
+    """Notices changes of the imported modules' files. ``log`` shows why changes are ignored."""
 
-    def __init__(self, write: Callable[[str], Any]) -> None:
-        self.write = write
-        self._times = dict(_modification_times())
+    def __init__(self, log: Callable[[str], Any]) -> None:
+        self.log = log
+        self._modified = _modification_times()
 
     def has_changed(self) -> bool:
-        """Whether files have changed since the last call and the project can be imported."""
-        now = dict(_modification_times())
-        changed = [path for path, time in now.items() if self._times.get(path, time) != time]
-        self._times = now
-        return bool(changed) and self._is_importable()
-
-    def _is_importable(self) -> bool:
-        code = "import django; django.setup()"
-        tried = subprocess.run(  # noqa: S603 - our own interpreter
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        """Whether a file has changed since the last call, and the project can be imported."""
+        before, self._modified = self._modified, _modification_times()
+        if all(before.get(path, time) == time for path, time in self._modified.items()):
+            return False
+        imported = subprocess.run(
+            [sys.executable, "-c", "import django; django.setup()"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        if tried.returncode:
-            last = tried.stderr.strip().rpartition("\n")[2]
-            self.write(f"The changed code cannot be imported. Continuing with the old code: {last}")
-        return tried.returncode == 0
+        if imported.returncode:
+            error = imported.stderr.strip().rpartition("\n")[2]
+            self.log(f"Cannot import the changed code. Continuing with the old code: {error}")
+        return imported.returncode == 0
 
 
-def _modification_times() -> list[tuple[Path, float]]:
-    found = []
+def _modification_times() -> dict[Path, float]:
+    times = {}
     for path in autoreload.iter_all_python_module_files():
-        try:
-            found.append((path, path.stat().st_mtime))
-        except OSError:
-            continue
-    return found
+        with suppress(OSError):  # The file was deleted.
+            times[path] = path.stat().st_mtime
+    return times

@@ -1,1 +1,1 @@
-"""What wakes the claim loop of a worker process: PostgreSQL, or a queue of RQ."""
+"""Wake the claim loop of a worker process when a run is enqueued, with or without RQ."""
