@@ -148,7 +148,7 @@ class WorkerMonitor(RepeatingThread):
         self._swept_at = 0.0
 
     def check(self) -> None:
-        """Sweep if it is time, and report if the event loop responds; drain without a supervisor."""
+        """Drain if the supervisor has died; sweep if it is time; report if the loop responds."""
         if os.getppid() != self._supervisor_pid and not self.state.draining.is_set():
             self.write(f"The supervisor of process {os.getpid()} has died.")
             self.state.draining.set()  # A new supervisor may have started processes already.
