@@ -23,6 +23,7 @@ import redis
 from django.db import connections
 from django.test import override_settings
 
+from agentic_django.concurrency import process_state
 from tests.settings import ROOT, TASK_BACKENDS, database, rq_queues
 from tests.support.forkserver import Forked, fork
 
@@ -285,6 +286,7 @@ class Project:
             with override_settings(TASKS=tasks, RQ_QUEUES=queues):
                 yield
         finally:
+            process_state.process.stop()  # Its background threads use the project's database.
             connections["default"].close()
             del connections["default"]
             connections.settings["default"] = previous
