@@ -14,7 +14,7 @@ from agentic_django import permissions
 from agentic_django.engine import approval_requests, approvals
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.permissions import Viewer
-from agentic_django.presentation.outputs import cell, is_record, readable, shortened
+from agentic_django.presentation.outputs import cell, is_record, parsed, readable, shortened
 from agentic_django.presentation.wording import in_words
 from agentic_django.serialization import printable
 
@@ -188,12 +188,5 @@ def form_values(approval: ToolApproval, posted: Mapping[str, str]) -> dict[str, 
         elif text == "" and {"type": "null"} in declared.get("anyOf", ()):
             values[name] = None
         elif text != "" or kind in (None, "string"):  # Else missing; validation may reject that.
-            values[name] = text if kind == "string" or rule.get("enum") else _parsed(text)
+            values[name] = text if kind == "string" or rule.get("enum") else parsed(text)
     return values
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text

@@ -306,14 +306,11 @@ def _text_message(role: str, content: Any) -> Message | None:
     if role not in ("user", "assistant"):
         return None
     text = joined_parts(content)
-    if role == "assistant" and _is_refusal(content):
+    parts = content if isinstance(content, list) else []
+    is_refusal = any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts)
+    if role == "assistant" and is_refusal:
         return Message("refusal", text)
     return Message(role, text) if text else None
-
-
-def _is_refusal(content: Any) -> bool:
-    parts = content if isinstance(content, list) else []
-    return any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts)
 
 
 def _call_of_item(kind: str, item: dict[str, Any]) -> ToolCard:
