@@ -150,7 +150,7 @@ def test_an_entry_without_a_job_is_removed(queue: Queue, deliveries: Deliveries)
 
 
 def test_deliveries_after_many_other_jobs_are_removed_too(queue: Queue, user: User) -> None:
-    deliveries = Deliveries(queue, pending_among, part=3)
+    deliveries = Deliveries(queue, pending_among, part_size=3)
     others = [plain(queue) for _ in range(7)]
     stale = sent(user, 8)
     last = plain(queue)

@@ -2,11 +2,7 @@
 
 A job of RQ that carries a run's id, a delivery, is permission to work. The worker does not dequeue
 deliveries: it claims runs from their table. It uses RQ's public API only, in two threads with one
-connection to Redis each:
-
-- ``agentic-rq-wait`` waits until a job is appended to the queue, and wakes the claim loop.
-- ``agentic-rq-remove`` removes the deliveries of claimed runs. Once a second it also examines a
-  part of the queue for deliveries whose run is not pending.
+connection to Redis each: ``QueueWatcher`` and ``DeliveryRemover``.
 
 Other jobs stay in the queue, for RQ's own workers. Claims do not depend on Redis: while it is
 away, the worker finds runs at the poll interval.
@@ -14,11 +10,8 @@ away, the worker finds runs at the poll interval.
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -30,137 +23,169 @@ from rq.exceptions import DeserializationError
 from rq.suspension import is_suspended
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.engine import transitions
 from agentic_django.signals import logger
 from agentic_django.worker.backend import RunMayBeDue
 
-__all__ = ["Deliveries", "RQNotifications"]
+__all__ = ["Deliveries", "DeliveryRemover", "QueueWatcher", "RQNotifications"]
 
-_TASK = "agentic_django.tasks.execute"
+_TASK_PATH = "agentic_django.tasks.execute"
 
-_KEPT_SECONDS = 1
+_JOB_TTL_SECONDS = 1
 """Redis deletes a job this long after it was removed from the queue."""
 
 _WAIT_SECONDS = 1
 """The longest wait for a job to be appended, and for a claim."""
 
 _SENDER_SECONDS = 0.01
-"""Time for the sender of a run to note in its row that it was sent: the row is locked meanwhile."""
+"""The time in which a sender of a run writes to its row that it was sent; the row is locked."""
 
-_LOOK_SECONDS = 0.03
-"""Time between two looks at a queue that has jobs, for one that was appended."""
+_WATCH_SECONDS = 0.03
+"""The time between two checks of a queue that has jobs, for one that was appended."""
 
 _CLEAN_SECONDS = 1.0
-"""Time between two searches for deliveries whose run is not pending."""
+"""The time between two searches for deliveries whose run is not pending."""
+
+_ERROR_SECONDS = 1.0
+"""The pause after Redis or the database could not be reached."""
+
+_STOP_SECONDS = 5.0
 
 
 class RQNotifications:
     """Wakes the claim loop when a job is appended to a queue of RQ, and keeps the queue clean."""
 
     def __init__(self, name: str) -> None:
-        self.is_suspended = False
+        rq_queue = django_rq.get_queue(name, job_class=Job)
+        self._watcher = QueueWatcher(rq_queue)
+        self._remover = DeliveryRemover(rq_queue)
+
+    @property
+    def is_suspended(self) -> bool:
         """Whether ``rq suspend`` has paused the workers."""
-        self._queue = django_rq.get_queue(name, job_class=Job)
-        self._deliveries = Deliveries(
-            self._queue, partial(event_loop.run_in_records_pool, pending_among)
-        )
-        self._claimed: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
-        self._stopped = threading.Event()
-        self._entry: bytes | str | None = None
-        self._looks = 0
-        self._cleaned_at = 0.0
-        self._threads = [
-            threading.Thread(target=self._repeat, args=(act,), name=act_name, daemon=True)
-            for act_name, act in (
-                ("agentic-rq-wait", self._wait),
-                ("agentic-rq-remove", self._remove),
-            )
-        ]
+        return self._remover.is_suspended
 
     def start(self) -> None:
         """Start to wake the claim loop."""
-        self._attempt(self._see_whether_suspended)
-        for thread in self._threads:
-            thread.start()
+        self._remover.attempt(self._remover.check_suspended)
+        self._watcher.start()
+        self._remover.start()
 
     def claimed(self, task_ids: Sequence[str]) -> None:
-        """Have the deliveries of claimed runs removed from the queue."""
-        self._claimed.put(task_ids)
+        """Let the deliveries of claimed runs be removed from the queue."""
+        self._remover.add(task_ids)
 
     def stop(self) -> None:
-        """Remove the deliveries of all runs that were claimed, and stop."""
-        self._stopped.set()
-        self._claimed.put([])
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(5)
-        self._claimed.put([])
-        self._attempt(self._remove)
+        """Stop to wake the claim loop, and remove the deliveries of all claimed runs."""
+        self._watcher.stop(_STOP_SECONDS)
+        self._remover.stop(_STOP_SECONDS)
+        self._remover.attempt(self._remover.work)
 
-    def _repeat(self, act: Callable[[], None]) -> None:
-        has_worked = True
-        while not self._stopped.is_set():
-            has_worked = self._attempt(act, is_logged=has_worked)
-            if not has_worked:
-                self._stopped.wait(1)
 
-    def _attempt(self, act: Callable[[], None], *, is_logged: bool = True) -> bool:
-        """Return whether an act succeeded; log the first of several failures in a row."""
+class QueueThread(BackgroundThread):
+    """Repeats its work on a queue of RQ until it is stopped, with a pause after an error."""
+
+    def __init__(self, rq_queue: Queue) -> None:
+        super().__init__()
+        self._queue = rq_queue
+        self._has_failed = False
+
+    def work(self) -> None:
+        """Do one round of the work, which waits for something to do."""
+        raise NotImplementedError
+
+    def attempt(self, function: Callable[[], None]) -> bool:
+        """Call a function, and return whether it succeeded. Log the first of successive errors."""
         try:
-            act()
-        except Exception as error:  # noqa: BLE001 - Redis or the database is away; tried again
-            if is_logged:
+            function()
+        except Exception as error:  # noqa: BLE001 - Redis or the database may be back later
+            if not self._has_failed:
                 logger.warning("Cannot use the queue %r of RQ for now: %r", self._queue.name, error)
-            return False
-        return True
+            self._has_failed = True
+        else:
+            self._has_failed = False
+        return not self._has_failed
 
-    def _wait(self) -> None:
+    def _run(self) -> None:
+        while not self._is_stopped:
+            if not self.attempt(self.work):
+                self._pause(_ERROR_SECONDS)
+
+
+class QueueWatcher(QueueThread):
+    """Waits until a job is appended to the queue, and wakes the claim loop."""
+
+    name = "agentic-rq-watch"
+
+    def __init__(self, rq_queue: Queue) -> None:
+        super().__init__(rq_queue)
+        self._last_entry: bytes | str | None = None
+        self._times_seen = 0
+
+    def work(self) -> None:
         """Wait for a job to be appended, and wake the claim loop.
 
         Moving the last entry to where it is blocks while the queue is empty, and changes nothing.
-        If the entry is still there at the next look, the claim loop is woken once more: a claim
+        If the entry is still there at the next check, the claim loop is woken once more: a claim
         skips a run whose row its sender has locked.
         """
         key = self._queue.key
         entry = self._queue.connection.blmove(key, key, _WAIT_SECONDS, "RIGHT", "RIGHT")
-        self._looks = self._looks + 1 if entry == self._entry else 1
-        self._entry = entry
+        self._times_seen = self._times_seen + 1 if entry == self._last_entry else 1
+        self._last_entry = entry
         if entry is None:
             return
-        if self._looks == 1:
-            self._stopped.wait(_SENDER_SECONDS)
-        if self._looks <= 2:
+        if self._times_seen == 1:
+            self._pause(_SENDER_SECONDS)
+        if self._times_seen <= 2:
             process.get(RunMayBeDue).set()
-        self._stopped.wait(_LOOK_SECONDS)
+        self._pause(_WATCH_SECONDS)
 
-    def _remove(self) -> None:
-        task_ids = self._wait_for_claimed()
-        if task_ids:
-            self._deliveries.remove(task_ids)
-        if self._stopped.is_set() or time.monotonic() - self._cleaned_at > _CLEAN_SECONDS:
+
+class DeliveryRemover(QueueThread):
+    """Removes the deliveries of claimed runs, and once a second those of runs not pending."""
+
+    name = "agentic-rq-remove"
+
+    def __init__(self, rq_queue: Queue) -> None:
+        super().__init__(rq_queue)
+        self.is_suspended = False
+        self._deliveries = Deliveries(
+            rq_queue, partial(event_loop.run_in_records_pool, pending_among)
+        )
+        self._claimed: list[str] = []
+        self._cleaned_at = 0.0
+
+    def add(self, task_ids: Sequence[str]) -> None:
+        """Remove these deliveries soon."""
+        with self._condition:
+            self._claimed += task_ids
+            self._condition.notify_all()
+
+    def work(self) -> None:
+        """Remove the deliveries of runs that were claimed; wait for a claim if there are none."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._claimed or self._is_stopped, _WAIT_SECONDS)
+            claimed, self._claimed = self._claimed, []
+        if claimed:
+            self._deliveries.remove(claimed)
+        if self._is_stopped or time.monotonic() - self._cleaned_at > _CLEAN_SECONDS:
             self._cleaned_at = time.monotonic()
-            self._see_whether_suspended()
+            self.check_suspended()
             self._deliveries.clean()
 
-    def _wait_for_claimed(self) -> list[str]:
-        """Return the deliveries of all runs that were claimed since the last call."""
-        task_ids: list[str] = []
-        with suppress(queue.Empty):
-            task_ids += self._claimed.get(timeout=_WAIT_SECONDS)
-            while True:
-                task_ids += self._claimed.get_nowait()
-        return task_ids
-
-    def _see_whether_suspended(self) -> None:
+    def check_suspended(self) -> None:
+        """Read from Redis whether ``rq suspend`` has paused the workers."""
         self.is_suspended = bool(is_suspended(self._queue.connection))
 
 
 class Deliveries:
     """The jobs of a queue that carry runs.
 
-    ``pending_among`` returns those of the given run ids whose runs are pending. ``part`` is the
-    number of entries that are examined at once.
+    ``pending_among`` returns those of the given run ids whose runs are pending. ``part_size`` is
+    the number of entries that are examined at once.
     """
 
     def __init__(
@@ -168,42 +193,43 @@ class Deliveries:
         rq_queue: Queue,
         pending_among: Callable[[Sequence[str]], set[str]],
         *,
-        part: int = 200,
+        part_size: int = 200,
     ) -> None:
         self._queue = rq_queue
         self._pending_among = pending_among
-        self._part = part
+        self._part_size = part_size
         self._offset = 0
 
     def remove(self, job_ids: Sequence[str]) -> None:
         """Remove jobs from the queue, and let Redis delete them.
 
-        A job that is not in the queue is left alone: a stock worker executes it.
+        A job that is not in the queue stays in Redis: a stock worker executes it.
         """
         connection = self._queue.connection
         with connection.pipeline() as pipeline:
             for job_id in job_ids:
                 self._queue.remove(job_id, pipeline=pipeline)
-            counts = pipeline.execute()
+            removed_counts = pipeline.execute()
         with connection.pipeline() as pipeline:
-            for job_id, count in zip(job_ids, counts, strict=True):
+            for job_id, count in zip(job_ids, removed_counts, strict=True):
                 if count:
-                    Job(job_id, connection=connection).cleanup(_KEPT_SECONDS, pipeline=pipeline)
+                    Job(job_id, connection=connection).cleanup(_JOB_TTL_SECONDS, pipeline=pipeline)
             pipeline.execute()
 
     def clean(self) -> None:
-        """Remove jobs whose run is not pending; continue where the last call stopped.
+        """Remove deliveries whose run is not pending; continue where the last call stopped.
 
-        They are left by runs that were claimed before they were sent, sent twice, or cancelled.
+        Such deliveries belong to runs that were cancelled, sent twice, or claimed before they were
+        sent. The call stops at the first part of the queue that has none.
         """
-        while job_ids := self._queue.get_job_ids(self._offset, self._part):
+        while job_ids := self._queue.get_job_ids(self._offset, self._part_size):
             stale = self._stale(job_ids)
             self._offset += len(job_ids) - len(stale)
             if stale:
                 self.remove(stale)
-            if not stale or len(job_ids) < self._part:
+            if not stale or len(job_ids) < self._part_size:
                 break
-        if len(job_ids) < self._part:
+        if len(job_ids) < self._part_size:
             self._offset = 0
 
     def _stale(self, job_ids: Sequence[str]) -> list[str]:
@@ -217,14 +243,14 @@ class Deliveries:
 
 
 def _run_id(job: Any) -> str:
-    """Return the id of the run that a job carries; empty if it carries none."""
+    """Return the id of the run that a job carries; an empty string if it carries none."""
     try:
-        return str(UUID(job.args[0])) if job.func_name == _TASK else ""
+        return str(UUID(job.args[0])) if job.func_name == _TASK_PATH else ""
     except (DeserializationError, IndexError, TypeError, ValueError):
         return ""
 
 
 def pending_among(run_ids: Sequence[str]) -> set[str]:
-    """Return those of the ids whose runs are pending."""
-    found = transitions.run_rows().pending().filter(pk__in=run_ids).values_list("pk", flat=True)
-    return {str(pk) for pk in found}
+    """Return those of the run ids whose runs are pending."""
+    pending = transitions.run_rows().pending().filter(pk__in=run_ids)
+    return {str(pk) for pk in pending.values_list("pk", flat=True)}
