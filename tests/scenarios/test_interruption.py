@@ -1,4 +1,4 @@
-"""An attempt that is killed or paused at any of its commits changes nothing of what comes out."""
+"""A run whose attempt is killed or paused at any commit ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(reports: list[dict[str, Any]]) -> None:
     ],
     ids=" ".join,
 )
-def test_a_kill_at_any_commit_changes_nothing(
+def test_a_run_that_is_killed_at_any_commit_ends_like_an_uninterrupted_one(
     interrupt: Interrupt, agents: tuple[str, ...]
 ) -> None:
     reports = interrupt("kill", *agents)
@@ -39,7 +39,7 @@ def test_a_kill_at_any_commit_changes_nothing(
         assert report["interruptions"] == 2 * report["commits"]
 
 
-def test_a_run_that_is_killed_after_each_thing_it_records_comes_to_its_end(
+def test_a_run_that_is_killed_after_each_record_completes(
     interrupt: Interrupt,
 ) -> None:
     reports = interrupt("always", "everything")
@@ -47,27 +47,27 @@ def test_a_run_that_is_killed_after_each_thing_it_records_comes_to_its_end(
     assert reports[0]["interruptions"] > 8
 
 
-def test_every_process_may_die_behind_each_decision(interrupt: Interrupt) -> None:
+def test_a_run_that_is_killed_after_each_decision_completes(interrupt: Interrupt) -> None:
     check(interrupt("always", "gated", "gated_nested"))
 
 
-def test_a_process_that_is_paused_past_its_lease_changes_nothing_when_it_goes_on(
+def test_a_process_that_was_paused_past_its_lease_changes_nothing(
     interrupt: Interrupt,
 ) -> None:
     check(interrupt("pause", "parallel", "nested"))
 
 
-def test_a_process_that_is_paused_while_a_person_decides_changes_nothing(
+def test_a_process_that_was_paused_during_a_decision_changes_nothing(
     interrupt: Interrupt,
 ) -> None:
     check(interrupt("pause", "gate"))
 
 
-def test_a_call_that_must_not_be_repeated_is_not_whenever_its_process_dies(
+def test_an_at_most_once_call_is_not_repeated_at_whichever_commit_its_process_dies(
     interrupt: Interrupt,
 ) -> None:
     reports = interrupt("once", "paying")
     check(reports)
-    # Behind the commit of the intent, up to before that of the result: whether the call was made
-    # cannot be known.
+    # Two kills fall between the commit of the intent and that of the result. After them nobody
+    # can know whether the call was made.
     assert reports[0]["refused"] == 2

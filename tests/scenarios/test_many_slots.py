@@ -1,4 +1,4 @@
-"""Workers with many slots, on PostgreSQL and Valkey: what they carry, and how they end."""
+"""Workers with many slots execute, finish and release runs, on PostgreSQL and Valkey."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SOURCES = ("rq", "rows")
 
 @pytest.fixture(params=SOURCES)
 def source(request: pytest.FixtureRequest, scenario: Project) -> str:
-    """Where runs are taken from: RQ's queue, or their own table; both in turn."""
+    """Where runs are enqueued: on RQ's queue, or in their table. Each test has both in turn."""
     scenario.tasks = request.param
     return scenario.tasks
 
@@ -65,24 +65,24 @@ def submitted(user: User, key: str, count: int = 1, **more: Any) -> list[AgentRu
     ]
 
 
-def end_of(process: Process, *, seconds: float = 60) -> int:
+def exit_status(process: Process, *, seconds: float = 60) -> int:
     assert process.popen is not None
     return process.popen.wait(seconds)
 
 
-def leave(worker: Process) -> None:
-    """Send both signals, the second once the first has been heard, and not as its echo."""
+def signal_twice(worker: Process) -> None:
+    """Send a second signal after the first was handled, late enough to count as another one."""
     worker.signal(signal.SIGTERM)
     wait_until(lambda: "claims no more runs" in worker.output())
     time.sleep(1)
     worker.signal(signal.SIGTERM)
-    assert end_of(worker) == 0
+    assert exit_status(worker) == 0
 
 
-# Carrying
+# Executing
 
 
-def test_one_process_carries_many_runs_at_once(
+def test_one_process_executes_many_runs_at_once(
     source: str, in_scenario: Project, user: User
 ) -> None:
     submitted(user, "waiting", 30)
@@ -91,7 +91,7 @@ def test_one_process_carries_many_runs_at_once(
         assert AgentRun.objects.values("holder").distinct().count() == 1
 
 
-def test_no_more_runs_are_taken_than_there_are_slots(
+def test_no_more_runs_are_claimed_than_there_are_slots(
     source: str, in_scenario: Project, user: User
 ) -> None:
     submitted(user, "steady", 9)
@@ -116,7 +116,7 @@ def test_a_burst_ends_when_no_run_is_left(source: str, in_scenario: Project, use
     assert list(in_one.values_list("position", flat=True)) == [1, 2, 3, 4]
 
 
-def test_connections_to_the_database_are_bounded(
+def test_the_number_of_database_connections_does_not_depend_on_the_runs(
     source: str, in_scenario: Project, user: User
 ) -> None:
     submitted(user, "waiting", 60)
@@ -147,7 +147,7 @@ def test_a_cancelled_run_ends_in_the_worker(source: str, in_scenario: Project, u
     assert record_of(run).ends == ["run.cancelled"]
 
 
-def test_a_run_that_takes_too_long_is_stopped_and_the_others_go_on(
+def test_a_run_that_exceeds_its_timeout_is_stopped_and_the_others_continue(
     source: str, in_scenario: Project, user: User
 ) -> None:
     in_scenario.extra["AGENTIC_TEST_RUN_SECONDS"] = "4"
@@ -158,7 +158,7 @@ def test_a_run_that_takes_too_long_is_stopped_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("source", ["rows"], indirect=True)  # With RQ the sweep sends them.
-def test_runs_of_which_nobody_notifies_are_found_at_the_poll_interval(
+def test_runs_without_a_notification_are_claimed_at_the_poll_interval(
     source: str, in_scenario: Project, user: User
 ) -> None:
     unsent = partial(AgentRun.objects.create, owner=user, agent_key="plain", input_payload="Hm.")
@@ -175,7 +175,7 @@ def test_runs_of_which_nobody_notifies_are_found_at_the_poll_interval(
         wait_until(lambda: statuses() == {"completed": 3}, timeout=30)
 
 
-def test_a_run_whose_sender_still_writes_its_row_is_claimed_soon(
+def test_a_run_whose_row_is_locked_by_its_sender_is_claimed_soon_after(
     in_scenario: Project, user: User
 ) -> None:
     with in_scenario.worker("--poll-interval=600"):
@@ -191,10 +191,12 @@ def test_a_run_whose_sender_still_writes_its_row_is_claimed_soon(
         wait_until(lambda: statuses() == {"completed": 2}, timeout=20)
 
 
-# What else is on the queue
+# Other jobs on the queue
 
 
-def test_tasks_of_the_sites_own_are_left_to_stock_workers(in_scenario: Project, user: User) -> None:
+def test_other_tasks_of_the_host_stay_in_the_queue_for_stock_workers(
+    in_scenario: Project, user: User
+) -> None:
     queue = django_rq.get_queue("default")
     ids = [test_infrastructure.write_group.enqueue(name).id for name in ("one", "two")]
     with in_scenario.worker():
@@ -206,7 +208,7 @@ def test_tasks_of_the_sites_own_are_left_to_stock_workers(in_scenario: Project, 
     assert queue.count == 0
 
 
-def test_redis_does_not_grow_with_the_runs(in_scenario: Project, user: User) -> None:
+def test_redis_holds_no_job_after_all_runs_have_ended(in_scenario: Project, user: User) -> None:
     with in_scenario.worker("--concurrency=4", "--processes=2"):
         cancelled = submitted(user, "waiting", 2)
         for n in range(4):
@@ -233,7 +235,7 @@ def test_suspended_workers_claim_no_runs(in_scenario: Project, user: User) -> No
         wait_until(lambda: statuses() == {"completed": 3}, timeout=30)
 
 
-def test_stock_workers_and_ours_share_a_queue(in_scenario: Project) -> None:
+def test_stock_workers_and_agentic_django_worker_share_a_queue(in_scenario: Project) -> None:
     with (
         dispatching(in_scenario, "steady", "20"),
         in_scenario.rq_worker(),
@@ -248,27 +250,29 @@ def test_stock_workers_and_ours_share_a_queue(in_scenario: Project) -> None:
 # Ending
 
 
-def test_the_first_signal_lets_runs_end(source: str, in_scenario: Project, user: User) -> None:
+def test_the_first_signal_finishes_running_runs_and_claims_no_more(
+    source: str, in_scenario: Project, user: User
+) -> None:
     running = submitted(user, "steady", 5)
     with in_scenario.worker("--concurrency=5") as worker:
         wait_until(lambda: statuses()["running"] == 5)
         later = submitted(user, "plain", 3)
         worker.signal(signal.SIGTERM)
-        assert end_of(worker) == 0
+        assert exit_status(worker) == 0
     assert {AgentRun.objects.get(pk=run.pk).status for run in running} == {"completed"}
     assert {AgentRun.objects.get(pk=run.pk).status for run in later} == {"pending"}
 
 
-def test_a_second_signal_hands_runs_back(source: str, in_scenario: Project, user: User) -> None:
+def test_a_second_signal_releases_the_runs(source: str, in_scenario: Project, user: User) -> None:
     submitted(user, "waiting", 6)
     with in_scenario.worker() as worker:
         wait_until(lambda: statuses()["running"] == 6)
-        leave(worker)
+        signal_twice(worker)
     assert statuses() == {"pending": 6}
     assert set(AgentRun.objects.values_list("failures", "lease_ends_at")) == {(0, None)}
 
 
-def test_a_dead_process_is_replaced(source: str, in_scenario: Project) -> None:
+def test_a_process_that_dies_is_replaced(source: str, in_scenario: Project) -> None:
     with dispatching(in_scenario, "steady", "12"), in_scenario.worker("--concurrency=6") as worker:
         wait_until(lambda: statuses()["running"] >= 3)
         [child] = worker.children()
@@ -278,7 +282,7 @@ def test_a_dead_process_is_replaced(source: str, in_scenario: Project) -> None:
     check_all()
 
 
-def test_processes_whose_supervisor_is_killed_drain(
+def test_processes_finish_their_runs_and_exit_after_their_supervisor_died(
     source: str, in_scenario: Project, user: User
 ) -> None:
     submitted(user, "steady", 4)
@@ -312,7 +316,7 @@ def test_a_database_that_is_restarted_under_load_loses_no_run(
         check_all()
 
 
-def test_a_queue_that_is_away_holds_up_no_run(
+def test_runs_are_executed_while_redis_is_away(
     own_valkey: servers.Valkey, tmp_path: Path, enter: Callable[[Project], None]
 ) -> None:
     with servers.new_database() as url:
@@ -330,7 +334,7 @@ def test_a_queue_that_is_away_holds_up_no_run(
         check_all()
 
 
-# Health and fresh code
+# Health and changed code
 
 
 def test_the_health_file_is_fresh_while_all_is_well(
@@ -339,13 +343,13 @@ def test_the_health_file_is_fresh_while_all_is_well(
     path = tmp_path / "health"
     with in_scenario.worker(f"--health-file={path}") as worker:
         wait_until(path.exists)
-        told = json.loads(path.read_text())
-        assert told["pid"] == worker.pid
-        assert told["processes"] == [child.pid for child in worker.children()]
+        health = json.loads(path.read_text())
+        assert health["pid"] == worker.pid
+        assert health["processes"] == [child.pid for child in worker.children()]
         first = path.stat().st_mtime
         wait_until(lambda: path.stat().st_mtime > first)
         worker.signal(signal.SIGTERM)
-        assert end_of(worker) == 0
+        assert exit_status(worker) == 0
     assert not path.exists()
 
 
@@ -360,7 +364,9 @@ def editable(project: Project) -> Iterator[Path]:
     yield module
 
 
-def test_changed_code_is_taken_up(in_scenario: Project, user: User, settings: Any) -> None:
+def test_the_worker_restarts_when_code_changes(
+    in_scenario: Project, user: User, settings: Any
+) -> None:
     with editable(in_scenario) as module, in_scenario.worker() as worker:
         submitted(user, "waiting")
         wait_until(lambda: statuses()["running"] == 1)
@@ -372,9 +378,9 @@ def test_changed_code_is_taken_up(in_scenario: Project, user: User, settings: An
         settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.support.agents.agents"
         [new] = submitted(user, "echo")
         wait_until(lambda: AgentRun.objects.get(pk=new.pk).status == "completed")
-    handed_back = AgentRun.objects.get(agent_key="waiting")  # The new code does not know it.
-    assert (handed_back.attempt, handed_back.failures) == (2, 0)
-    assert handed_back.error_code == "unknown_agent"
+    released = AgentRun.objects.get(agent_key="waiting")  # The new code does not know it.
+    assert (released.attempt, released.failures) == (2, 0)
+    assert released.error_code == "unknown_agent"
 
 
 def test_a_wrong_queue_or_backend_is_refused(in_scenario: Project) -> None:
@@ -388,7 +394,7 @@ def test_a_wrong_queue_or_backend_is_refused(in_scenario: Project) -> None:
 # A limit
 
 
-def test_a_full_agent_holds_up_nobody_elses_runs(
+def test_an_agent_at_its_concurrency_limit_does_not_delay_other_agents(
     source: str, in_scenario: Project, user: User
 ) -> None:
     in_scenario.extra["AGENTIC_TEST_LIMIT"] = json.dumps({"*": 8, "waiting": 1})
@@ -397,14 +403,14 @@ def test_a_full_agent_holds_up_nobody_elses_runs(
     with in_scenario.worker("--processes=2"):
         wait_until(lambda: statuses()["completed"] == 12, timeout=60)
         assert AgentRun.objects.filter(agent_key="waiting", status="running").count() == 1
-        held = transitions.run_rows().filter(agent_key="waiting").running().get()
-        cancel_agent_run(held)
+        holder = transitions.run_rows().filter(agent_key="waiting").running().get()
+        cancel_agent_run(holder)
         following = AgentRun.objects.filter(agent_key="waiting", status="running")
         wait_until(lambda: following.exists(), timeout=ALLOWED)
         assert following.count() == 1
 
 
-def test_a_task_sent_twice_is_one_run(in_scenario: Project, user: User) -> None:
+def test_a_run_that_is_enqueued_twice_is_executed_once(in_scenario: Project, user: User) -> None:
     made = submitted(user, "steady", 5)
     for run in made:
         queues.enqueue(str(run.pk), run.agent_key)
@@ -412,10 +418,10 @@ def test_a_task_sent_twice_is_one_run(in_scenario: Project, user: User) -> None:
     check_all(attempts=1)
 
 
-# Waiting for a person
+# Waiting for a decision
 
 
-def test_a_run_that_waits_goes_on_in_another_worker(
+def test_a_waiting_run_resumes_in_another_worker_after_the_decision(
     source: str, in_scenario: Project, user: User
 ) -> None:
     [run] = submitted(user, "gate")
@@ -431,18 +437,18 @@ def test_a_run_that_waits_goes_on_in_another_worker(
 
 
 def calls(run: AgentRun) -> int:
-    """Return how many calls of tools were made."""
+    """Return the number of tool calls that were made."""
     return sum(":tool:" in effect.key for effect in effects.read(str(run.pk)))
 
 
 # SQLite
 
 
-def test_a_site_with_nothing_but_sqlite_has_many_slots_too(sqlite_project: Project) -> None:
+def test_a_site_with_sqlite_only_executes_many_runs_in_one_process(sqlite_project: Project) -> None:
     sqlite_project.tasks = "rows"
     sqlite_project.settings = "tests.scenarios.settings"
     sqlite_project.extra[effects.FILE] = str(sqlite_project.directory / "effects")
-    told = sqlite_project.python(
+    printed = sqlite_project.python(
         "from django.contrib.auth.models import User\n"
         "from agentic_django.services import submit_agent_run\n"
         "user = User.objects.create_user('ada')\n"
@@ -450,7 +456,7 @@ def test_a_site_with_nothing_but_sqlite_has_many_slots_too(sqlite_project: Proje
         "    submit_agent_run(owner=user, agent_key=key, input_payload='Begin.')\n"
         "print('submitted')"
     )
-    assert told.split() == ["submitted"]
+    assert printed.split() == ["submitted"]
     sqlite_project.manage("agentic_django_worker", "--burst", "--concurrency=10")
     statuses = sqlite_project.python(
         "from agentic_django.models import AgentRun\n"

@@ -1,7 +1,7 @@
-"""Stock RQ workers on PostgreSQL and Valkey: whatever dies, every run ends, helped by nobody.
+"""Runs of stock RQ workers end whichever process or server dies, on PostgreSQL and Valkey.
 
-A run may take, after what went wrong, its lease, a sweep and 20 s. Another process dispatches the
-runs and stays, as a web process does.
+After a failure a run may need the time of its lease, a sweep and 20 seconds. Another process
+submits the runs and continues to exist, as a web process does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ALLOWED = LEASE + LEASE / 3 + 20
 
 @contextmanager
 def working(project: Project, workers: int, *submitter: str) -> Iterator[list[Process]]:
-    """Start so many workers, and what dispatches; yields the workers."""
+    """Start workers, and a process that submits runs; yield the workers."""
     with ExitStack() as stack:
         started = [stack.enter_context(project.rq_worker()) for _ in range(workers)]
         if submitter:
@@ -45,7 +45,7 @@ def working(project: Project, workers: int, *submitter: str) -> Iterator[list[Pr
 
 @contextmanager
 def dispatching(project: Project, *arguments: str) -> Iterator[Process]:
-    """Start what dispatches runs and stays; yields once it has dispatched all."""
+    """Start a process that submits runs, and yield it after it has submitted all."""
     process = project.process(
         "-m",
         "tests.scenarios.submitter",
@@ -57,7 +57,7 @@ def dispatching(project: Project, *arguments: str) -> Iterator[Process]:
 
 
 def statuses() -> Counter[str]:
-    """Count the runs by their status; nothing, while the database is away."""
+    """Count the runs by their status; return no counts while the database is away."""
     try:
         return Counter(AgentRun.objects.values_list("status", flat=True))
     except Error:
@@ -66,13 +66,13 @@ def statuses() -> Counter[str]:
 
 
 def all_end(count: int, *, seconds: float = ALLOWED) -> None:
-    """Wait until so many runs have completed, and nothing else is left."""
+    """Wait until this number of runs has completed and there are no others."""
     what = lambda: f"{count} completed runs: {statuses()}"  # noqa: E731
     wait_until(lambda: statuses() == {"completed": count}, timeout=seconds, what=what)
 
 
 def check_all(attempts: int | None = None) -> list[Record]:
-    """Check that all runs came out alike, whatever happened to them, and nothing was repeated."""
+    """Assert that all runs have the same results, and that no call was repeated."""
     records = [record_of(run) for run in AgentRun.objects.order_by("attempt", "created_at")]
     for found in records:
         assert found.problems == []
@@ -87,7 +87,7 @@ def running() -> AgentRun | None:
 
 
 def sent(*keys: str, times: int = 1) -> list[AgentRun]:
-    """Return runs of these agents, which are in the queue (so many times)."""
+    """Return runs of these agents after enqueueing each ``times`` times."""
     user = User.objects.create_user("ada")
     made = [
         AgentRun.objects.create(owner=user, agent_key=key, input_payload="Begin.") for key in keys
@@ -100,7 +100,7 @@ def sent(*keys: str, times: int = 1) -> list[AgentRun]:
 # Killed
 
 
-def test_chaos_changes_nothing(in_scenario: Project) -> None:
+def test_runs_end_alike_while_processes_are_killed_at_random(in_scenario: Project) -> None:
     in_scenario.extra["AGENTIC_TEST_ATTEMPTS"] = "20"
     result = chaos.wreak(in_scenario, seconds=20, seed=7)
     assert result.is_good, "\n".join(result.lines())
@@ -108,7 +108,7 @@ def test_chaos_changes_nothing(in_scenario: Project) -> None:
     assert result.kills.total() > 3, "\n".join(result.lines())
 
 
-def test_a_worker_that_is_asked_to_end_finishes_its_run(in_scenario: Project) -> None:
+def test_a_worker_finishes_its_run_after_sigterm(in_scenario: Project) -> None:
     [run] = sent("steady")
     with working(in_scenario, 1) as [worker]:
         effects.wait_for(str(run.pk), ":tool:")
@@ -117,14 +117,16 @@ def test_a_worker_that_is_asked_to_end_finishes_its_run(in_scenario: Project) ->
     check_all(attempts=1)
 
 
-def test_the_same_task_delivered_twice_is_executed_once(in_scenario: Project) -> None:
+def test_a_run_that_is_delivered_many_times_is_executed_once(in_scenario: Project) -> None:
     sent(*["steady"] * 4, times=3)
     with working(in_scenario, 2):
         all_end(4, seconds=60)
     check_all(attempts=1)
 
 
-def test_an_enqueue_that_is_lost_behind_its_commit_is_made_up_for(in_scenario: Project) -> None:
+def test_a_run_whose_process_died_before_enqueueing_it_is_enqueued_by_a_sweep(
+    in_scenario: Project,
+) -> None:
     dying = in_scenario.process("-m", "tests.scenarios.submitter", "plain", "1", "--die")
     with dying:
         assert dying.popen is not None
@@ -135,9 +137,9 @@ def test_an_enqueue_that_is_lost_behind_its_commit_is_made_up_for(in_scenario: P
     check_all(attempts=1)
 
 
-def test_clocks_ten_minutes_off_change_nothing(in_scenario: Project) -> None:
+def test_clocks_that_are_ten_minutes_off_change_nothing(in_scenario: Project) -> None:
     ahead, behind = {"AGENTIC_TEST_CLOCK": "600"}, {"AGENTIC_TEST_CLOCK": "-600"}
-    with ExitStack() as stack:  # Each worker sweeps behind each of its runs.
+    with ExitStack() as stack:  # Each worker sweeps after each of its runs.
         first, _ = (stack.enter_context(in_scenario.rq_worker(**by)) for by in (ahead, behind))
         stack.enter_context(dispatching(in_scenario, "blocking", "5"))
         wait_until(lambda: statuses()["running"] == 2, timeout=30)
@@ -148,7 +150,7 @@ def test_clocks_ten_minutes_off_change_nothing(in_scenario: Project) -> None:
     runs = AgentRun.objects.all()
     assert Counter(run.attempt for run in runs) == {1: 4, 2: 1}
     took = [(run.finished_at - run.started_at).total_seconds() for run in runs]
-    assert 0 < min(took) <= max(took) < 120  # By one clock, whoever wrote them.
+    assert 0 < min(took) <= max(took) < 120  # The times come from one clock, the database's.
 
 
 # Cancelled
@@ -162,7 +164,7 @@ def test_runs_are_cancelled_from_another_process(in_scenario: Project) -> None:
 
 
 def check_cancelled(run: AgentRun, worker: Process, *, seconds: float) -> None:
-    """Cancel a run in the midst of its tool; its process ends, and changes nothing."""
+    """Cancel a run during its tool call; its process ends and changes nothing."""
     pid = effects.wait_for(str(run.pk), ":tool:", timeout=30).pid
     cancel_agent_run(run)
     before = record_of(run)
@@ -227,7 +229,7 @@ def test_a_database_that_is_restarted_under_load_loses_no_run(
 def enter(
     django_db_blocker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Project], None]]:
-    """Put this process on a project: its ORM, its queue, its file of effects."""
+    """Let this process use a project: its database, its queue, its file of effects."""
     with ExitStack() as stack:
 
         def enter(project: Project) -> None:
@@ -241,24 +243,24 @@ def enter(
 # Paused
 
 
-def test_a_paused_worker_that_goes_on_changes_nothing(in_scenario: Project) -> None:
+def test_a_worker_that_was_paused_past_its_lease_changes_nothing(in_scenario: Project) -> None:
     with working(in_scenario, 2, "blocking", "1") as workers:
         run = AgentRun.objects.get()
         effects.wait_for(str(run.pk), ":tool:", timeout=30)
         [busy] = [worker for worker in workers if worker.children()]
         busy.signal_all(signal.SIGSTOP)
         all_end(1)
-        taken = record_of(run)
+        finished = record_of(run)
         busy.signal_all(signal.SIGCONT)
         wait_until(lambda: not busy.children(), timeout=20)
-        assert record_of(run) == taken
+        assert record_of(run) == finished
         assert run.attempt == 2
         assert not AgentRun.objects.filter(status__in=ACTIVE).exists()
     executed = Counter(effect.attempt for effect in effects.read() if ":tool:" in effect.key)
     assert executed == {1: 1, 2: 1}
 
 
-def test_a_run_that_waits_goes_on_after_all_processes_were_restarted(in_scenario: Project) -> None:
+def test_a_waiting_run_resumes_after_all_processes_were_restarted(in_scenario: Project) -> None:
     with working(in_scenario, 1, "gate", "1"):
         wait_until(lambda: statuses() == {"waiting": 1}, timeout=ALLOWED, what=statuses)
     approval = ToolApproval.objects.open().select_related("run").get()

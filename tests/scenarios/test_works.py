@@ -1,4 +1,4 @@
-"""Pipelines, functions and classes that are killed at any of their commits come out the same."""
+"""Pipelines, functions and classes that are killed at any commit end like uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ pytestmark = [pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "function", "class", "asking"])
-def test_a_kill_at_any_commit_changes_nothing(interrupt: Callable[..., Any], kind: str) -> None:
+def test_work_that_is_killed_at_any_commit_ends_like_uninterrupted_work(
+    interrupt: Callable[..., Any], kind: str
+) -> None:
     [report] = interrupt("kill", f"work_{kind}")
     assert not report["problems"], report
     assert report["commits"] >= 8, report

@@ -1,4 +1,4 @@
-"""A submitted run is executed by each task backend that a host may configure, for real."""
+"""A submitted run is executed with each task backend that a host may configure."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ LIFE = ["run.started", "tool.called", "tool.output", "message", "run.completed"]
 
 
 def report(project: Project) -> dict[str, Any]:
-    """Return how the newest run of a project stands."""
+    """Return the status and the traces of the newest run of a project."""
     row: dict[str, Any] = json.loads(project.python(REPORT))
     return row
 
 
-def assert_carried_out(row: dict[str, Any]) -> None:
+def assert_executed(row: dict[str, Any]) -> None:
     assert row["status"] == "completed", row["error"]
     assert row["output"] == "Done: 1 groups"
     assert [kind for kind in row["types"] if kind in LIFE] == LIFE
@@ -63,9 +63,9 @@ def assert_carried_out(row: dict[str, Any]) -> None:
 
 
 def task() -> Any:
-    """Return the app's task as the settings of this moment make it."""
-    made: Any = tasks.execute
-    return made
+    """Return the task that executes a run. Its type depends on the settings."""
+    found: Any = tasks.execute
+    return found
 
 
 def finished(run: AgentRun) -> bool:
@@ -73,31 +73,33 @@ def finished(run: AgentRun) -> bool:
     return run.is_finished
 
 
-# In processes of their own: a task's class is fixed when it is imported
+# In separate processes: the class of a task is fixed when it is imported
 
 
 @pytest.mark.parametrize("backend", ["immediate", "django_tasks"])
 @pytest.mark.parametrize("agent_key", ["sync_tool", "async_tool"])
-def test_an_immediate_backend_carries_a_run_out_at_once(
+def test_an_immediate_backend_executes_a_run_at_once(
     sqlite_project: Project, backend: str, agent_key: str
 ) -> None:
     sqlite_project.tasks = backend
     assert sqlite_project.python(SUBMIT.format(agent_key=agent_key)) == "completed\n"
-    assert_carried_out(report(sqlite_project))
+    assert_executed(report(sqlite_project))
 
 
-def test_the_thread_pool_carries_a_run_out_beside_the_web_process(
+def test_a_thread_pool_executes_a_run_while_the_submitting_process_continues(
     sqlite_project: Project,
 ) -> None:
     sqlite_project.tasks = "threads"
     wait = "import time\nwhile not run.is_finished:\n time.sleep(0.05)\n run.refresh_from_db()\n"
     written = sqlite_project.python(SUBMIT.format(agent_key="sync_tool") + wait)
     assert written in ("pending\n", "running\n")
-    assert_carried_out(report(sqlite_project))
+    assert_executed(report(sqlite_project))
 
 
 @pytest.mark.parametrize("agent_key", ["sync_tool", "async_tool"])
-def test_the_database_worker_carries_a_run_out(sqlite_project: Project, agent_key: str) -> None:
+def test_a_worker_of_the_database_backend_executes_a_run(
+    sqlite_project: Project, agent_key: str
+) -> None:
     sqlite_project.tasks = "database"
     assert sqlite_project.python(SUBMIT.format(agent_key=agent_key)) == "pending\n"
     with sqlite_project.db_worker() as worker:
@@ -106,27 +108,27 @@ def test_the_database_worker_carries_a_run_out(sqlite_project: Project, agent_ke
             timeout=60,
             what=lambda: worker.output() + str(report(sqlite_project)),
         )
-    assert_carried_out(report(sqlite_project))
+    assert_executed(report(sqlite_project))
 
 
-def test_a_batch_of_the_database_worker_carries_out_all_there_is(sqlite_project: Project) -> None:
+def test_a_batch_of_the_database_worker_executes_all_queued_runs(sqlite_project: Project) -> None:
     sqlite_project.tasks = "database"
     sqlite_project.python(SUBMIT.format(agent_key="sync_tool"))
     sqlite_project.manage("db_worker", "--batch", "--no-startup-delay")
-    assert_carried_out(report(sqlite_project))
+    assert_executed(report(sqlite_project))
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("agent_key", ["sync_tool", "async_tool"])
-def test_a_stock_rq_worker_carries_a_run_out(project: Project, agent_key: str) -> None:
+def test_a_stock_rq_worker_executes_a_run(project: Project, agent_key: str) -> None:
     with project.rq_worker() as worker:
         assert project.python(SUBMIT.format(agent_key=agent_key)) in ("pending\n", "running\n")
         wait_until(lambda: report(project)["status"] == "completed", timeout=60, what=worker.output)
-    assert_carried_out(report(project))
+    assert_executed(report(project))
 
 
 @pytest.mark.postgres
-def test_an_rq_worker_of_a_named_queue_carries_out_what_is_sent_there(project: Project) -> None:
+def test_an_rq_worker_executes_the_runs_of_its_queue_in_order(project: Project) -> None:
     with project.rq_worker("default"):
         row = json.loads(
             project.python(
@@ -147,7 +149,7 @@ def test_an_rq_worker_of_a_named_queue_carries_out_what_is_sent_there(project: P
 
 
 @pytest.mark.parametrize("backend", TASK_BACKENDS)
-def test_a_host_with_queues_of_its_own_can_import_and_is_told_what_to_add(
+def test_a_host_without_the_queue_of_the_app_can_import_it_and_gets_a_check(
     sqlite_project: Project, backend: str
 ) -> None:
     code = (
@@ -165,7 +167,7 @@ def test_a_host_with_queues_of_its_own_can_import_and_is_told_what_to_add(
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("agent_key", ["sync_tool", "async_tool"])
-def test_threads_carry_out_runs_of_this_process(user: User, use_tasks: Any, agent_key: str) -> None:
+def test_threads_execute_runs_of_this_process(user: User, use_tasks: Any, agent_key: str) -> None:
     use_tasks("threads")
     made = [
         submit_agent_run(owner=user, input_payload=f"group {n}", agent_key=agent_key)
@@ -178,7 +180,7 @@ def test_threads_carry_out_runs_of_this_process(user: User, use_tasks: Any, agen
 
 
 @pytest.mark.django_db(transaction=True)
-def test_threads_carry_out_the_runs_of_a_session_in_order(user: User, use_tasks: Any) -> None:
+def test_threads_execute_the_runs_of_a_session_in_order(user: User, use_tasks: Any) -> None:
     use_tasks("threads")
     made = [
         submit_agent_run(owner=user, input_payload=str(n), agent_key="echo", session_key="one")
@@ -203,7 +205,7 @@ def test_an_immediate_run_joins_the_callers_transaction(
 
 
 @pytest.mark.django_db
-def test_a_run_that_a_host_made_itself_is_carried_out(
+def test_a_run_that_the_host_created_and_enqueued_is_executed(
     user: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     run = make_run(user, "pending", session=make_session(user))
@@ -214,7 +216,7 @@ def test_a_run_that_a_host_made_itself_is_carried_out(
 
 
 @pytest.mark.django_db
-def test_a_delivery_twice_carries_a_run_out_once(
+def test_a_run_that_is_delivered_twice_is_executed_once(
     user: User, django_capture_on_commit_callbacks: Any
 ) -> None:
     run = make_run(user, "pending")
@@ -227,7 +229,7 @@ def test_a_delivery_twice_carries_a_run_out_once(
 
 
 @pytest.mark.django_db
-def test_a_delivery_for_a_run_that_was_deleted_is_harmless(user: User) -> None:
+def test_the_delivery_of_a_deleted_run_succeeds_without_effect(user: User) -> None:
     result = task().enqueue("00000000-0000-0000-0000-000000000000")
     assert result.status == "SUCCESSFUL"
 
@@ -239,7 +241,7 @@ def test_the_task_belongs_to_the_backend_that_is_configured(use_tasks: Any, back
     assert type(task().get_backend()).__module__.partition(".")[0] == module
 
 
-def test_the_task_goes_to_the_alias_and_queue_that_are_set(settings: Any) -> None:
+def test_the_task_is_enqueued_on_the_backend_and_queue_of_the_settings(settings: Any) -> None:
     settings.TASKS = {
         "default": TASK_BACKENDS["immediate"],
         "agents": {**TASK_BACKENDS["immediate"], "QUEUES": ["runs", "slow"]},
@@ -261,19 +263,14 @@ def test_the_task_goes_to_the_alias_and_queue_that_are_set(settings: Any) -> Non
         ({"echo": "fast"}, "other", "default"),
     ],
 )
-def test_an_agents_queue_is_its_own_or_that_of_the_rest(
+def test_an_agent_without_a_queue_of_its_own_uses_the_queue_for_all_others(
     settings: Any, queues: dict[str, str], key: str, queue: str
 ) -> None:
     settings.AGENTIC_DJANGO_QUEUES = queues
     assert queues_.queue_for_agent(key) == queue
 
 
-def test_the_module_has_no_other_names_made_up_on_demand() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = tasks.nothing
-
-
 @pytest.mark.django_db
-def test_no_thread_looks_for_lost_runs_where_tasks_execute_at_once() -> None:
+def test_no_sweeper_thread_starts_where_tasks_execute_immediately() -> None:
     recovery.start_sweeper()
     assert not process.get(recovery.Sweeper).is_running

@@ -1,4 +1,4 @@
-"""The deliveries of runs leave RQ's queue as the runs are claimed; all other jobs stay in it."""
+"""The worker removes deliveries of claimed runs from RQ's queue; all other jobs stay in it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.support.rows import make_run, make_session
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-class Stock(SimpleWorker):
-    """A stock worker that performs in this process."""
+class StockWorker(SimpleWorker):
+    """A stock worker that executes jobs in this process."""
 
     death_penalty_class = TimerDeathPenalty
 
@@ -48,7 +48,7 @@ def deliveries(queue: Queue) -> Deliveries:
 
 
 def sent(user: User, count: int = 1, **columns: Any) -> list[AgentRun]:
-    """Make pending runs and send each; their ``task_id`` is that of the delivery."""
+    """Create pending runs and enqueue each. Their ``task_id`` is the id of the delivery."""
     made = [make_run(user, "pending", **columns) for _ in range(count)]
     for run in made:
         send(run)
@@ -64,7 +64,7 @@ def send(run: AgentRun) -> str:
 
 
 def plain(queue: Queue) -> str:
-    """Enqueue a job that RQ carries without the task API."""
+    """Enqueue a job without the task API, and return its id."""
     return Queue(queue.name, connection=queue.connection).enqueue(os.getpid).id
 
 
@@ -79,7 +79,7 @@ def are_deleted(queue: Queue, ids: list[str]) -> bool:
 # Removing
 
 
-def test_a_removed_delivery_leaves_nothing_in_redis(
+def test_a_removed_delivery_is_deleted_from_redis(
     queue: Queue, deliveries: Deliveries, user: User
 ) -> None:
     ids = [run.task_id for run in sent(user, 3)]
@@ -90,7 +90,7 @@ def test_a_removed_delivery_leaves_nothing_in_redis(
     assert queue.connection.ttl(Job.key_for(ids[2])) == -1
 
 
-def test_a_delivery_that_a_stock_worker_executes_is_left_to_it(
+def test_a_delivery_that_a_stock_worker_executes_is_not_deleted(
     queue: Queue, deliveries: Deliveries, user: User
 ) -> None:
     [run] = sent(user)
@@ -99,13 +99,13 @@ def test_a_delivery_that_a_stock_worker_executes_is_left_to_it(
     assert queue.connection.ttl(Job.key_for(run.task_id)) == -1
 
 
-def test_a_stock_worker_passes_over_a_delivery_that_was_removed_and_executes_the_next(
+def test_a_stock_worker_skips_removed_deliveries_and_executes_the_next_job(
     queue: Queue, deliveries: Deliveries, user: User
 ) -> None:
     removed = sent(user, 2)
     deliveries.remove([run.task_id for run in removed])
     result = write_group.enqueue("made by a task")
-    Stock([queue], connection=queue.connection, job_class=Job).work(burst=True)
+    StockWorker([queue], connection=queue.connection, job_class=Job).work(burst=True)
     assert queue.finished_job_registry.get_job_ids() == [result.id]
     assert AgentRun.objects.pending().count() == 2
 
@@ -149,7 +149,9 @@ def test_an_entry_without_a_job_is_removed(queue: Queue, deliveries: Deliveries)
     assert queue.job_ids == [job]
 
 
-def test_deliveries_after_many_other_jobs_are_removed_too(queue: Queue, user: User) -> None:
+def test_deliveries_after_many_other_jobs_are_removed_by_later_calls(
+    queue: Queue, user: User
+) -> None:
     deliveries = Deliveries(queue, pending_among, part_size=3)
     others = [plain(queue) for _ in range(7)]
     stale = sent(user, 8)
@@ -168,14 +170,14 @@ def test_deliveries_after_many_other_jobs_are_removed_too(queue: Queue, user: Us
     assert stale
 
 
-def test_removing_deliveries_sends_no_run_again(
+def test_no_run_is_enqueued_again_because_deliveries_were_removed(
     queue: Queue, deliveries: Deliveries, user: User, settings: Any
 ) -> None:
-    settings.AGENTIC_DJANGO_LEASE_SECONDS = 0.03  # So that all runs were sent long ago.
+    settings.AGENTIC_DJANGO_LEASE_SECONDS = 0.03  # Runs that were sent before are overdue.
     sent(user, 6)
     AgentRun.objects.update(enqueued_at="2020-01-01T00:00Z")
     claimed = claims.claim_due("default", 2)
-    deliveries.remove([run.task_id for run in claimed])
+    deliveries.remove([attempt.run.task_id for attempt in claimed])
     deliveries.clean()
     assert queue.count == 4
     assert list(recovery.unqueued_runs()) == []
@@ -222,7 +224,7 @@ def test_claimed_runs_are_removed_and_the_queue_is_cleaned(
     wait_until(lambda: queue.job_ids == [pending.task_id], timeout=5)
 
 
-def test_what_was_claimed_last_is_removed_at_the_end(
+def test_the_deliveries_of_all_claimed_runs_are_removed_when_the_worker_stops(
     queue: Queue, notifications: RQNotifications, user: User
 ) -> None:
     ids = [run.task_id for run in sent(user, 2)]
@@ -232,7 +234,7 @@ def test_what_was_claimed_last_is_removed_at_the_end(
     assert queue.job_ids == []
 
 
-def test_workers_are_suspended_and_resumed_as_rq_says(
+def test_rq_suspend_and_resume_apply_to_the_worker(
     queue: Queue, notifications: RQNotifications
 ) -> None:
     suspend(queue.connection)
@@ -242,7 +244,7 @@ def test_workers_are_suspended_and_resumed_as_rq_says(
     wait_until(lambda: not notifications.is_suspended, timeout=5)
 
 
-def test_a_redis_that_is_away_is_reached_when_it_is_back(
+def test_notifications_continue_after_redis_has_closed_the_connections(
     queue: Queue, notifications: RQNotifications, user: User
 ) -> None:
     notifications.start()
@@ -258,7 +260,9 @@ def test_a_redis_that_is_away_is_reached_when_it_is_back(
 # Claiming
 
 
-def test_runs_are_claimed_together(user: User, no_queue: None) -> None:
+def test_due_runs_are_claimed_in_one_batch_and_one_run_per_session(
+    user: User, no_queue: None
+) -> None:
     session = make_session(user)
     free = [make_run(user, "pending") for _ in range(3)]
     first, _ = (make_run(user, "pending", session=session) for _ in range(2))
