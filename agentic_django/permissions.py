@@ -1,18 +1,34 @@
-"""The rules for seeing rows, deciding approvals and showing the names of users."""
+"""The rules for seeing rows, using agents, deciding approvals and showing the names of users.
+
+A rule is written here once. Querysets apply ``owned_by`` in their method ``visible_to``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from django.db.models import Q
+
+from agentic_django import registry
 from agentic_django.conf import load, settings
+from agentic_django.exceptions import NotAllowed
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
     from django.http import HttpRequest
 
 
-__all__ = ["Viewer", "is_owner", "may_decide", "name_for_owner", "principal_of"]
+__all__ = [
+    "Viewer",
+    "check_agent_access",
+    "is_owner",
+    "may_decide",
+    "name_for_owner",
+    "owned_by",
+    "principal_of",
+    "usable_agents",
+]
 
 
 def principal_of(user: AbstractBaseUser | AnonymousUser | None) -> str:
@@ -39,6 +55,37 @@ class Viewer:
     def for_request(cls, request: HttpRequest) -> Viewer:
         """Return the viewer for a request's user."""
         return cls.for_user(getattr(request, "user", None))
+
+
+def owned_by(viewer: Viewer, path: str = "") -> Q:
+    """Return the condition that a viewer owns a row.
+
+    ``path`` leads to the row with the owner, for example ``"run__"``. A viewer without a principal
+    owns no row.
+    """
+    if not viewer.principal:
+        return Q(pk__in=())
+    return Q(**{f"{path}principal": viewer.principal, f"{path}tenant": viewer.tenant})
+
+
+def check_agent_access(request: HttpRequest, agent_key: str) -> None:
+    """Raise UnknownAgent, or NotAllowed if ``AGENTIC_DJANGO_AGENT_ACCESS`` returns false."""
+    if agent_key not in registry.keys():  # noqa: SIM118 - not a dict
+        # Suggest only agents that the requester may use: other keys stay secret.
+        raise registry.unknown_agent(agent_key, usable_agents(request))
+    if not _may_use(request, agent_key):
+        raise NotAllowed
+
+
+def usable_agents(request: HttpRequest) -> list[str]:
+    """Return the keys of the agents that the requester may use, the default one first."""
+    usable = [key for key in registry.keys() if _may_use(request, key)]  # noqa: SIM118
+    return sorted(usable, key=lambda key: (key != settings.DEFAULT_AGENT_KEY, key))
+
+
+def _may_use(request: HttpRequest, agent_key: str) -> bool:
+    hook = settings.AGENT_ACCESS
+    return hook is None or bool(load(hook)(request, agent_key))
 
 
 def may_decide(user: Any, approval: Any) -> bool:

@@ -4,7 +4,7 @@ Importing the package registers them. Run them alone with
 ``manage.py check --tag agentic_django``. None of them runs an agent.
 """
 
-from agentic_django.checks import (  # registration is the effect
+from agentic_django.checks import (
     agents,
     approvals,
     database,
@@ -13,7 +13,7 @@ from agentic_django.checks import (  # registration is the effect
     queues,
     settings,
 )
-from agentic_django.checks.messages import TAG
+from agentic_django.checks.reporting import TAG
 
 __all__ = [
     "TAG",

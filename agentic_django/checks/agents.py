@@ -9,7 +9,7 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, register
 
 from agentic_django import registry
-from agentic_django.checks.messages import TAG, error, is_valid, warning
+from agentic_django.checks.reporting import TAG, error, is_valid, warning
 from agentic_django.conf import PREFIX, settings
 from agentic_django.exceptions import BadSetting
 

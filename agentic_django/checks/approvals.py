@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, register
 from django.db import Error
 
 from agentic_django import registry
-from agentic_django.checks.messages import is_valid, warning
+from agentic_django.checks.reporting import is_valid, warning
 from agentic_django.conf import settings
 from agentic_django.engine import approval_requests
 from agentic_django.exceptions import BadSetting

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, register
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 
-from agentic_django.checks.messages import TAG, error, is_valid, warning
+from agentic_django.checks.reporting import TAG, error, is_valid, warning
 from agentic_django.conf import PREFIX, Settings, settings
 
 

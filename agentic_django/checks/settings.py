@@ -10,7 +10,7 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, register
 
 from agentic_django import validation
-from agentic_django.checks.messages import TAG, error, is_valid, warning
+from agentic_django.checks.reporting import TAG, error, is_valid, warning
 from agentic_django.conf import PREFIX, Settings, load, settings
 from agentic_django.exceptions import BadSetting, nearest_name, suggestion
 from agentic_django.openai_agents import runner

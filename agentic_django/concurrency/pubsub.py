@@ -26,8 +26,8 @@ from itertools import batched
 from typing import Any
 
 from agentic_django.concurrency.background_thread import BackgroundThread
-from agentic_django.concurrency.channels import Channel, open_channel, transport
 from agentic_django.concurrency.process_state import process
+from agentic_django.concurrency.pubsub_transports import Channel, open_channel, transport
 from agentic_django.signals import logger
 
 __all__ = ["COALESCE_SECONDS", "Publisher", "Subscriber", "Topic", "publish"]

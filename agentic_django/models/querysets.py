@@ -10,12 +10,12 @@ from django.db.models.functions import Cast, Concat, Now
 
 from agentic_django import serialization
 from agentic_django.models.choices import ACTIVE, FINISHED, Status, Visibility
+from agentic_django.permissions import Viewer, owned_by
 
 if TYPE_CHECKING:
     from agentic_django.models.approvals import ToolApproval  # noqa: F401 - in strings
     from agentic_django.models.runs import AgentRun
     from agentic_django.models.sessions import AgentSession  # noqa: F401 - in strings
-    from agentic_django.permissions import Viewer
 
 __all__ = [
     "FRAGMENT_EVENTS",
@@ -74,9 +74,7 @@ class OwnedQuerySet[M: models.Model](models.QuerySet[M]):
 
     def visible_to(self, viewer: Viewer) -> Self:
         """Return the rows that belong to this viewer. Only their owner sees them."""
-        if not viewer.principal:
-            return self.none()
-        return self.filter(principal=viewer.principal, tenant=viewer.tenant)
+        return self.filter(owned_by(viewer))
 
 
 def usage_sum(name: str) -> models.Sum:
@@ -233,9 +231,7 @@ class ApprovalQuerySet(models.QuerySet["ToolApproval"]):
 
     def visible_to(self, viewer: Viewer) -> Self:
         """Return the requests of the viewer's runs. ``permissions.may_decide`` may allow others."""
-        if not viewer.principal:
-            return self.none()
-        return self.filter(run__principal=viewer.principal, run__tenant=viewer.tenant)
+        return self.filter(owned_by(viewer, "run__"))
 
     def waiting_calls(self) -> Self:
         """Return the tool calls for which runs wait, decided or not."""

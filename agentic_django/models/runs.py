@@ -45,6 +45,7 @@ class AgentRun(RunDisplay, OwnedModel):
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
     usage = models.JSONField(_("usage"), default=dict, blank=True, editable=False)
 
+    # Nothing sets parent, root, idempotency_key and request_hash yet.
     parent = models.ForeignKey(
         "self", on_delete=models.DB_CASCADE, null=True, blank=True, related_name="children"
     )

@@ -16,8 +16,8 @@ from agents.models.interface import Model
 
 from agentic_django.openai_agents.call_scope import current_scope
 from agentic_django.openai_agents.guardrails import name_guardrails
-from agentic_django.openai_agents.models import journaled_model
-from agentic_django.openai_agents.tools import journaled_tool
+from agentic_django.openai_agents.journaled_models import journaled_model
+from agentic_django.openai_agents.journaled_tools import journaled_tool
 
 __all__ = ["hook_agent_classes", "prepare_agent"]
 

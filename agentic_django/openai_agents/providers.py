@@ -15,7 +15,7 @@ from agentic_django.concurrency import event_loop
 from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
 from agentic_django.exceptions import BadSetting
-from agentic_django.openai_agents.models import journaled_model
+from agentic_django.openai_agents.journaled_models import journaled_model
 from agentic_django.openai_agents.sdk_internals import (
     get_default_openai_client,
     get_default_openai_key,

@@ -31,7 +31,7 @@ from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, providers
 from agentic_django.openai_agents.agents import hook_agent_classes, prepare_agent
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
-from agentic_django.openai_agents.models import JournaledProvider, journaled_model
+from agentic_django.openai_agents.journaled_models import JournaledProvider, journaled_model
 from agentic_django.openai_agents.tool_marks import approval_wording, is_editable
 
 __all__ = ["JournalingRunner", "host_options", "install_runner", "run_agent", "sdk_options"]

@@ -8,8 +8,8 @@ from typing import Any
 from agents.tool import CustomTool, FunctionTool
 
 from agentic_django.exceptions import BadSetting
+from agentic_django.openai_agents.journaled_tools import AT_MOST_ONCE, journaled_tool
 from agentic_django.openai_agents.sdk_internals import is_agent_tool
-from agentic_django.openai_agents.tools import AT_MOST_ONCE, journaled_tool
 
 __all__ = ["approval_wording", "asks", "at_most_once", "editable", "is_editable"]
 

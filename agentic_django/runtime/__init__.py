@@ -2,8 +2,8 @@
 
 from agentic_django.engine.events import EventType
 from agentic_django.openai_agents.call_scope import current_step
-from agentic_django.openai_agents.errors import RetryDecision
-from agentic_django.openai_agents.errors import classify as classify_error
+from agentic_django.openai_agents.error_classification import RetryDecision
+from agentic_django.openai_agents.error_classification import classify as classify_error
 from agentic_django.openai_agents.tool_marks import asks, at_most_once, editable
 from agentic_django.runtime.context import AgentRuntime, RunContext, Runtime
 from agentic_django.runtime.messages import Message

@@ -17,7 +17,7 @@ from agentic_django.engine import lifecycle
 from agentic_django.engine.journal import Journal
 from agentic_django.engine.lifecycle import Completion, Failure
 from agentic_django.exceptions import AgentChanged, RunSuspended, StepCancelledError
-from agentic_django.openai_agents.errors import RetryDecision, decide_retry
+from agentic_django.openai_agents.error_classification import RetryDecision, decide_retry
 from agentic_django.serialization import to_jsonable
 from agentic_django.sessions import RunHistory
 

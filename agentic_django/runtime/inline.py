@@ -25,7 +25,7 @@ from agentic_django.exceptions import (
 )
 from agentic_django.models import AgentRun, database
 from agentic_django.models.querysets import RunQuerySet, lease_expired
-from agentic_django.openai_agents.errors import RetryDecision, decide_retry
+from agentic_django.openai_agents.error_classification import RetryDecision, decide_retry
 from agentic_django.runtime import attempt_end
 from agentic_django.runtime.attempt_end import AttemptContext
 from agentic_django.serialization import to_jsonable

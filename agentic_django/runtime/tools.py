@@ -14,7 +14,7 @@ from agents.tool import invoke_function_tool
 from agentic_django.concurrency import event_loop
 from agentic_django.exceptions import BadInput
 from agentic_django.openai_agents.call_scope import current_scope
-from agentic_django.openai_agents.tools import ManualToolContext, journaled_tool
+from agentic_django.openai_agents.journaled_tools import ManualToolContext, journaled_tool
 from agentic_django.serialization import dumps, to_jsonable
 
 __all__ = ["Tool", "ToolRegistry"]

@@ -26,7 +26,7 @@ from agentic_django.exceptions import (
     StepTimeoutError,
 )
 from agentic_django.models import StepCheckpoint
-from agentic_django.openai_agents import errors
+from agentic_django.openai_agents import error_classification
 from agentic_django.openai_agents.call_scope import current_call
 from agentic_django.runtime import RunContext
 from agentic_django.runtime.recorded_steps import call_function, check_step_name, enter_step
@@ -220,7 +220,7 @@ class StepExecutor:
         A result that is not JSON is not retried.
         """
         self.ctx.journal.raise_end()  # An error of the journal is not the step's: no retry.
-        message = errors.user_message(error)
+        message = error_classification.user_message(error)
         if attempt > step.retries or isinstance(error, NotSerializable):
             failed = self._event(EventType.STEP_FAILED, step, attempts=attempt, **message)
             await self.ctx.write([failed])

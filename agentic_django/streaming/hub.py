@@ -27,13 +27,13 @@ from django.utils import timezone
 
 from agentic_django.concurrency import pubsub
 from agentic_django.concurrency.background_thread import BackgroundThread
-from agentic_django.concurrency.channels import transport
 from agentic_django.concurrency.process_state import process
+from agentic_django.concurrency.pubsub_transports import transport
 from agentic_django.engine import fenced_writes
 from agentic_django.signals import logger
 from agentic_django.streaming import changes
 from agentic_django.streaming.changes import EventBatch, RunSnapshot
-from agentic_django.streaming.messages import Feed
+from agentic_django.streaming.sse_messages import Feed
 
 __all__ = ["Subscription", "read_once"]
 

@@ -1,4 +1,4 @@
-"""Checks a request before its view: method, login, size, CSRF token, access to an agent."""
+"""Checks a request before its view: method, login, size and CSRF token."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
-from agentic_django import registry
-from agentic_django.conf import load, settings
-from agentic_django.exceptions import NotAllowed
 from agentic_django.permissions import Viewer
 from agentic_django.views import problems, schemas
 from agentic_django.views.negotiation import Format, Request, format_of, mark_private
 from agentic_django.views.problems import Problem, RequestRefused
 
-__all__ = ["check_agent_access", "endpoint", "usable_agents"]
+__all__ = ["endpoint"]
 
 type View[**P] = Callable[Concatenate[Request, P], HttpResponse]
 
@@ -106,23 +103,3 @@ def _check_csrf(request: HttpRequest) -> None:
         check = _CsrfCheck(view)
         check.process_request(request)
         check.process_view(request, view, (), {})
-
-
-def check_agent_access(request: HttpRequest, agent_key: str) -> None:
-    """Raise UnknownAgent, or NotAllowed if ``AGENTIC_DJANGO_AGENT_ACCESS`` returns false."""
-    if agent_key not in registry.keys():  # noqa: SIM118 - not a dict
-        # Suggest only agents that the requester may use: other keys stay secret.
-        raise registry.unknown_agent(agent_key, usable_agents(request))
-    if not _may_use(request, agent_key):
-        raise NotAllowed
-
-
-def usable_agents(request: HttpRequest) -> list[str]:
-    """Return the keys of the agents that the requester may use, the default one first."""
-    usable = [key for key in registry.keys() if _may_use(request, key)]  # noqa: SIM118
-    return sorted(usable, key=lambda key: (key != settings.DEFAULT_AGENT_KEY, key))
-
-
-def _may_use(request: HttpRequest, agent_key: str) -> bool:
-    hook = settings.AGENT_ACCESS
-    return hook is None or bool(load(hook)(request, agent_key))

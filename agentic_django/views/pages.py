@@ -7,10 +7,11 @@ from typing import Any
 from django.http import HttpResponse
 from django.shortcuts import render
 
+from agentic_django import permissions
 from agentic_django.conf import settings
 from agentic_django.models import AgentRun, AgentSession, ToolApproval, new_session_key
 from agentic_django.presentation.approvals import ApprovalView, as_seen_by
-from agentic_django.views import decorators, lookup
+from agentic_django.views import lookup
 from agentic_django.views.negotiation import Request
 from agentic_django.views.schemas import SessionsQuery
 from agentic_django.views.session_list import SessionList, list_sessions
@@ -64,7 +65,7 @@ def new_session(request: Request, agent_key: str) -> HttpResponse:
         session=None,
         session_key=session_key,
         session_list=list_sessions(lookup.visible_sessions(request), query),
-        agents=decorators.usable_agents(request),
+        agents=permissions.usable_agents(request),
         agent_key=agent_key,
     )
 

@@ -12,10 +12,11 @@ from agentic_django import services, validation
 from agentic_django.conf import settings
 from agentic_django.engine import events
 from agentic_django.models import AgentRun, database
+from agentic_django.permissions import check_agent_access
 from agentic_django.presentation import images
 from agentic_django.steps import submitted
 from agentic_django.views import fragments, lookup, pages, ratelimit, schemas, serializers
-from agentic_django.views.decorators import check_agent_access, endpoint
+from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of, redirect_after_post
 from agentic_django.views.schemas import RunRequest
 

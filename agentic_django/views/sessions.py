@@ -8,9 +8,10 @@ from django.urls import reverse
 from agentic_django import validation
 from agentic_django.engine import session_items, sessions
 from agentic_django.models import AgentSession
+from agentic_django.permissions import check_agent_access
 from agentic_django.presentation import conversation
 from agentic_django.views import fragments, lookup, pages, schemas, serializers
-from agentic_django.views.decorators import check_agent_access, endpoint
+from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Format, Request, format_of, redirect_after_post
 from agentic_django.views.session_list import list_sessions
 

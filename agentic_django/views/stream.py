@@ -23,9 +23,9 @@ from agentic_django.conf import settings
 from agentic_django.engine import recovery
 from agentic_django.exceptions import BadInput
 from agentic_django.models import AgentRun
-from agentic_django.streaming import hub, messages
+from agentic_django.streaming import hub, sse_messages
 from agentic_django.streaming.changes import StreamScope
-from agentic_django.streaming.messages import Cursor, EventFeed, Feed, PageFeed
+from agentic_django.streaming.sse_messages import Cursor, EventFeed, Feed, PageFeed
 from agentic_django.views import lookup, schemas
 from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Request
@@ -105,7 +105,7 @@ def stream(request: Request) -> HttpResponse:
 def _stream_to_page(
     request: Request, last_event_id: str, runs: list[AgentRun], scope: StreamScope | None = None
 ) -> HttpResponse:
-    if scope is None and last_event_id == messages.END and all(run.is_finished for run in runs):
+    if scope is None and last_event_id == sse_messages.END and all(run.is_finished for run in runs):
         return HttpResponse(status=204)
     return _respond(request, PageFeed([run.pk for run in runs], scope))
 
@@ -152,7 +152,7 @@ def _current_state(feed: Feed) -> bytes:
     """Return the messages that exist now, and the pause before the next connection."""
     parts = hub.read_once(feed)
     if isinstance(feed, PageFeed):  # The page polls its fragments.
-        parts += messages.SseMessage("poll", {}).encoded()
+        parts += sse_messages.SseMessage("poll", {}).encoded()
     return _first_part(feed, settings.POLL_SECONDS) + parts
 
 
@@ -169,7 +169,7 @@ async def _open_stream(feed: Feed) -> AsyncIterator[bytes]:
     event_loop.release_request_thread()
     is_page = isinstance(feed, PageFeed)
     quiet_seconds = ALIVE_SECONDS if is_page else KEEP_ALIVE_SECONDS
-    alive = messages.SseMessage("alive", {}).encoded() if is_page else b": keep-alive\n\n"
+    alive = sse_messages.SseMessage("alive", {}).encoded() if is_page else b": keep-alive\n\n"
     # Random durations and pauses, so that not all readers connect again at the same moment.
     end = time.monotonic() + settings.STREAM_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
     yield _first_part(feed, random.uniform(0.5, 2.0)) + alive  # noqa: S311 - not a secret

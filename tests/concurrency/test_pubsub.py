@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from agentic_django.concurrency import channels, pubsub
+from agentic_django.concurrency import pubsub, pubsub_transports
 from agentic_django.concurrency.process_state import process
 from agentic_django.concurrency.pubsub import Topic, publish
 from agentic_django.engine import events, fenced_writes
@@ -66,11 +66,11 @@ def any_transport(request: pytest.FixtureRequest) -> None:
 
 def test_the_transport_depends_on_settings_and_database(settings: Any) -> None:
     vendor = {"postgresql": "postgres"}.get(connection.vendor, "poll")
-    assert channels.transport() == vendor
+    assert pubsub_transports.transport() == vendor
     settings.AGENTIC_DJANGO_REDIS_URL = "redis://127.0.0.1"
-    assert channels.transport() == "redis"
+    assert pubsub_transports.transport() == "redis"
     settings.AGENTIC_DJANGO_WAKEUP = "poll"
-    assert channels.transport() == "poll"
+    assert pubsub_transports.transport() == "poll"
 
 
 @pytest.mark.usefixtures("any_transport")
@@ -146,7 +146,9 @@ def test_a_transport_that_drops_messages_is_not_healthy(
     subscribe: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pubsub, "_SELF_TEST_SECONDS", 0.3)
-    monkeypatch.setattr(channels.RedisChannel, "send", lambda *_: None)  # As a pooler does.
+    monkeypatch.setattr(
+        pubsub_transports.RedisChannel, "send", lambda *_: None
+    )  # As a pooler does.
     with caplog.at_level(logging.WARNING):
         receiver = subscribe()
         wait_until(lambda: "polling" in caplog.text)
@@ -191,4 +193,4 @@ def test_a_transport_that_cannot_work_says_which_setting_is_wrong(
 ) -> None:
     settings.AGENTIC_DJANGO_WAKEUP = wakeup
     with pytest.raises(BadSetting, match=named):
-        channels.open_channel()
+        pubsub_transports.open_channel()

@@ -25,11 +25,13 @@ from pydantic import BaseModel
 
 INTERNALS = "agentic_django.openai_agents.sdk_internals"
 
+JOURNALED_TOOLS = "agentic_django.openai_agents.journaled_tools"
+
 NAMES = {
     "agents.agent:AgentBase.get_all_tools": "agentic_django.openai_agents.agents",
-    "agents.agent_tool_state:get_agent_tool_resume_state": "agentic_django.openai_agents.tools",
-    "agents.agent_tool_state:get_agent_tool_state_scope": "agentic_django.openai_agents.tools",
-    "agents.agent_tool_state:peek_agent_tool_run_result": "agentic_django.openai_agents.tools",
+    "agents.agent_tool_state:get_agent_tool_resume_state": JOURNALED_TOOLS,
+    "agents.agent_tool_state:get_agent_tool_state_scope": JOURNALED_TOOLS,
+    "agents.agent_tool_state:peek_agent_tool_run_result": JOURNALED_TOOLS,
     "agents.items:ItemHelpers._convert_tool_output_as_structured": INTERNALS,
     "agents.models._openai_shared:get_default_openai_client": INTERNALS,
     "agents.models._openai_shared:get_default_openai_key": INTERNALS,
@@ -261,11 +263,11 @@ def test_the_default_runner_also_runs_an_agent_that_is_a_tool() -> None:
 
 @pytest.mark.parametrize("method", ["get_response", "stream_response"])
 def test_a_model_gets_its_arguments_in_the_known_order(method: str) -> None:
-    from agentic_django.openai_agents import models
+    from agentic_django.openai_agents import journaled_models
 
     names = tuple(inspect.signature(getattr(Model, method)).parameters)[1:]
-    known = models.MODEL_ARGUMENTS
+    known = journaled_models.MODEL_ARGUMENTS
     assert names[: len(known)] == known, (
         f"Model.{method}() has other parameters: change "
-        "MODEL_ARGUMENTS in agentic_django.openai_agents.models."
+        "MODEL_ARGUMENTS in agentic_django.openai_agents.journaled_models."
     )

@@ -19,7 +19,7 @@ from agentic_django.engine import events, fenced_writes, lifecycle
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EventType
 from agentic_django.models import AgentDraft, AgentRun, AgentSession, ToolApproval
-from agentic_django.streaming import messages as live
+from agentic_django.streaming import sse_messages
 from agentic_django.views import stream
 from tests.support.processes import Process, Project, wait_until
 from tests.support.rows import make_events, make_run, make_session
@@ -89,7 +89,10 @@ def test_stream_has_the_headers_that_proxies_need(client: Client, run: AgentRun)
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("follower", "words"),
-    [(live.EventFeed, b": keep-alive\n\n"), (live.PageFeed, b"event: alive\ndata: {}\n\n")],
+    [
+        (sse_messages.EventFeed, b": keep-alive\n\n"),
+        (sse_messages.PageFeed, b"event: alive\ndata: {}\n\n"),
+    ],
 )
 def test_quiet_stream_sends_signs_of_life(
     run: AgentRun, monkeypatch: pytest.MonkeyPatch, follower: Any, words: bytes

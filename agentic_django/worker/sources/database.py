@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agentic_django.concurrency.channels import transport
 from agentic_django.concurrency.process_state import process
 from agentic_django.concurrency.pubsub import Subscriber, Topic
+from agentic_django.concurrency.pubsub_transports import transport
 from agentic_django.worker.backend import RunMayBeDue
 
 __all__ = ["DatabaseNotifications"]

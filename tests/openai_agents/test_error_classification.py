@@ -12,7 +12,7 @@ from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError, UserError
 from django.db import IntegrityError, InterfaceError, OperationalError
 
 from agentic_django.exceptions import MESSAGES, NotSerializable, UnknownAgent, UnresolvedIntent
-from agentic_django.openai_agents.errors import RetryDecision, classify, decide_retry
+from agentic_django.openai_agents.error_classification import RetryDecision, classify, decide_retry
 
 REQUEST = httpx2.Request("POST", "http://localhost/v1/responses")
 
