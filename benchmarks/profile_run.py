@@ -21,7 +21,7 @@ from benchmarks import command, site
 _PARTS = {
     "submit": ("services.py", "submit_agent_run"),
     "claim": ("claims.py", "claim_run"),
-    "journal": ("journal.py", "write_entries"),
+    "journal": ("journal_entries.py", "write_entries"),
     "complete": ("lifecycle.py", "complete"),
     "read history": ("session_items.py", "read_items"),
     "statements: in the database": ("utils.py", "_execute"),
@@ -33,7 +33,7 @@ _PARTS = {
     "the SDK's runner": ("run_loop.py", "start_streaming"),
     "deep copies": ("copy.py", "deepcopy"),
 }
-_IDLE = {"select", "get", "serve", "wait", "acquire", "_worker", "_beat", "_run"}
+_IDLE = {"select", "get", "serve", "wait", "acquire", "_worker", "_run"}
 
 
 def main() -> None:

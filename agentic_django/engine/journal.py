@@ -6,56 +6,23 @@ call is never made again; a call that was not recorded may be made again by the 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Self
 
-from django.db import Error, connections
-from django.db.models.functions import Now
+from django.db import Error
 
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import drafts, fenced_writes
+from agentic_django.engine import journal_entries
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
+from agentic_django.engine.journal_entries import STATE_KEY, CallResult, Entry, short_key
 from agentic_django.exceptions import AgentChanged, RunSuspended, StaleAttempt
 from agentic_django.models import StepCheckpoint, ToolApproval, database
-from agentic_django.serialization import printable
+from agentic_django.models.fields import column_text
 
-__all__ = [
-    "CallResult",
-    "Entry",
-    "Journal",
-    "load_journal",
-    "record_intent",
-    "save_entries",
-    "short_key",
-    "total_usage",
-    "write_entries",
-]
-
-STATE_KEY = "state"
-_LONGEST_KEY = 200
-_LONGEST_ACTION = 80
-
-
-@dataclass(slots=True)
-class CallResult:
-    """The result of a call, to be recorded."""
-
-    key: str
-    kind: str
-    name: str
-    value: Any
-    seconds: float
-    usage: dict[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""
-    error: str = ""
-    has_draft: bool = False
-    """Whether a partial message of it was written, to be deleted with the recording."""
+__all__ = ["Journal", "load_journal", "total_usage"]
 
 
 class Journal:
@@ -142,22 +109,22 @@ class Journal:
         Raises StaleAttempt if the attempt has lost the run.
         """
         entry = Entry.of(self.attempt, result, [*self.pop_deferred(), *new_events], replaces)
-        joined = self.attempt.joined_transaction
-        return await self._add(event_loop.write_batched(write_entries, entry, joined=joined))
+        joined, write = self.attempt.joined_transaction, journal_entries.write_entries
+        return await self._add(event_loop.write_batched(write, entry, joined=joined))
 
     async def record_intent(self, key: str, kind: str, name: str) -> StepCheckpoint:
         """Write that a call which must not be repeated is about to be made."""
-        return await self._write(record_intent, self.attempt, key, kind, name)
+        return await self._write(journal_entries.record_intent, self.attempt, key, kind, name)
 
     async def record_repeat(self, intent: StepCheckpoint) -> StepCheckpoint:
         """Write that a call is made again because a person decided so."""
-        return await self._write(record_repeat, self.attempt, intent)
+        return await self._write(journal_entries.record_repeat, self.attempt, intent)
 
     async def save_state(self, state: Any) -> None:
         """Write a state for later attempts; it replaces the one before."""
         row = self._rows.get(STATE_KEY)
         is_new = row is None or row.result != state
-        await self._write(save_state, self.attempt, state, is_new)
+        await self._write(journal_entries.save_state, self.attempt, state, is_new)
 
     def defer(self, event: Event) -> None:
         """Add an event to the attempt's next write."""
@@ -199,9 +166,8 @@ class Journal:
         """Add an approval or question to this attempt, and return the error that parks the run."""
         key = short_key(key)
         run = self.run
-        for name in ("call_id", "tool", "agent", "question"):  # As a text column can hold it.
-            columns[name] = printable(columns.get(name, ""))
-        columns["action"] = printable(columns.get("action", ""))[:_LONGEST_ACTION]
+        for name in ("call_id", "tool", "agent", "question", "action"):
+            columns[name] = column_text(ToolApproval, name, columns.get(name, ""))
         row = ToolApproval(run=run, generation=run.generation, key=key, **columns)
         self.requests.setdefault(key, self._approvals.get(key, row))
         return self.must_end(RunSuspended())
@@ -262,138 +228,3 @@ def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, Any]:
     if not all("cost_usd" in usage for usage in counts):
         total.pop("cost_usd", None)
     return dict(total)
-
-
-def short_key(key: str) -> str:
-    """Return a key that fits its column; a long key ends in a hash."""
-    if len(key) <= _LONGEST_KEY:
-        return key
-    return f"{key[:130]}#{hashlib.sha256(key.encode()).hexdigest()}"
-
-
-@dataclass(slots=True)
-class Entry:
-    """A result as it is written: its row, its events, and the row that it replaces."""
-
-    attempt: Attempt
-    row: StepCheckpoint
-    replaces: StepCheckpoint | None
-    new_events: Sequence[Event]
-    has_draft: bool
-
-    @classmethod
-    def of(
-        cls,
-        attempt: Attempt,
-        result: CallResult,
-        new_events: Sequence[Event] = (),
-        replaces: StepCheckpoint | None = None,
-    ) -> Entry:
-        """Return the entry for a result of an attempt."""
-        row = _row(attempt, result)
-        has_draft = result.has_draft or (attempt.number > 1 and row.kind == row.Kind.MODEL)
-        return cls(attempt, row, replaces, new_events, has_draft)
-
-    @property
-    def run_columns(self) -> dict[str, Any]:
-        """Return the columns of the run that the entry changes."""
-        return _progress_columns(self.replaces is None or self.replaces.is_intent)
-
-
-def write_entries(entries: Sequence[Entry], *, waits: bool = True) -> list[StepCheckpoint]:
-    """Write results with their events in one transaction: all or none.
-
-    Raises StaleAttempt if an attempt has lost its run; see ``fenced_writes.write_changes``.
-    """
-    changes: dict[Attempt, fenced_writes.RunChange] = {}
-    for entry in entries:  # Calls that an attempt made in parallel may end together.
-        change = changes.setdefault(entry.attempt, fenced_writes.RunChange(entry.attempt))
-        change.new_events = [*change.new_events, *entry.new_events]
-        change.columns |= entry.run_columns
-    with fenced_writes.fenced(*changes, waits=waits):
-        fenced_writes.write_changes(list(changes.values()), waits=waits)
-        save_entries(entries)
-        for entry in entries:
-            if entry.has_draft:
-                drafts.delete_draft(entry.row.run, entry.row.key)
-    return [entry.row for entry in entries]
-
-
-def save_entries(entries: Sequence[Entry]) -> None:
-    """Insert new rows and overwrite replaced ones, in the transaction of ``write_entries``.
-
-    It may be called again with the same entries after a rollback.
-    """
-    for entry in entries:
-        entry.row.pk, entry.row._state.adding = entry.replaces.pk if entry.replaces else None, True
-    new = [entry.row for entry in entries if entry.replaces is None]
-    returns_keys = connections[database()].features.can_return_rows_from_bulk_insert
-    if returns_keys:
-        StepCheckpoint.objects.using(database()).bulk_create(new)
-    for entry in entries:
-        if entry.replaces is not None:
-            entry.row.save(using=database(), force_update=True)
-        elif not returns_keys:
-            entry.row.save(using=database(), force_insert=True)
-
-
-def record_intent(attempt: Attempt, key: str, kind: str, name: str) -> StepCheckpoint:
-    """Write that a call which must not be repeated is about to be made."""
-    run = attempt.run
-    row = StepCheckpoint(
-        run=run,
-        generation=run.generation,
-        key=short_key(key),
-        kind=kind,
-        name=name,
-        attempt=attempt.number,
-    )
-    with fenced_writes.fenced(attempt):
-        fenced_writes.update_run(attempt)
-        row.save(using=database(), force_insert=True)
-    return row
-
-
-def record_repeat(attempt: Attempt, intent: StepCheckpoint) -> StepCheckpoint:
-    """Write that this attempt repeats a call whose intent an earlier attempt recorded."""
-    with fenced_writes.fenced(attempt):
-        fenced_writes.update_run(attempt)
-        intent.attempt = attempt.number
-        intent.save(using=database(), update_fields=["attempt"])
-    return intent
-
-
-def save_state(attempt: Attempt, state: Any, is_new: bool) -> StepCheckpoint:
-    """Write a state over the run's earlier one; a new one counts as progress."""
-    run = attempt.run
-    result = CallResult(STATE_KEY, StepCheckpoint.Kind.STATE, "state", state, 0.0)
-    row, rows = _row(attempt, result), StepCheckpoint.objects.using(database())
-    with fenced_writes.fenced(attempt):
-        fenced_writes.update_run(attempt, **_progress_columns(is_new))
-        saved = rows.filter(run=run, generation=run.generation, key=STATE_KEY)
-        if not saved.update(result=state, attempt=attempt.number, finished_at=Now()):
-            row.save(using=database(), force_insert=True)
-    return row
-
-
-def _progress_columns(is_new: bool) -> dict[str, Any]:
-    """Reset the count of failures if something new was recorded: the attempt was not in vain."""
-    return {"failures": 0} if is_new else {}
-
-
-def _row(attempt: Attempt, result: CallResult) -> StepCheckpoint:
-    return StepCheckpoint(
-        run=attempt.run,
-        generation=attempt.run.generation,
-        key=short_key(result.key),
-        kind=result.kind,
-        name=result.name[:255],
-        attempt=attempt.number,
-        fingerprint=result.fingerprint,
-        result=result.value,
-        error=result.error,
-        usage=result.usage,
-        started_at=Now() - timedelta(seconds=result.seconds),
-        finished_at=Now(),
-        duration_seconds=result.seconds,
-    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from agentic_django.engine.journal import short_key
+from agentic_django.engine.journal_entries import short_key
 from agentic_django.models import AgentRun, StepCheckpoint, database
 
 __all__ = ["UNFINISHED", "call_output", "unfinished_items"]

@@ -10,12 +10,18 @@ from django.db import models
 
 from agentic_django import serialization
 
-__all__ = ["JSONTextField", "OwnerKey", "new_id"]
+__all__ = ["JSONTextField", "OwnerKey", "column_text", "new_id"]
 
 
 def new_id() -> uuid.UUID:
     """Return a new primary key: a UUID 7, which sorts by time, from Python 3.14 on."""
     return getattr(uuid, "uuid7", uuid.uuid4)()
+
+
+def column_text(model: type[models.Model], column: str, text: str) -> str:
+    """Return text as a column can hold it: cut to its length, without unstorable characters."""
+    length = getattr(model._meta.get_field(column), "max_length", None)
+    return serialization.printable(text)[:length]
 
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from agents.models.interface import Model, ModelProvider
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import drafts, events
 from agentic_django.engine.events import EventType
-from agentic_django.engine.journal import CallResult, short_key
+from agentic_django.engine.journal_entries import CallResult, short_key
 from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents import conversion, pricing
 from agentic_django.openai_agents.call_scope import CallScope, current_scope

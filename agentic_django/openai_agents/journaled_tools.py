@@ -35,7 +35,7 @@ from agents.tool_context import ToolContext
 
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType
-from agentic_django.engine.journal import CallResult
+from agentic_django.engine.journal_entries import CallResult
 from agentic_django.exceptions import UnresolvedIntent
 from agentic_django.models import StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, sdk_internals

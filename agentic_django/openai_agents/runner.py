@@ -25,7 +25,8 @@ from agentic_django.concurrency import event_loop
 from agentic_django.conf import load, settings
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType
-from agentic_django.engine.journal import CallResult, Journal
+from agentic_django.engine.journal import Journal
+from agentic_django.engine.journal_entries import CallResult
 from agentic_django.exceptions import AgentChanged
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, providers

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from agentic_django.concurrency import event_loop
-from agentic_django.engine.journal import CallResult, Journal
+from agentic_django.engine.journal import Journal
+from agentic_django.engine.journal_entries import CallResult
 from agentic_django.exceptions import BadSetting
 from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents.call_scope import (

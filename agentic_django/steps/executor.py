@@ -15,7 +15,7 @@ from typing import Any
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import events
 from agentic_django.engine.events import Event, EventType
-from agentic_django.engine.journal import CallResult
+from agentic_django.engine.journal_entries import CallResult
 from agentic_django.exceptions import (
     BadSetting,
     NotSerializable,

@@ -17,9 +17,9 @@ from django.db.models.functions import Now
 from agentic_django import signals
 from agentic_django.concurrency import event_loop, executors
 from agentic_django.concurrency.batching import Batcher, WouldBlock
-from agentic_django.engine import claims, drafts, events, journal, lifecycle
+from agentic_django.engine import claims, drafts, events, journal_entries, lifecycle
 from agentic_django.engine.attempt import Attempt
-from agentic_django.engine.journal import CallResult, Entry
+from agentic_django.engine.journal_entries import CallResult, Entry
 from agentic_django.engine.lifecycle import Completion
 from agentic_django.exceptions import StaleAttempt
 from agentic_django.models import (
@@ -156,7 +156,7 @@ def entry(attempt: Attempt, key: str, *texts: str) -> Entry:
 @pytest.mark.usefixtures("no_queue")
 def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> None:
     one, two = hold(2)
-    rows = journal.write_entries([entry(one, "a", "Hm."), entry(two, "b", "Oh.", "I see.")])
+    rows = journal_entries.write_entries([entry(one, "a", "Hm."), entry(two, "b", "Oh.", "I see.")])
     assert [row.run_id for row in rows] == [one.run.pk, two.run.pk]
     assert all(StepCheckpoint.objects.get(pk=row.pk).run_id == row.run_id for row in rows)
     assert numbered(one.run) == ["run.started", "message"]
@@ -169,7 +169,9 @@ def test_results_of_several_runs_are_written_each_with_its_events(hold: Any) -> 
 @pytest.mark.usefixtures("no_queue")
 def test_calls_of_one_run_that_ended_together_are_recorded_together(hold: Any) -> None:
     run, other = hold(2)
-    journal.write_entries([entry(run, "a", "One."), entry(other, "a"), entry(run, "b", "Two.")])
+    journal_entries.write_entries(
+        [entry(run, "a", "One."), entry(other, "a"), entry(run, "b", "Two.")]
+    )
     assert [row.key for row in run.run.checkpoints.order_by("id")] == ["a", "b"]
     texts = run.run.events.filter(event_type="message").order_by("sequence").values_list("payload")
     assert [payload["text"] for (payload,) in texts] == ["One.", "Two."]
@@ -181,11 +183,11 @@ def test_if_one_attempt_is_stale_nothing_of_the_batch_is_written(hold: Any) -> N
     kept, lost = hold(2)
     AgentRun.objects.filter(pk=lost.run.pk).update(attempt=2)
     with pytest.raises(StaleAttempt):
-        journal.write_entries([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
+        journal_entries.write_entries([entry(kept, "a", "Hm."), entry(lost, "a", "Hm.")])
     assert not StepCheckpoint.objects.exists()
     assert AgentEvent.objects.count() == 2
     assert (kept.run.event_count, lost.run.event_count) == (1, 1)
-    journal.write_entries([entry(kept, "a", "Hm.")])
+    journal_entries.write_entries([entry(kept, "a", "Hm.")])
     assert numbered(kept.run) == ["run.started", "message"]
 
 
@@ -195,17 +197,17 @@ def test_entries_that_were_rolled_back_are_written_by_the_next_call(
     hold: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other = hold(2)
-    intent = journal.record_intent(run, "pay", "tool", "pay")
+    intent = journal_entries.record_intent(run, "pay", "tool", "pay")
     paid = Entry.of(run, CallResult("pay", "tool", "pay", "Paid.", 0.5), [], intent)
     told = entry(other, "a", "Hm.")
     told.has_draft = True
     with monkeypatch.context() as broken:
         broken.setattr(drafts, "delete_draft", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            journal.write_entries([paid, told])
+            journal_entries.write_entries([paid, told])
     assert StepCheckpoint.objects.get().is_intent
-    journal.write_entries([paid])
-    journal.write_entries([told])
+    journal_entries.write_entries([paid])
+    journal_entries.write_entries([told])
     assert StepCheckpoint.objects.get(run=run.run).result == "Paid."
     assert StepCheckpoint.objects.get(run=other.run).key == "a"
 
@@ -220,7 +222,7 @@ def test_a_stale_attempt_does_not_write_together_with_the_present_one(
     AgentRun.objects.filter(pk=stale.run.pk).update(attempt=2)
     present = Attempt(AgentRun.objects.get(pk=stale.run.pk))
     with pytest.raises(StaleAttempt):
-        journal.write_entries(
+        journal_entries.write_entries(
             [entry(stale, "a", "Stale."), entry(present, "b", "Present.")][::order]
         )
     assert not StepCheckpoint.objects.exists()
@@ -233,10 +235,10 @@ def test_a_batch_does_not_wait_for_a_thread_that_writes_one_of_its_runs(hold: An
     with ThreadPoolExecutor(1) as pool:
         pool.submit(two.lock.acquire).result(20)
         with pytest.raises(WouldBlock):
-            journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)
+            journal_entries.write_entries([entry(one, "a"), entry(two, "a")], waits=False)
         pool.submit(two.lock.release).result(20)
     assert not StepCheckpoint.objects.exists()
-    assert len(journal.write_entries([entry(one, "a"), entry(two, "a")], waits=False)) == 2
+    assert len(journal_entries.write_entries([entry(one, "a"), entry(two, "a")], waits=False)) == 2
 
 
 @pytest.mark.django_db
@@ -303,7 +305,7 @@ def pools(in_project: Project) -> Iterator[executors.ThreadPools]:
 
 def _await_write(entry: Entry) -> Callable[[], Any]:
     async def work() -> StepCheckpoint:
-        return await event_loop.write_batched(journal.write_entries, entry)
+        return await event_loop.write_batched(journal_entries.write_entries, entry)
 
     return work
 

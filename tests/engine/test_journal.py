@@ -13,9 +13,10 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, OperationalError, connections
 
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import events, fenced_writes, journal
+from agentic_django.engine import events, fenced_writes, journal, journal_entries
 from agentic_django.engine.attempt import Attempt
-from agentic_django.engine.journal import CallResult, Journal
+from agentic_django.engine.journal import Journal
+from agentic_django.engine.journal_entries import CallResult
 from agentic_django.exceptions import StaleAttempt
 from agentic_django.models import AgentRun, StepCheckpoint
 from tests.support.attempts import claim, numbered, record
@@ -70,7 +71,7 @@ def test_a_rollback_restores_the_run_in_memory(
     attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(journal, "save_entries", _away)
+        broken.setattr(journal_entries, "save_entries", _away)
         with pytest.raises(OperationalError):
             record(attempt, result(), told(3))
     assert attempt.run.event_count == 1
@@ -89,7 +90,7 @@ def test_a_recorded_result_resets_the_count_of_failures(attempt: Attempt) -> Non
 
 
 def test_a_result_replaces_its_intent(attempt: Attempt) -> None:
-    intent = journal.record_intent(attempt, "pay", "tool", "pay")
+    intent = journal_entries.record_intent(attempt, "pay", "tool", "pay")
     assert intent.is_intent
     row = record(attempt, result("pay", kind="tool", name="pay"), told(), intent)
     row.refresh_from_db()

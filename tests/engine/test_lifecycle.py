@@ -16,7 +16,7 @@ from django.contrib.auth.models import User
 from django.db import OperationalError
 from django.db.models.functions import Now
 
-from agentic_django.engine import journal, lifecycle, recovery, retries, session_items
+from agentic_django.engine import journal_entries, lifecycle, recovery, retries, session_items
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.lifecycle import Failure
 from agentic_django.engine.unfinished_turns import UNFINISHED
@@ -406,7 +406,7 @@ def test_a_call_whose_recording_failed_is_made_again_by_the_next_attempt(
     looks: list[int] = []
     looked = tool("look", looking(looks))
     scripted("default", call_tool("look"), call_tool("look"), "Done.", tools=[looked])
-    fail_once(monkeypatch, journal, "save_entries")
+    fail_once(monkeypatch, journal_entries, "save_entries")
     run = finish(make())
     assert run.final_output == "Done."
     assert run.attempt == 2

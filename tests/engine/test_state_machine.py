@@ -16,17 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from agentic_django.engine import (
-    claims,
-    events,
-    fenced_writes,
-    lifecycle,
-    recovery,
-    transitions,
-)
+from agentic_django.engine import claims, events, fenced_writes, lifecycle, recovery, transitions
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EventType
-from agentic_django.engine.journal import CallResult
+from agentic_django.engine.journal_entries import CallResult
 from agentic_django.engine.lifecycle import Completion, Failure
 from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, AgentSession

@@ -34,7 +34,7 @@ from openai.types.responses import (
 )
 from pydantic import BaseModel
 
-from agentic_django.engine import journal
+from agentic_django.engine import journal_entries
 from agentic_django.models import AgentRun
 from agentic_django.openai_agents import conversion
 from agentic_django.openai_agents.call_scope import current_scope, current_step
@@ -343,7 +343,7 @@ def test_a_response_is_recorded_before_its_last_event_is_yielded(
     openai_server: OpenAIServer, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    write, stream = journal.write_entries, agents.Runner.run_streamed
+    write, stream = journal_entries.write_entries, agents.Runner.run_streamed
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         order.append("recorded")
@@ -362,7 +362,7 @@ def test_a_response_is_recorded_before_its_last_event_is_yielded(
         result.stream_events = stream_events  # type: ignore[method-assign]
         return result
 
-    monkeypatch.setattr(journal, "write_entries", noted)
+    monkeypatch.setattr(journal_entries, "write_entries", noted)
     monkeypatch.setattr(agents.Runner, "run_streamed", watched)
     openai_server.enqueue("Done.")
     carry("http")

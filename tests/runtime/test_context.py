@@ -16,8 +16,8 @@ from django.db import OperationalError
 from django.test import Client
 
 from agentic_django import registry
-from agentic_django.engine import events, journal, lifecycle
-from agentic_django.engine.journal import Entry
+from agentic_django.engine import events, journal_entries, lifecycle
+from agentic_django.engine.journal_entries import Entry
 from agentic_django.exceptions import BadInput, NotSerializable
 from agentic_django.models import AgentRun
 from agentic_django.runtime import AgentRuntime, RunContext, RunResult, Runtime
@@ -710,7 +710,7 @@ def test_a_failed_run_leaves_the_messages_of_its_agent_in_the_conversation(
 def test_a_write_that_failed_ends_the_attempt_even_if_the_host_swallows_it(
     register: Register, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = journal.save_entries
+    save = journal_entries.save_entries
     failures = [OperationalError("The database is away.")]
 
     def fail_once(entries: Sequence[Entry]) -> None:
@@ -724,7 +724,7 @@ def test_a_write_that_failed_ends_the_attempt_even_if_the_host_swallows_it(
         except Exception as error:
             raise ValueError("Something else.") from error
 
-    monkeypatch.setattr(journal, "save_entries", fail_once)
+    monkeypatch.setattr(journal_entries, "save_entries", fail_once)
     register(run)
     run_ = carry("work")
     assert (run_.status, run_.attempt) == ("completed", 2)

@@ -18,16 +18,10 @@ from django.db import OperationalError, connections
 from django.db.models.functions import Now
 from django.test import Client
 
-from agentic_django.engine import claims, heartbeat, journal, lifecycle, recovery
+from agentic_django.engine import claims, heartbeat, journal_entries, lifecycle, recovery
 from agentic_django.engine.attempt import Attempt
-from agentic_django.engine.journal import Entry
-from agentic_django.exceptions import (
-    AgentChanged,
-    BadInput,
-    Conflict,
-    NotSerializable,
-    RunWaiting,
-)
+from agentic_django.engine.journal_entries import Entry
+from agentic_django.exceptions import AgentChanged, BadInput, Conflict, NotSerializable, RunWaiting
 from agentic_django.models import AgentRun, AgentSession, ToolApproval
 from agentic_django.runtime import RunContext, RunResult, ToolRegistry, inline
 from agentic_django.services import (
@@ -312,7 +306,7 @@ def test_a_write_that_failed_fails_the_run_even_if_the_host_swallows_it(
             except Exception:  # noqa: BLE001 - as careless code does
                 ctx.result = "It went well."
 
-    monkeypatch.setattr(journal, "save_entries", fail)
+    monkeypatch.setattr(journal_entries, "save_entries", fail)
     with pytest.raises(OperationalError):
         performed(main)
     assert AgentRun.objects.get().status == "failed"

@@ -13,9 +13,9 @@ from django.db import Error
 from django.utils.translation import gettext_lazy
 
 from agentic_django import registry, signals
-from agentic_django.engine import fenced_writes, heartbeat, journal
+from agentic_django.engine import fenced_writes, heartbeat, journal_entries
 from agentic_django.engine.events import EVENT_KINDS, EventType
-from agentic_django.engine.journal import Entry
+from agentic_django.engine.journal_entries import Entry
 from agentic_django.exceptions import AgenticError, BadSetting, UserError
 from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext
@@ -198,14 +198,14 @@ def test_the_description_of_a_step_is_shown_as_the_activity_of_the_run(
 def test_result_state_and_events_of_a_step_are_written_together_or_not_at_all(
     register: Register, carry: Carry, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = journal.save_entries
+    save = journal_entries.save_entries
 
     def fail_once(entries: Sequence[Entry]) -> None:
         save(entries)
         if entries[0].row.name == "b" and calls.count("b") == 1:
             raise Error("The disk is full.")
 
-    monkeypatch.setattr(journal, "save_entries", fail_once)
+    monkeypatch.setattr(journal_entries, "save_entries", fail_once)
     register(Pipeline([does(calls, "a"), does(calls, "b")]))
     run = carry("work")
     assert run.status == "failed"

@@ -14,10 +14,10 @@ from django.db.models.functions import Now
 
 from agentic_django.concurrency import event_loop, executors
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import claims, journal, recovery
+from agentic_django.engine import claims, journal_entries, recovery
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
-from agentic_django.engine.journal import CallResult, Entry
+from agentic_django.engine.journal_entries import CallResult, Entry
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.worker import executor
 
@@ -68,7 +68,7 @@ def record(
     replaces: StepCheckpoint | None = None,
 ) -> StepCheckpoint:
     """Record one result, as an attempt does."""
-    return journal.write_entries([Entry.of(attempt, result, new_events, replaces)])[0]
+    return journal_entries.write_entries([Entry.of(attempt, result, new_events, replaces)])[0]
 
 
 def lose(run: AgentRun) -> AgentRun:

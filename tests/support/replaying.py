@@ -19,7 +19,8 @@ from unittest.mock import patch
 
 from agentic_django.engine import journal
 from agentic_django.engine.attempt import Attempt
-from agentic_django.engine.journal import Journal, short_key
+from agentic_django.engine.journal import Journal
+from agentic_django.engine.journal_entries import short_key
 from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents.call_scope import current_call
 from agentic_django.worker import executor
