@@ -20,6 +20,8 @@ __all__ = ["PREFIX", "CleanupPolicy", "Rate", "load", "settings"]
 
 PREFIX = "AGENTIC_DJANGO_"
 _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BRANCH = re.compile(r"str|int|callable|.*\[.*|.*\(.*")
+"""Pydantic's names for the branches of a union, which do not help a reader."""
 
 
 class Rate(BaseModel):
@@ -54,11 +56,6 @@ class CleanupPolicy(BaseModel):
     batch_size: Annotated[int, Gt(0)] = 500
 
 
-def _valid_rate(text: str) -> str:
-    Rate.parse(text)
-    return text
-
-
 type Hook = str | Callable[..., Any]
 type Seconds = Annotated[float, Gt(0), Le(86_400 * 365)]
 type PositiveInt = Annotated[int, Gt(0)]
@@ -85,18 +82,14 @@ class Option[T]:
             # Strict, because the app uses the value itself, not one that pydantic converted.
             TypeAdapter(self.kind).validate_python(self.__get__(None, Option), strict=True)
         except ValidationError as error:
-            return "; ".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))
+            sentences = []
+            for detail in error.errors():
+                names = [str(part) for part in detail["loc"]]
+                where = ".".join(name for name in names if not _BRANCH.fullmatch(name))
+                message = detail["msg"].removeprefix("Value error, ")
+                sentences.append(f"{where}: {message}" if where else message)
+            return "; ".join(dict.fromkeys(sentences))
         return None
-
-
-_BRANCH = re.compile(r"str|int|callable|.*\[.*|.*\(.*")
-"""Pydantic's names for the branches of a union, which do not help a reader."""
-
-
-def _sentence(detail: Any) -> str:
-    where = ".".join(str(part) for part in detail["loc"] if not _BRANCH.fullmatch(str(part)))
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
 
 
 class Settings:
@@ -145,7 +138,7 @@ class Settings:
     SHOW_DEBUG_EVENTS = Option[bool](bool, False, "True or False.")
     ENABLE_EVENTS = Option[bool](bool, True, "True or False.")
     RATE_LIMIT = Option[str | None](
-        Annotated[str, AfterValidator(_valid_rate)] | None,
+        Annotated[str, AfterValidator(Rate.parse)] | None,
         "20/m",
         "A rate such as '20/m', or None.",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.signals import setting_changed
+from django.dispatch import receiver
 from django.utils.translation import gettext as _
 
 from agentic_django.conf import PREFIX, load, settings
@@ -76,20 +77,14 @@ def _all() -> dict[str, Factory]:
 
 
 def _load() -> dict[str, Factory]:
+    setting = settings.AGENT_REGISTRY or ()
     loaded: dict[str, Factory] = {}
-    for path in _paths():
+    for path in [setting] if isinstance(setting, str) else setting:
         for key, factory in _entries(path).items():
             if key in loaded:
                 _registry.loaded_again.add(key)
             loaded.setdefault(key, factory)
     return loaded
-
-
-def _paths() -> list[str]:
-    setting = settings.AGENT_REGISTRY
-    if not setting:
-        return []
-    return [setting] if isinstance(setting, str) else list(setting)
 
 
 def _entries(path: str) -> Mapping[str, Factory]:
@@ -102,10 +97,8 @@ def _entries(path: str) -> Mapping[str, Factory]:
     return entries
 
 
+@receiver(setting_changed, dispatch_uid="agentic_django.registry")
 def _reload(*, setting: str, **_: Any) -> None:
     if setting == f"{PREFIX}AGENT_REGISTRY":
         _registry.loaded = None
         _registry.loaded_again.clear()
-
-
-setting_changed.connect(_reload, dispatch_uid="agentic_django.registry")

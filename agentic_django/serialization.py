@@ -67,39 +67,60 @@ def to_jsonable(value: Any, path: str = "value", depth: int = 0) -> Any:
         raise NotSerializable(f"{path:.60}… is nested more than {_MAX_DEPTH} levels deep.")
     if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
         return value
-    if isinstance(value, int) and not isinstance(value, Enum):
-        return _check_size(value, path)
-    if isinstance(value, float):
-        return _check_finite(value, path)
-    if isinstance(value, BaseModel):
-        return _model(value, path, depth)
+    if isinstance(value, int | float) and not isinstance(value, Enum):
+        return _checked_number(value, path)
     if isinstance(value, Mapping):
-        return {_key(k, path): to_jsonable(v, f"{path}.{k}", depth + 1) for k, v in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise NotSerializable(
+                    f"{path} has the key {key!r}; keys of JSON objects are strings."
+                )
+        return {key: to_jsonable(v, f"{path}.{key}", depth + 1) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_jsonable(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
     return _special(value, path, depth)
 
 
-def _check_size(value: int, path: str) -> int:
-    if -_MAX_NUMBER < value < _MAX_NUMBER:
-        return value
-    raise NotSerializable(f"{path} is a number of more than 4,000 digits. Return it as text.")
+def _checked_number(value: float, path: str) -> float:
+    if isinstance(value, int):
+        if not -_MAX_NUMBER < value < _MAX_NUMBER:
+            text = f"{path} is a number of more than 4,000 digits. Return it as text."
+            raise NotSerializable(text)
+    elif not math.isfinite(value):
+        raise NotSerializable(f"{path} is {value}, which is not a number in JSON. Use null.")
+    return value
 
 
-def _model(value: BaseModel, path: str, depth: int) -> Any:
-    try:
-        data = value.model_dump(mode="json")
-    except ValueError as error:  # An unknown type in the model, or bytes that are not text.
-        kind = type(value).__name__
-        raise NotSerializable(f"{path}, of type {kind}, is not JSON: {error}") from error
-    return to_jsonable(data, path, depth)
+def _special(value: Any, path: str, depth: int) -> Any:
+    """Convert models, dataclasses, enum members and other types that have a form in JSON."""
+    kind = type(value).__name__
+    if isinstance(value, BaseModel):
+        try:
+            data = value.model_dump(mode="json")
+        except ValueError as error:  # An unknown type in the model, or bytes that are not text.
+            raise NotSerializable(f"{path}, of type {kind}, is not JSON: {error}") from error
+        return to_jsonable(data, path, depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return to_jsonable(fields, path, depth)
+    if isinstance(value, Enum):
+        return to_jsonable(value.value, path, depth)
+    if isinstance(value, Promise):
+        return str(value)
+    if isinstance(value, _SCALARS):
+        return _ANY.dump_python(value, mode="json")
+    raise NotSerializable(
+        f"{path} is of type {kind}, which JSON cannot hold without loss. "
+        "Return text, numbers, lists, dicts, a dataclass or a pydantic model."
+    )
 
 
 def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the SDK's items as messages in the chat format, which most frameworks read.
 
     ``role`` is user, assistant, system or tool. Calls are in ``tool_calls`` of an assistant's
-    message; their outputs are messages with the role tool. Reasoning and other items are left out.
+    message; their outputs are messages with the role tool. Content that consists of text only
+    becomes a string. Reasoning and other items are left out.
     """
     messages: list[dict[str, Any]] = []
     for item in items:
@@ -120,7 +141,10 @@ def to_messages(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 text = output if isinstance(output, str) else dumps(output)
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
             case {"role": role, "content": content}:
-                messages.append({"role": role, "content": _plain(content)})
+                if isinstance(content, list):
+                    plain = text_of(content)
+                    content = [_part(part) for part in content] if plain is None else plain
+                messages.append({"role": role, "content": content})
     return messages
 
 
@@ -130,14 +154,6 @@ def _tool_calls(messages: list[dict[str, Any]]) -> list[Any]:
         messages.append({"role": "assistant", "content": None})
     calls: list[Any] = messages[-1].setdefault("tool_calls", [])
     return calls
-
-
-def _plain(content: Any) -> Any:
-    """Return content as text if it has only text, otherwise as parts of the chat format."""
-    if not isinstance(content, list):
-        return content
-    text = text_of(content)
-    return [_part(part) for part in content] if text is None else text
 
 
 def text_of(parts: Iterable[Any]) -> str | None:
@@ -179,35 +195,6 @@ def from_part(part: Any) -> Any:
 
 def _without_none(values: Mapping[Any, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for name in names if values.get(name) is not None}
-
-
-def _special(value: Any, path: str, depth: int) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return to_jsonable(fields, path, depth)
-    if isinstance(value, Enum):
-        return to_jsonable(value.value, path, depth)
-    if isinstance(value, Promise):
-        return str(value)
-    if isinstance(value, _SCALARS):
-        return _ANY.dump_python(value, mode="json")
-    kind = type(value).__name__
-    raise NotSerializable(
-        f"{path} is of type {kind}, which JSON cannot hold without loss. "
-        "Return text, numbers, lists, dicts, a dataclass or a pydantic model."
-    )
-
-
-def _check_finite(value: float, path: str) -> float:
-    if math.isfinite(value):
-        return value
-    raise NotSerializable(f"{path} is {value}, which is not a number in JSON. Use null.")
-
-
-def _key(key: Any, path: str) -> str:
-    if isinstance(key, str):
-        return key
-    raise NotSerializable(f"{path} has the key {key!r}; keys of JSON objects are strings.")
 
 
 def printable(text: str) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.dispatch import Signal
+from django.dispatch import Signal, receiver
 
 __all__ = [
     "agent_approval_requested",
@@ -51,28 +51,26 @@ def announce(signal: Signal, sender: type, **kwargs: Any) -> None:
     except SystemExit as error:  # The change is committed, so the process must not end here.
         logger.error("A receiver called exit()", exc_info=error)
         return
-    for receiver, outcome in outcomes:
+    for called, outcome in outcomes:
         if isinstance(outcome, Exception):
-            logger.error("Receiver %r raised %r", receiver, outcome, exc_info=outcome)
+            logger.error("Receiver %r raised %r", called, outcome, exc_info=outcome)
 
 
+@receiver(agent_run_started, dispatch_uid="agentic_django.log")
 def _log_started(run: Any, **_: Any) -> None:
     logger.info("Run %s started, attempt %s", run.pk, run.attempt)
 
 
+@receiver(agent_run_completed, dispatch_uid="agentic_django.log")
 def _log_completed(run: Any, **_: Any) -> None:
     logger.info("Run %s completed", run.pk)
 
 
+@receiver(agent_run_failed, dispatch_uid="agentic_django.log")
 def _log_failed(run: Any, error: BaseException | None = None, **_: Any) -> None:
     logger.warning("Run %s ended as %s: %s", run.pk, run.status, run.error_code, exc_info=error)
 
 
+@receiver(agent_run_cancelled, dispatch_uid="agentic_django.log")
 def _log_cancelled(run: Any, **_: Any) -> None:
     logger.info("Run %s cancelled", run.pk)
-
-
-agent_run_started.connect(_log_started, dispatch_uid="agentic_django.log")
-agent_run_completed.connect(_log_completed, dispatch_uid="agentic_django.log")
-agent_run_failed.connect(_log_failed, dispatch_uid="agentic_django.log")
-agent_run_cancelled.connect(_log_cancelled, dispatch_uid="agentic_django.log")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -107,23 +107,16 @@ def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -
     try:
         return model.model_validate(data, strict=strict)
     except ValidationError as error:
-        raise BadInput(errors=_errors(model, error)) from None
-
-
-def _errors(model: type[BaseModel], error: ValidationError) -> dict[str, str]:
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return {_path(d["loc"]): _sentence(model, d["type"], d["msg"], d["loc"]) for d in details}
-
-
-def _path(loc: Iterable[Any]) -> str:
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return "".join(parts).lstrip(".") or "(body)"
-
-
-def _sentence(model: type[BaseModel], kind: str, message: str, loc: tuple[Any, ...]) -> str:
-    if kind == "extra_forbidden":
-        return " ".join([_("Unknown field."), suggestion(str(loc[-1]), model.model_fields)])
-    return message.removeprefix("Value error, ").removesuffix(".") + "."
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = {}
+    for detail in details:
+        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
+        path = "".join(parts).lstrip(".") or "(body)"
+        errors[path] = detail["msg"].removeprefix("Value error, ").removesuffix(".") + "."
+        if detail["type"] == "extra_forbidden":
+            similar = suggestion(str(detail["loc"][-1]), model.model_fields)
+            errors[path] = " ".join([_("Unknown field."), similar])
+    raise BadInput(errors=errors)
 
 
 # Run options
@@ -164,21 +157,14 @@ def check_client_options(config: Mapping[str, Any]) -> None:
     the host's own value. ``validated_run_options`` checks the types.
     """
     names = settings.CLIENT_RUN_OPTIONS
-    refused = {f"config.{name}": _allowed(names) for name in config if name not in names}
+    most: int | None = settings.DEFAULT_RUN_OPTIONS.get("max_turns", SDK_MAX_TURNS)
+    refused = [name for name in config if name not in names]
     if refused:
-        raise BadInput(errors=refused)
-    most, turns = _max_turns(), config.get("max_turns", 1)
+        limit = _("max_turns (1 to %(most)s)") % {"most": most or _("any number")}
+        known = ", ".join(limit if name == "max_turns" else name for name in names)
+        text = _("Not allowed. Allowed: %(names)s.") % {"names": known or _("none")}
+        raise BadInput(errors={f"config.{name}": text for name in refused})
+    turns = config.get("max_turns", 1)
     if most is not None and (turns is None or (isinstance(turns, int) and turns > most)):
         text = _("Enter a number from 1 to %(most)s.") % {"most": most}
         raise BadInput(errors={"config.max_turns": text})
-
-
-def _max_turns() -> int | None:
-    most: int | None = settings.DEFAULT_RUN_OPTIONS.get("max_turns", SDK_MAX_TURNS)
-    return most
-
-
-def _allowed(names: Iterable[str]) -> str:
-    most = _("max_turns (1 to %(most)s)") % {"most": _max_turns() or _("any number")}
-    known = ", ".join(most if name == "max_turns" else name for name in names)
-    return _("Not allowed. Allowed: %(names)s.") % {"names": known or _("none")}

@@ -103,13 +103,14 @@ def operations(*, days: int = 1, agent: str = "", sort: str = "-runs") -> Figure
     since = timezone.now() - timedelta(days=days)
     ended = rows.filter(finished_at__gte=since)
     waiting = rows.due().aggregate(n=Count("*"), oldest=Min("available_at"))
+    oldest = waiting["oldest"]
     finished = _finished(ended, days)
     tokens, costs = _by_day(ended, "total_tokens", days), _by_day(ended, "cost_usd", days)
     return Figures(
         days=days,
         agent=agent,
         states=_states(rows, since),
-        queue_age=_age(waiting["oldest"]),
+        queue_age=max((timezone.now() - oldest).total_seconds(), 0.0) if oldest else None,
         queue_length=waiting["n"],
         lost=rows.orphaned().count(),
         per_hour=sum(bar.value for bar in finished) / (days * 24),
@@ -128,10 +129,6 @@ def agent_keys() -> list[str]:
     """Return the keys of the agents that have runs, sorted."""
     keys = AgentRun.objects.using(database()).values_list("agent_key", flat=True)
     return sorted(keys.order_by().distinct())
-
-
-def _age(moment: datetime | None) -> float | None:
-    return max((timezone.now() - moment).total_seconds(), 0.0) if moment else None
 
 
 def _states(rows: RunQuerySet, since: datetime) -> list[RunCount]:
@@ -153,32 +150,30 @@ def _failures(ended: RunQuerySet) -> list[RunCount]:
 
 def _agents(ended: RunQuerySet, sort: str) -> list[AgentFigures]:
     bad = Q(status__in=(Status.FAILED, Status.TIMED_OUT))
+    good = Q(status=Status.COMPLETED, started_at__isnull=False)
     grouped = (
         ended.order_by()
         .values("agent_key")
         .annotate(
             n=Count("*"),
             bad=Count("pk", filter=bad),
-            good=Count("pk", filter=Q(status=Status.COMPLETED, started_at__isnull=False)),
+            good=Count("pk", filter=good),
             tokens=usage_sum("total_tokens"),
         )
     )
-    found = [_agent(ended, row) for row in grouped.order_by("-n", "agent_key")[:MAX_AGENTS]]
+    found = []
+    for row in grouped.order_by("-n", "agent_key")[:MAX_AGENTS]:
+        times = ended.filter(good, agent_key=row["agent_key"])
+        times = times.annotate(duration=_DURATION).order_by("duration")
+        p50, p95 = (_percentile(times, row["good"], share) for share in (0.5, 0.95))
+        tokens = row["tokens"] or 0.0
+        found.append(AgentFigures(row["agent_key"], row["n"], row["bad"], p50, p95, tokens))
     name = sort.removeprefix("-")
-    return sorted(found, key=lambda row: _key(row, name), reverse=sort.startswith("-"))
-
-
-def _key(row: AgentFigures, name: str) -> Any:
-    value = getattr(row, name)
-    return -1.0 if value is None else value
-
-
-def _agent(ended: RunQuerySet, row: Mapping[str, Any]) -> AgentFigures:
-    key, count = row["agent_key"], row["good"]
-    times = ended.filter(agent_key=key, status=Status.COMPLETED, started_at__isnull=False)
-    times = times.annotate(duration=_DURATION).order_by("duration")
-    p50, p95 = (_percentile(times, count, share) for share in (0.5, 0.95))
-    return AgentFigures(key, row["n"], row["bad"], p50, p95, row["tokens"] or 0.0)
+    return sorted(
+        found,
+        key=lambda row: -1.0 if (value := getattr(row, name)) is None else value,
+        reverse=sort.startswith("-"),
+    )
 
 
 def _percentile(times: Any, count: int, share: float) -> float | None:
@@ -230,16 +225,13 @@ def _bars(values: dict[Any, float], moments: Sequence[Any]) -> list[Bar]:
     width, height = CHART
     most = max([*values.values(), 0.0]) or 1.0
     each = width / len(moments)
-    return [
-        _bar(moment, values.get(moment, 0.0), most, n * each, each, height)
-        for n, moment in enumerate(moments)
-    ]
-
-
-def _bar(moment: Any, value: float, most: float, x: float, each: float, height: float) -> Bar:
-    tall = max(value / most * (height - HEADROOM), 2.0) if value else 0.0
     wide = min(each * 0.8, MAX_BAR_WIDTH)
-    return Bar(moment, value, x + (each - wide) / 2, height - tall, wide, tall)
+    bars = []
+    for n, moment in enumerate(moments):
+        value = values.get(moment, 0.0)
+        tall = max(value / most * (height - HEADROOM), 2.0) if value else 0.0
+        bars.append(Bar(moment, value, n * each + (each - wide) / 2, height - tall, wide, tall))
+    return bars
 
 
 # The page's links and charts
@@ -281,13 +273,13 @@ def columns(filters: dict[str, Any]) -> list[dict[str, Any]]:
         "p95": _("95th percentile"),
         "tokens": _("Tokens"),
     }
-    return [_column(filters, name, label) for name, label in labels.items()]
-
-
-def _column(filters: dict[str, Any], name: str, label: Any) -> dict[str, Any]:
-    is_down, is_up = filters["sort"] == f"-{name}", filters["sort"] == name
-    order = "descending" if is_down else "ascending" if is_up else ""
-    return {**_choice(filters, "sort", name if is_down else f"-{name}", label), "order": order}
+    columns = []
+    for name, label in labels.items():
+        is_down, is_up = filters["sort"] == f"-{name}", filters["sort"] == name
+        order = "descending" if is_down else "ascending" if is_up else ""
+        link = _choice(filters, "sort", name if is_down else f"-{name}", label)
+        columns.append({**link, "order": order})
+    return columns
 
 
 def charts(figures: Figures) -> list[dict[str, Any]]:

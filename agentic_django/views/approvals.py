@@ -42,11 +42,23 @@ def approval_list(request: Request) -> HttpResponse:
 def detail(request: Request, pk: str) -> HttpResponse:
     """Show one approval, or decide it."""
     approval = _get_approval(request, pk)
+    is_owner = approval.run.principal == request.viewer.principal
+    expected = format_of(request)
     if request.method == "POST":
         _decide(request, approval, _parse_decision(request, approval))
-        if format_of(request) is Format.PAGE:
-            return _redirect_after_decision(request, approval)
-    return _render(request, approval)
+        if expected is Format.PAGE:
+            run_page = reverse("agents:run-detail", args=[approval.run_id])
+            # Other people than the owner continue with the approvals that still wait.
+            url = run_page if is_owner else reverse("agents:approval-list")
+            return redirect_after_post(request, url)
+    if expected is Format.JSON:
+        return serializers.approval(approval)
+    # htmx 4 sends the tag together with the id of the target.
+    if is_owner and "run-container" in request.headers.get("HX-Target", ""):
+        run = lookup.get_run_for_display(request, str(approval.run_id))
+        return fragments.run_fragment(request, run)
+    render = pages.approval if expected is Format.PAGE else fragments.approval
+    return render(request, approval)
 
 
 def _get_approval(request: Request, pk: str) -> ToolApproval:
@@ -91,26 +103,3 @@ def _decide(request: Request, approval: ToolApproval, body: DecisionRequest) -> 
             services.answer_approval(approval, body.answer, by=by)
         case outcome:
             services.resolve_approval(approval, outcome, by=by, reason=reason, result=body.result)
-
-
-def _redirect_after_decision(request: Request, approval: ToolApproval) -> HttpResponse:
-    """Redirect the owner to the run, and other people to the approvals that still wait."""
-    if _is_owner(request, approval):
-        return redirect_after_post(request, reverse("agents:run-detail", args=[approval.run_id]))
-    return redirect_after_post(request, reverse("agents:approval-list"))
-
-
-def _render(request: Request, approval: ToolApproval) -> HttpResponse:
-    if format_of(request) is Format.JSON:
-        return serializers.approval(approval)
-    # htmx 4 sends the tag together with the id of the target.
-    is_in_run = "run-container" in request.headers.get("HX-Target", "")
-    if is_in_run and _is_owner(request, approval):
-        run = lookup.get_run_for_display(request, str(approval.run_id))
-        return fragments.run_fragment(request, run)
-    render = pages.approval if format_of(request) is Format.PAGE else fragments.approval
-    return render(request, approval)
-
-
-def _is_owner(request: Request, approval: ToolApproval) -> bool:
-    return approval.run.principal == request.viewer.principal

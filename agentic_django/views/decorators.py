@@ -48,7 +48,11 @@ def endpoint[**P](*methods: str) -> Callable[[View[P]], Callable[..., HttpRespon
 def _admit(request: Request, methods: tuple[str, ...]) -> HttpResponse | None:
     """Set ``request.viewer``, or return the response that sends the requester to the login."""
     if request.method not in methods:
-        raise RequestRefused(_method_not_allowed(request, methods))
+        allowed = ", ".join(methods)
+        detail = _("%(method)s is not allowed here. Allowed: %(allowed)s.")
+        detail %= {"method": request.method, "allowed": allowed}
+        headers = {"Allow": allowed}
+        raise RequestRefused(Problem(405, "method_not_allowed", detail, headers=headers))
     request.viewer = Viewer.for_request(request)
     if not request.viewer.principal:
         return _require_login(request)
@@ -57,32 +61,26 @@ def _admit(request: Request, methods: tuple[str, ...]) -> HttpResponse | None:
     return None
 
 
-def _method_not_allowed(request: Request, methods: tuple[str, ...]) -> Problem:
-    allowed = ", ".join(methods)
-    detail = _("%(method)s is not allowed here. Allowed: %(allowed)s.")
-    names = {"method": request.method, "allowed": allowed}
-    return Problem(405, "method_not_allowed", detail % names, headers={"Allow": allowed})
-
-
 def _require_login(request: HttpRequest) -> HttpResponse:
-    """Redirect to the login, or raise RequestRefused for a JSON client."""
-    login = redirect_to_login(_url_after_login(request))
-    match format_of(request):
+    """Redirect to the login, or raise RequestRefused for a JSON client.
+
+    The login leads to the requested page, or back to the page that sent the request.
+    """
+    expected = format_of(request)
+    if expected is Format.PAGE and request.method in ("GET", "HEAD"):
+        target = request.get_full_path()
+    else:
+        page = request.headers.get("HX-Current-URL") or request.headers.get("Referer", "")
+        safe = url_has_allowed_host_and_scheme(page, request.get_host(), request.is_secure())
+        target = urlsplit(page)._replace(scheme="", netloc="").geturl() if safe else ""
+    login = redirect_to_login(target)
+    match expected:
         case Format.PAGE:
             return login
         case Format.FRAGMENT:
             return HttpResponse(status=401, headers={"HX-Redirect": login.url})
     headers = {"WWW-Authenticate": "Session"}
     raise RequestRefused(Problem(401, "login_required", _("Log in first."), headers=headers))
-
-
-def _url_after_login(request: HttpRequest) -> str:
-    """Return the URL of the requested page, or of the page that sent the request."""
-    if format_of(request) is Format.PAGE and request.method in ("GET", "HEAD"):
-        return request.get_full_path()
-    page = request.headers.get("HX-Current-URL") or request.headers.get("Referer", "")
-    safe = url_has_allowed_host_and_scheme(page, request.get_host(), request.is_secure())
-    return urlsplit(page)._replace(scheme="", netloc="").geturl() if safe else ""
 
 
 class _CsrfCheck(CsrfViewMiddleware):

@@ -132,29 +132,18 @@ def problem_of(error: Exception) -> Problem:
 def render_error(request: HttpRequest, error: Exception) -> HttpResponse:
     """Return the response to a request that ended with a handled error."""
     problem = problem_of(error)
-    response = _RENDERERS[format_of(request)](request, problem)
+    status = problem.status
+    match format_of(request):
+        case Format.JSON:
+            document = {**problem.document, "instance": request.path}
+            kind = "application/problem+json"
+            response: HttpResponse = JsonResponse(document, status=status, content_type=kind)
+        case Format.FRAGMENT:
+            template = "agentic_django/partials/problem.html"
+            response = render(request, template, {"problem": problem}, status=status)
+        case Format.PAGE:
+            context = {"problem": problem, "base_template": settings.BASE_TEMPLATE}
+            response = render(request, "agentic_django/problem.html", context, status=status)
     for name, value in problem.headers.items():
         response.headers[name] = value
     return response
-
-
-def _render_json(request: HttpRequest, problem: Problem) -> HttpResponse:
-    document = {**problem.document, "instance": request.path}
-    return JsonResponse(document, status=problem.status, content_type="application/problem+json")
-
-
-def _render_fragment(request: HttpRequest, problem: Problem) -> HttpResponse:
-    template = "agentic_django/partials/problem.html"
-    return render(request, template, {"problem": problem}, status=problem.status)
-
-
-def _render_page(request: HttpRequest, problem: Problem) -> HttpResponse:
-    context = {"problem": problem, "base_template": settings.BASE_TEMPLATE}
-    return render(request, "agentic_django/problem.html", context, status=problem.status)
-
-
-_RENDERERS = {
-    Format.JSON: _render_json,
-    Format.FRAGMENT: _render_fragment,
-    Format.PAGE: _render_page,
-}

@@ -47,7 +47,11 @@ def _submit(request: Request, body: RunRequest) -> AgentRun:
     """Check the limits that hold for clients only, and submit the run."""
     validation.check_item_count(body.input)
     validation.check_client_options(body.config)
-    agent_key = body.agent_key or _agent_of_session(request, body.session_key)
+    agent_key = body.agent_key
+    if not agent_key:
+        sessions = lookup.visible_sessions(request).filter(session_key=body.session_key or "")
+        agent_keys = sessions.values_list("agent_key", flat=True)
+        agent_key = agent_keys.first() or settings.DEFAULT_AGENT_KEY
     check_agent_access(request, agent_key)
     with transaction.atomic(using=database()):
         ratelimit.consume(request.viewer)
@@ -61,11 +65,6 @@ def _submit(request: Request, body: RunRequest) -> AgentRun:
             context=body.context,
             on_busy=body.on_busy,
         )
-
-
-def _agent_of_session(request: Request, session_key: str | None) -> str:
-    sessions = lookup.visible_sessions(request).filter(session_key=session_key or "")
-    return sessions.values_list("agent_key", flat=True).first() or settings.DEFAULT_AGENT_KEY
 
 
 @endpoint("GET", "HEAD")

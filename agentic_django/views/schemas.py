@@ -210,19 +210,16 @@ def parse_form(request: HttpRequest) -> None:
 
 
 def _parse_form_body(request: HttpRequest, model: type[BaseModel]) -> dict[str, Any]:
+    """Return the fields of a form. Forms give objects as JSON."""
     lists = {name: values for name, values in request.POST.lists() if any(values)}
     lists.pop("csrfmiddlewaretoken", None)
     if request.FILES:
         raise BadInput(errors=dict.fromkeys(request.FILES, _("Files are not accepted here.")))
-    return {name: _form_value(model, name, value) for name, value in _single_values(lists).items()}
-
-
-def _form_value(model: type[BaseModel], name: str, value: str) -> Any:
-    """Return the value of a form's field. Forms give objects as JSON."""
-    known = model.model_fields.get(name)
-    return (
-        _parse_json_object(value, name) if known and known.annotation == dict[str, Any] else value
-    )
+    data: dict[str, Any] = {**_single_values(lists)}
+    for name, field in model.model_fields.items():
+        if name in data and field.annotation == dict[str, Any]:
+            data[name] = _parse_json_object(data[name], name)
+    return data
 
 
 def _single_values(lists: Mapping[str, Any]) -> dict[str, str]:

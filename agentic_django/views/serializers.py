@@ -38,6 +38,12 @@ def created_run(run: AgentRun) -> JsonResponse:
 
 
 def _run_document(run: AgentRun) -> dict[str, Any]:
+    names = ("fragment", "events", "stream", "cancel", "retry")
+    urls = {
+        "self": reverse("agents:run-detail", args=[run.pk]),
+        **{name: reverse(f"agents:run-{name}", args=[run.pk]) for name in names},
+        **(_session_urls(run.session, "session") if run.session else {}),
+    }
     return {
         "run_id": str(run.pk),
         "status": run.status,
@@ -50,15 +56,8 @@ def _run_document(run: AgentRun) -> dict[str, Any]:
         "created_at": run.created_at,
         "started_at": run.started_at,
         "finished_at": run.finished_at,
-        "urls": _run_urls(run),
+        "urls": urls,
     }
-
-
-def _run_urls(run: AgentRun) -> dict[str, str]:
-    names = ("detail", "fragment", "events", "stream", "cancel", "retry")
-    urls = {name: reverse(f"agents:run-{name}", args=[run.pk]) for name in names}
-    urls["self"] = urls.pop("detail")
-    return urls | (_session_urls(run.session, "session") if run.session else {})
 
 
 def _session_urls(session: AgentSession, itself: str) -> dict[str, str]:
@@ -94,19 +93,15 @@ def _approval_document(row: ToolApproval) -> dict[str, Any]:
 
 def events(run: AgentRun, rows: Sequence[AgentEvent], after: int) -> JsonResponse:
     """Render events of a run, and the sequence number from which to continue."""
+    names = ("sequence", "event_type", "visibility", "payload", "created_at")
     return JsonResponse(
         {
             "run_id": str(run.pk),
             "status": run.status,
-            "events": [_event_document(row) for row in rows],
+            "events": [{name: getattr(row, name) for name in names} for row in rows],
             "next_after": rows[-1].sequence if rows else after,
         }
     )
-
-
-def _event_document(event: AgentEvent) -> dict[str, Any]:
-    names = ("sequence", "event_type", "visibility", "payload", "created_at")
-    return {name: getattr(event, name) for name in names}
 
 
 def session(request: Request, session: AgentSession) -> JsonResponse:

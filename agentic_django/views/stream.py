@@ -142,18 +142,15 @@ def _invalid_cursor() -> BadInput:
 def _respond(request: Request, feed: Feed) -> HttpResponse:
     recovery.start_sweeper()
     parts: Any = ()
-    if request.method == "GET":
-        parts = _open_stream(feed) if isinstance(request, ASGIRequest) else [_current_state(feed)]
+    if request.method == "GET" and isinstance(request, ASGIRequest):
+        parts = _open_stream(feed)
+    elif request.method == "GET":
+        state = hub.read_once(feed)
+        if isinstance(feed, PageFeed):  # The page polls its fragments.
+            state += sse_messages.SseMessage("poll", {}).encoded()
+        parts = [_first_part(feed, settings.POLL_SECONDS) + state]
     kind = "text/event-stream"
     return cast("HttpResponse", StreamingHttpResponse(parts, content_type=kind, headers=_HEADERS))
-
-
-def _current_state(feed: Feed) -> bytes:
-    """Return the messages that exist now, and the pause before the next connection."""
-    parts = hub.read_once(feed)
-    if isinstance(feed, PageFeed):  # The page polls its fragments.
-        parts += sse_messages.SseMessage("poll", {}).encoded()
-    return _first_part(feed, settings.POLL_SECONDS) + parts
 
 
 def _first_part(feed: Feed, pause: float) -> bytes:

@@ -48,9 +48,11 @@ def _policy(options: dict[str, Any]) -> CleanupPolicy:
     try:
         return CleanupPolicy.model_validate({**settings.CLEANUP_POLICY, **given})
     except ValidationError as error:
-        raise CommandError(" ".join(map(_sentence, error.errors()))) from None
-
-
-def _sentence(detail: Any) -> str:
-    option = f"--{str(detail['loc'][0]).replace('_', '-')}"
-    return f"{option}={detail['input']}: {detail['msg']}. Give a number, for example {option}=30."
+        sentences = []
+        for detail in error.errors():
+            option = f"--{str(detail['loc'][0]).replace('_', '-')}"
+            sentences.append(
+                f"{option}={detail['input']}: {detail['msg']}. "
+                f"Give a number, for example {option}=30."
+            )
+        raise CommandError(" ".join(sentences)) from None
