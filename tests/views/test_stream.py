@@ -210,7 +210,8 @@ def served(
     name = "sqlite_project" if way == "sqlite" else "project"
     project: Project = request.getfixturevalue(name)
     project.settings = "tests.settings_live"
-    project.extra["AGENTIC_TEST_STREAM_SECONDS"] = "3" if "lasts" in request.node.name else "60"
+    is_short = "set_duration" in request.node.name
+    project.extra["AGENTIC_TEST_STREAM_SECONDS"] = "3" if is_short else "60"
     if way == "redis":
         valkey: Valkey = request.getfixturevalue("valkey")
         project.extra["AGENTIC_TEST_WAKEUP_URL"] = f"redis://127.0.0.1:{valkey.port}/1"
