@@ -83,20 +83,29 @@ class ApprovalView:
         value = self.approval.effective_arguments
         if not isinstance(value, dict):
             return [] if value in (None, "") else [(_("Arguments"), readable(value))]
-        return [(in_words(printable(name)), _fact(value)) for name, value in value.items()]
+        found = []
+        for name, each in value.items():
+            is_plain = not isinstance(each, dict | list) or is_record({"": each})
+            text = cell(each) if is_plain else shortened(readable(each))
+            found.append((in_words(printable(name)), text))
+        return found
 
     @property
     def fields(self) -> list[FormField]:
         """The form fields: the arguments of a call, or the form of a question."""
-        schema = self.approval.schema
-        if not schema or "properties" not in schema:
-            return []
-        value = self.approval.arguments if isinstance(self.approval.arguments, dict) else {}
-        required = schema.get("required", ())
-        return [
-            _field(schema, name, rule, value.get(name, _MISSING), name in required)
-            for name, rule in schema["properties"].items()
-        ]
+        schema, arguments = self.approval.schema or {}, self.approval.arguments
+        values = arguments if isinstance(arguments, dict) else {}
+        found = []
+        for name, declared in schema.get("properties", {}).items():
+            rule = _rule(schema, declared)
+            value = values.get(name, rule.get("default"))
+            text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+            choices = tuple(map(str, rule.get("enum", ())))
+            kind = "choice" if choices else _KINDS.get(str(rule.get("type")), "json")
+            is_required = name in schema.get("required", ()) and kind != "checkbox"
+            label = in_words(printable(name))
+            found.append(FormField(name, label, kind, printable(text), choices, is_required))
+        return found
 
     @property
     def can_change(self) -> bool:
@@ -120,14 +129,6 @@ class ApprovalView:
         if row.decided_by == self.user:
             return _("%(decision)s by you") % {"decision": decision}
         return _("%(decision)s by %(name)s") % {"decision": decision, "name": row.decided_by}
-
-
-_MISSING = object()
-
-
-def _fact(value: Any) -> str:
-    plain = not isinstance(value, dict | list) or is_record({"": value})
-    return cell(value) if plain else shortened(readable(value))
 
 
 def open_for_run(run: AgentRun) -> list[ApprovalView]:
@@ -162,18 +163,6 @@ def _rule(schema: Mapping[str, Any], rule: Mapping[str, Any]) -> Mapping[str, An
 
 
 _KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": "checkbox"}
-
-
-def _field(
-    schema: Mapping[str, Any], name: str, rule: Mapping[str, Any], value: Any, required: bool
-) -> FormField:
-    rule = _rule(schema, rule)
-    value = rule.get("default") if value is _MISSING else value
-    choices = tuple(map(str, rule.get("enum", ())))
-    kind = "choice" if choices else _KINDS.get(str(rule.get("type")), "json")
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    label = in_words(printable(name))
-    return FormField(name, label, kind, printable(text), choices, required and kind != "checkbox")
 
 
 def form_values(approval: ToolApproval, posted: Mapping[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, Q
 
 from agentic_django.models import AgentRun, AgentSession, AgentSessionItem, database
 from agentic_django.models.querysets import RunQuerySet, usage_sum
@@ -128,12 +128,16 @@ class Turns:
 
 def turns(session: AgentSession) -> Turns:
     """Return the last turns of a conversation, oldest first, in two statements."""
-    kept = list(_runs_of(session)[: MAX_TURNS + 1])
-    shown = kept[:MAX_TURNS][::-1]
+    runs = AgentRun.objects.using(database()).filter(session=session)
+    latest = runs.with_queue_position().with_steps().order_by("-position")[: MAX_TURNS + 1]
+    shown = list(latest)[:MAX_TURNS][::-1]
     for run in shown:
         run.session = session
-    is_cut = len(kept) > MAX_TURNS
-    return Turns([] if is_cut else _before_runs(session), shown, is_cut)
+    if len(latest) > MAX_TURNS:
+        return Turns([], shown, is_cut=True)
+    items = AgentSessionItem.objects.using(database()).filter(session=session, run=None)
+    payloads = items.order_by("-sequence").values_list("payload", flat=True)[:MAX_ITEMS]
+    return Turns(messages(list(payloads)[::-1]), shown)
 
 
 def turns_after(runs: RunQuerySet, position: int) -> list[AgentRun]:
@@ -162,17 +166,6 @@ def tokens_and_cost(session: AgentSession) -> tuple[int, float | None]:
         unpriced=Count("pk", filter=Q(usage__requests__gt=0, usage__cost_usd__isnull=True)),
     )
     return round(found["tokens"] or 0), None if found["unpriced"] else found["dollars"]
-
-
-def _runs_of(session: AgentSession) -> QuerySet[AgentRun]:
-    runs = AgentRun.objects.using(database()).filter(session=session)
-    return runs.with_queue_position().with_steps().order_by("-position")
-
-
-def _before_runs(session: AgentSession) -> list[Message]:
-    items = AgentSessionItem.objects.using(database()).filter(session=session, run=None)
-    latest = items.order_by("-sequence").values_list("payload", flat=True)[:MAX_ITEMS]
-    return messages(list(latest)[::-1])
 
 
 def input_messages(run: AgentRun) -> list[Message]:
@@ -214,42 +207,27 @@ def texts_before_answer(run: AgentRun) -> list[Output]:
 def pieces(run: AgentRun) -> list[Piece]:
     """Return the texts, reasoning, tool calls and handoffs of the agent, in order.
 
-    The answer and empty texts are left out.
+    The answer, empty texts and the start of the first agent are left out.
     """
     calls = {call.call_id: call for call in tool_calls(run)}
     texts = [output.text for output in texts_before_answer(run)]
-    made = [_piece(kind, payload, calls, texts) for kind, payload in run.shown_events]
-    return _without_repeated_agents([piece for piece in made if piece])
-
-
-def _without_repeated_agents(found: list[Piece]) -> list[Piece]:
-    """Leave out the handoff to the first agent, and handoffs from an agent to itself."""
-    kept: list[Piece] = []
-    agent = next((piece.text for piece in found if piece.kind == "handoff"), "")
-    for piece in found:
-        if piece.kind != "handoff":
-            kept.append(piece)
-        elif piece.text != agent:
-            kept.append(piece)
-            agent = piece.text
-    return kept
-
-
-def _piece(
-    kind: str, payload: dict[str, Any], calls: dict[str, ToolCard], texts: list[str]
-) -> Piece | None:
-    """Return the piece that an event shows. A call is shown at its first event."""
-    match kind:
-        case "message" if texts and printable(payload["text"]) == texts[0]:
-            return Piece("text", texts.pop(0))
-        case "reasoning" if text := printable(str(payload.get("summary") or "")).strip():
-            return Piece("reasoning", text)
-        case "agent.updated":
-            return Piece("handoff", in_words(printable(str(payload.get("agent", "")))))
-        case "tool.called" | "tool.output":
-            call = calls.pop(str(payload.get("call_id", "")), None)
-            return Piece("tool", call=call) if call else None
-    return None
+    found: list[Piece] = []
+    agent: str | None = None
+    for kind, payload in run.shown_events:
+        match kind:
+            case "message" if texts and printable(payload["text"]) == texts[0]:
+                found.append(Piece("text", texts.pop(0)))
+            case "reasoning" if text := printable(str(payload.get("summary") or "")).strip():
+                found.append(Piece("reasoning", text))
+            case "agent.updated":
+                name = in_words(printable(str(payload.get("agent", ""))))
+                if agent not in (None, name):
+                    found.append(Piece("handoff", name))
+                agent = name
+            case "tool.called" | "tool.output":  # A call is shown at its first event.
+                if call := calls.pop(str(payload.get("call_id", "")), None):
+                    found.append(Piece("tool", call=call))
+    return found
 
 
 def agent_name(run: AgentRun) -> str:
@@ -272,7 +250,10 @@ def messages(items: Iterable[Any]) -> list[Message]:
         if not isinstance(item, dict):
             continue
         if str(item.get("type", "")).endswith("_call_output"):
-            _add_output(found, calls, item)
+            index = calls.get(str(item.get("call_id")))
+            if index is not None and (call := found[index].call):
+                call = replace(call, output=item.get("output"), has_output=True)
+                found[index] = Message("tool", call=call)
         elif message := _message(item):
             if message.call:
                 calls[message.call.call_id] = len(found)
@@ -280,30 +261,23 @@ def messages(items: Iterable[Any]) -> list[Message]:
     return found
 
 
-def _add_output(found: list[Message], calls: dict[str, int], item: dict[str, Any]) -> None:
-    index = calls.get(str(item.get("call_id")))
-    if index is None:
-        return
-    message = found[index]
-    if message.call:
-        call = replace(message.call, output=item.get("output"), has_output=True)
-        found[index] = replace(message, call=call)
-
-
 def _message(item: dict[str, Any]) -> Message | None:
+    """Return the message of an item; None if the item has nothing to show."""
     kind = str(item.get("type") or "message")
-    if kind == "message":
-        return _text_message(str(item.get("role")), item.get("content"))
     if kind == "reasoning":
         text = joined_parts(item.get("summary"))
         return Message("reasoning", text) if text else None
     if kind.endswith("_call"):
-        return Message("tool", call=_call_of_item(kind, item))
-    return None
-
-
-def _text_message(role: str, content: Any) -> Message | None:
-    if role not in ("user", "assistant"):
+        call = ToolCard(
+            call_id=str(item.get("call_id") or item.get("id") or ""),
+            name=printable(str(item.get("name") or kind.removesuffix("_call"))),
+            arguments=parsed(item.get("arguments", item.get("input", item.get("action")))),
+            output=item.get("output"),
+            has_output=kind not in ("function_call", "custom_tool_call"),
+        )
+        return Message("tool", call=call)
+    role, content = str(item.get("role")), item.get("content")
+    if kind != "message" or role not in ("user", "assistant"):
         return None
     text = joined_parts(content)
     parts = content if isinstance(content, list) else []
@@ -311,15 +285,3 @@ def _text_message(role: str, content: Any) -> Message | None:
     if role == "assistant" and is_refusal:
         return Message("refusal", text)
     return Message(role, text) if text else None
-
-
-def _call_of_item(kind: str, item: dict[str, Any]) -> ToolCard:
-    hosted = kind not in ("function_call", "custom_tool_call")
-    arguments = item.get("arguments", item.get("input", item.get("action")))
-    return ToolCard(
-        call_id=str(item.get("call_id") or item.get("id") or ""),
-        name=printable(str(item.get("name") or kind.removesuffix("_call"))),
-        arguments=parsed(arguments),
-        output=item.get("output"),
-        has_output=hosted,
-    )

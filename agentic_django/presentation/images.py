@@ -63,20 +63,14 @@ def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
     made = rows.filter(kind=Kind.TOOL, key__endswith=f":tool:{call_id}").first()
     if made is not None:
         parts = list(_parts(made.result))
-        return _decoded(parts[number - 1]["image_url"]) if 0 < number <= len(parts) else None
+        url = parts[number - 1].get("image_url", "") if 0 < number <= len(parts) else ""
+        match = _DATA.fullmatch(url)
+        return _image(match[1], match[2]) if match else None
     answers = rows.filter(kind=Kind.MODEL).values_list("result", flat=True).iterator()
     items = (item for result in answers for item in (result or {}).get("output", ()))
-    found = next((item for item in items if _is_generated(item, call_id)), None)
+    generated = (item for item in items if item.get("type") == "image_generation_call")
+    found = next((item for item in generated if item.get("id") == call_id), None)
     return _with_detected_type(str(found.get("result") or "")) if found and number == 1 else None
-
-
-def _is_generated(item: dict[str, Any], call_id: str) -> bool:
-    return item.get("type") == "image_generation_call" and item.get("id") == call_id
-
-
-def _decoded(url: str) -> Image | None:
-    match = _DATA.fullmatch(url)
-    return _image(match[1], match[2]) if match else None
 
 
 def _with_detected_type(encoded: str) -> Image | None:

@@ -177,17 +177,12 @@ def _align(state: Any) -> None:
                 token.attrs["align"] = style.removeprefix("text-align:")
 
 
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "highlight": _code})
-    parser.enable(["table", "strikethrough"])
-    parser.core.ruler.push("lower_headings", _lower_headings)
-    parser.core.ruler.push("align", _align)
-    rules: MutableMapping[str, Any] = cast(RendererHTML, parser.renderer).rules
-    rules["image"] = _image
-    rules["code_block"] = lambda tokens, at, options, env: _code(tokens[at].content, "", "")
-    rules["table_open"] = lambda *_: '<div class="agentic-scroll" tabindex="0"><table>'
-    rules["table_close"] = lambda *_: "</table></div>"
-    return parser
-
-
-_MARKDOWN = _parser()
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "highlight": _code})
+_MARKDOWN.enable(["table", "strikethrough"])
+_MARKDOWN.core.ruler.push("lower_headings", _lower_headings)
+_MARKDOWN.core.ruler.push("align", _align)
+_RULES: MutableMapping[str, Any] = cast(RendererHTML, _MARKDOWN.renderer).rules
+_RULES["image"] = _image
+_RULES["code_block"] = lambda tokens, at, options, env: _code(tokens[at].content, "", "")
+_RULES["table_open"] = lambda *_: '<div class="agentic-scroll" tabindex="0"><table>'
+_RULES["table_close"] = lambda *_: "</table></div>"

@@ -137,10 +137,15 @@ def cut(text: str, length: int = 80) -> str:
 
 
 def run_output(run: AgentRun) -> Output:
-    """Return the output of a run in its most readable form."""
-    if is_of_steps(run) and not all(map(_is_short, run.final_output.values())):
-        return _of_steps(run.final_output)
-    return _shaped(run.final_output)
+    """Return the output of a run in its most readable form.
+
+    Of the results of steps, the last is the answer; the others open from one line each.
+    """
+    if not is_of_steps(run) or all(map(_is_short, run.final_output.values())):
+        return _shaped(run.final_output)
+    found = {name: value for name, value in run.final_output.items() if value not in (None, "")}
+    sections = [_section(name, value) for name, value in found.items()]
+    return Output("steps", sections=sections) if sections else Output("none")
 
 
 def _shaped(value: Any) -> Output:
@@ -152,7 +157,9 @@ def _shaped(value: Any) -> Output:
         case dict() if value and all(map(_is_scalar, value.values())):
             return Output("facts", rows=[(_label(k), cell(v)) for k, v in value.items()])
         case list() if value and all(map(is_record, value)):
-            return _table(value)
+            names = list(dict.fromkeys(name for record in value for name in record))
+            rows = [[cell(record.get(name)) for name in names] for record in value]
+            return Output("table", columns=[_label(name) for name in names], rows=rows)
         case list() if value and all(map(_is_scalar, value)):
             return Output("list", rows=[(cell(v),) for v in value])
     return Output("json", _indented(value))
@@ -165,37 +172,21 @@ def is_of_steps(run: AgentRun) -> bool:
     return bool(value) and bool(names) and names >= set(value)
 
 
-def _of_steps(results: dict[str, Any]) -> Output:
-    """Return the results of steps. The last is the answer; the others open from one line each."""
-    found = {name: value for name, value in results.items() if value not in (None, "")}
-    sections = [
-        Section(_label(name), _bounded(value), _in_a_line(value)) for name, value in found.items()
-    ]
-    return Output("steps", sections=sections) if sections else Output("none")
-
-
-def _bounded(value: Any) -> Output:
-    """Return a shortened part of an output, and markup as its source."""
+def _section(name: str, value: Any) -> Section:
+    """Return the result of a step, shortened, with a summary. Markup is shown as its source."""
     is_markup = isinstance(value, str) and value.lstrip().startswith("<")
     made = Output("json", printable(value)) if is_markup else _shaped(value)
     more = max(len(made.rows) - MAX_ROWS, 0)
-    return replace(made, text=shortened(made.text), rows=made.rows[:MAX_ROWS], more=more)
-
-
-def _in_a_line(value: Any) -> str:
+    made = replace(made, text=shortened(made.text), rows=made.rows[:MAX_ROWS], more=more)
     match value:
         case dict():
-            plain = {name: each for name, each in value.items() if _is_short(each)}
-            return cut(", ".join(f"{_label(n)}: {cell(v)}" for n, v in plain.items()))
+            plain = {key: each for key, each in value.items() if _is_short(each)}
+            summary = cut(", ".join(f"{_label(k)}: {cell(v)}" for k, v in plain.items()))
         case list():
-            return ngettext("%d entry", "%d entries", len(value)) % len(value)
-    return cut(cell(value)[:MAX_SHOWN])
-
-
-def _table(records: list[dict[str, Any]]) -> Output:
-    names = list(dict.fromkeys(name for record in records for name in record))
-    rows = [[cell(record.get(name)) for name in names] for record in records]
-    return Output("table", columns=[_label(name) for name in names], rows=rows)
+            summary = ngettext("%d entry", "%d entries", len(value)) % len(value)
+        case _:
+            summary = cut(cell(value)[:MAX_SHOWN])
+    return Section(_label(name), made, summary)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -92,107 +92,73 @@ class Timeline:
 
 def timeline(run: AgentRun) -> Timeline:
     """Return the timeline of a run from its events and checkpoints, in two statements."""
-    events = _events(run)
-    recorded = list(_recorded(run))
-    calls, left_out = recorded[-MAX_CALLS:], max(len(recorded) - MAX_CALLS, 0)
-    rows = [*_spans(run, events, recorded), *_calls(calls), *_open_calls(run, events, recorded)]
-    rows.sort(key=lambda row: (row.start, row.kind not in ("attempt", "wait"), row.end))
-    return Timeline(run.created_at, _with_positions(rows), left_out)
-
-
-def _events(run: AgentRun) -> list[AgentEvent]:
-    rows = AgentEvent.objects.using(database()).filter(
-        run=run, event_type__in=(*STATUS_EVENTS, *CALL_EVENTS)
-    )
-    return list(rows.order_by("sequence"))
-
-
-def _recorded(run: AgentRun) -> Iterator[StepCheckpoint]:
-    rows = StepCheckpoint.objects.using(database()).filter(run=run).exclude(kind=Kind.STATE)
+    shown_types = (*STATUS_EVENTS, *CALL_EVENTS)
+    found = AgentEvent.objects.using(database()).filter(run=run, event_type__in=shown_types)
+    events = list(found.order_by("sequence"))
+    made = StepCheckpoint.objects.using(database()).filter(run=run).exclude(kind=Kind.STATE)
     columns = ("run_id", "generation", "key", "kind", "name", "attempt", "error")
-    return rows.only(*columns, "started_at", "finished_at").order_by("id").iterator()
-
-
-# Attempts, and the time between them
+    recorded = list(made.only(*columns, "started_at", "finished_at").order_by("id"))
+    rows = [*_spans(run, events, recorded), *_calls(run, events, recorded[-MAX_CALLS:])]
+    rows.sort(key=lambda row: (row.start, row.kind not in ("attempt", "wait"), row.end))
+    left_out = max(len(recorded) - MAX_CALLS, 0)
+    return Timeline(run.created_at, _with_positions(rows), left_out)
 
 
 def _spans(
     run: AgentRun, events: Sequence[AgentEvent], recorded: Sequence[StepCheckpoint]
 ) -> Iterator[TimelineRow]:
+    """Yield the attempts of a run and the waits between them, from its status events."""
     changes = [event for event in events if event.event_type in STATUS_EVENTS]
     if not changes or changes[0].created_at - run.created_at > timedelta(seconds=0.5):
         end = changes[0].created_at if changes else run.read_at
-        yield TimelineRow(
-            "wait", _("Queued"), run.created_at, end, "done" if changes else "waiting"
-        )
-    for event, following in pairwise([*changes, None]):
-        if event is not None:
-            yield from _span(run, event, following, recorded)
+        state = "done" if changes else "waiting"
+        yield TimelineRow("wait", _("Queued"), run.created_at, end, state)
+    for event, following in zip_longest(changes, changes[1:]):
+        start, end = event.created_at, following.created_at if following else run.read_at
+        state = "done" if following else "waiting"
+        match event.event_type:
+            case "run.started":
+                yield _attempt(run, event, following, recorded)
+            case "run.waiting":
+                yield TimelineRow("approval", _("Waiting for approval"), start, end, state)
+            case "run.retrying" if (end - start).total_seconds() >= 0.05:
+                yield TimelineRow("wait", _("Waiting to retry"), start, end, state)
 
 
-def _span(
+def _attempt(
     run: AgentRun,
     event: AgentEvent,
     following: AgentEvent | None,
     recorded: Sequence[StepCheckpoint],
-) -> Iterator[TimelineRow]:
-    """Yield the attempt or wait between two status events."""
-    end = following.created_at if following else run.read_at
-    match event.event_type:
-        case "run.started":
-            number = int(event.payload.get("attempt") or 1)
-            label = _("Attempt %(number)d") % {"number": number}
-            state = _ending(run, following)
-            note = _reused(run, number, recorded)
-            yield TimelineRow("attempt", label, event.created_at, end, state, note)
-        case "run.waiting":
-            state = "done" if following else "waiting"
-            yield TimelineRow("approval", _("Waiting for approval"), event.created_at, end, state)
-        case "run.retrying" if (end - event.created_at).total_seconds() >= 0.05:
-            state = "done" if following else "waiting"
-            yield TimelineRow("wait", _("Waiting to retry"), event.created_at, end, state)
-
-
-def _ending(run: AgentRun, following: AgentEvent | None) -> str:
-    """Return the state of an attempt, by the status event after it."""
+) -> TimelineRow:
+    """Return an attempt, from the event that began it and the status event after it."""
+    state = "done"
     if following is None:
-        return "busy" if run.is_active else "done"
-    match following.event_type:
-        case "run.retrying":
-            return "lost" if following.payload.get("reason") == "lost" else "failed"
-        case "run.failed" if following.payload.get("code") == "lost":
-            return "lost"
-        case "run.failed" | "run.timed_out":
-            return "failed"
-        case "run.cancelled":
-            return "stopped"
-    return "done"
-
-
-def _reused(run: AgentRun, number: int, recorded: Sequence[StepCheckpoint]) -> str:
-    """Return a note on the results that an attempt reused from earlier attempts."""
+        state = "busy" if run.is_active else "done"
+    elif following.event_type in ("run.retrying", "run.failed", "run.timed_out"):
+        cause = "reason" if following.event_type == "run.retrying" else "code"
+        state = "lost" if following.payload.get(cause) == "lost" else "failed"
+    elif following.event_type == "run.cancelled":
+        state = "stopped"
+    number = int(event.payload.get("attempt") or 1)
     own = next((row.generation for row in recorded if row.attempt == number), run.generation)
     earlier = [row for row in recorded if row.attempt < number and row.generation == own]
-    found = sum(row.finished_at is not None for row in earlier)
-    return ngettext("%d result reused", "%d results reused", found) % found if found else ""
+    reused = sum(row.finished_at is not None for row in earlier)
+    note = ngettext("%d result reused", "%d results reused", reused) % reused if reused else ""
+    label = _("Attempt %(number)d") % {"number": number}
+    end = following.created_at if following else run.read_at
+    return TimelineRow("attempt", label, event.created_at, end, state, note)
 
 
-# Calls
-
-
-def _calls(recorded: Sequence[StepCheckpoint]) -> Iterator[TimelineRow]:
-    for row in recorded:
-        state = "failed" if row.error else "done"
-        label = _("model") if row.kind == Kind.MODEL else printable(row.name)
-        end = row.finished_at or row.started_at
-        is_code = row.kind != Kind.MODEL
-        yield TimelineRow(str(row.kind), label, row.started_at, end, state, is_code=is_code)
-
-
-def _open_calls(
+def _calls(
     run: AgentRun, events: Sequence[AgentEvent], recorded: Sequence[StepCheckpoint]
 ) -> Iterator[TimelineRow]:
-    """Yield the calls that are running, which have events but no checkpoint."""
+    """Yield the calls that have a checkpoint, then those that are running and have only events."""
+    for row in recorded:
+        is_code = row.kind != Kind.MODEL
+        label = printable(row.name) if is_code else _("model")
+        end, state = row.finished_at or row.started_at, "failed" if row.error else "done"
+        yield TimelineRow(str(row.kind), label, row.started_at, end, state, is_code=is_code)
     if run.status != AgentRun.Status.RUNNING:
         return
     running: dict[Any, AgentEvent] = {}
@@ -206,9 +172,6 @@ def _open_calls(
         kind = event.event_type.partition(".")[0]
         name = printable(str(event.payload.get("tool") or event.payload.get("step_name") or ""))
         yield TimelineRow(kind, name, event.created_at, run.read_at, "busy", is_code=True)
-
-
-# The axis
 
 
 def _with_positions(rows: Sequence[TimelineRow]) -> list[TimelineRow]:

@@ -6,7 +6,6 @@ All texts are translated into the language of the reader.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -145,7 +144,10 @@ def _stage(run: AgentRun, step: dict[str, Any]) -> Stage:
         case "skipped":
             return Stage(label, "done", _("reused"), step.get("duration_seconds"))
         case "failed":
-            return Stage(label, "failed", _failed(step), error=_step_error(step))
+            tries = step.get("attempts") or 1
+            words = ngettext("failed after %d attempt", "failed after %d attempts", tries) % tries
+            words = words if tries > 1 else _("failed")
+            return Stage(label, "failed", words, error=_step_error(step))
     if run.is_finished:
         return Stage(label, "none", _("stopped"))
     if run.status != Status.RUNNING or is_reconnecting(run):
@@ -157,13 +159,6 @@ def _stage(run: AgentRun, step: dict[str, Any]) -> Stage:
     if attempt["n"] > 1:
         return Stage(label, "busy", _("running, attempt %(n)d of %(most)d") % attempt)
     return Stage(label, "busy", _("running"))
-
-
-def _failed(step: dict[str, Any]) -> str:
-    attempts = step.get("attempts") or 1
-    if attempts == 1:
-        return _("failed")
-    return ngettext("failed after %d attempt", "failed after %d attempts", attempts) % attempts
 
 
 def _step_error(step: dict[str, Any]) -> str:
@@ -184,27 +179,19 @@ def progress(run: AgentRun) -> Progress | None:
     reported, steps = run.progress or {}, run.stages
     if not reported and not steps:
         return None
+    try:
+        percent = min(max(int(float(reported.get("progress_percent", 0))), 0), 100)
+    except (TypeError, ValueError, OverflowError):
+        percent = 0
     description = printable(str(reported.get("description") or ""))
     # Each step shows its own description; the host's own text says more than a count of steps.
     of_steps = [step.get(name) for step in steps for name in ("description", "step_name")]
-    is_own = description and reported.get("description") not in of_steps
-    return Progress(_percent(reported), description if is_own else _steps_done(steps))
-
-
-def _percent(reported: dict[str, Any]) -> int:
-    try:
-        return min(max(int(float(reported.get("progress_percent", 0))), 0), 100)
-    except (TypeError, ValueError, OverflowError):
-        return 0
-
-
-def _steps_done(steps: Sequence[dict[str, Any]]) -> str:
+    if description and reported.get("description") not in of_steps:
+        return Progress(percent, description)
     done = sum(step["state"] in ("completed", "skipped") for step in steps)
     total = max([len(steps), *(step.get("total_steps") or 0 for step in steps)])
-    if not total:
-        return ""
     text = ngettext("%(done)d of %(total)d step done", "%(done)d of %(total)d steps done", total)
-    return text % {"done": done, "total": total}
+    return Progress(percent, text % {"done": done, "total": total} if total else "")
 
 
 def reason(run: AgentRun) -> str:
