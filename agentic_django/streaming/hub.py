@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
@@ -177,7 +177,9 @@ class Hub(BackgroundThread):
         is_poll = now >= self._polled_at + self._poll_interval()
         try:
             _add_initial_runs(new)
-            ids = _ids_to_read(subscriptions, new, None if is_poll else changed)
+            _add_discovered_runs(subscriptions, None if is_poll else changed)
+            watched = _watched_ids(subscriptions)
+            ids = watched if is_poll else (changed & watched) | _watched_ids(new)
             unread = _publish(subscriptions, ids)
             self._mark_watched(subscriptions, now)
         except BaseException:
@@ -195,7 +197,7 @@ class Hub(BackgroundThread):
         New runs are marked at once, and again a second later, because the first statement skips
         rows that are locked.
         """
-        watched: set[UUID] = set().union(*(each.run_ids for each in subscriptions))
+        watched = _watched_ids(subscriptions)
         is_due, new = now >= self._marked_at + _MARK_SECONDS, watched - self._marked_ids
         ids = watched if is_due else new
         if ids:
@@ -231,44 +233,28 @@ def _in_scope(subscription: Subscription, snapshots: Iterable[RunSnapshot]) -> l
     return [run for run in snapshots if scope is not None and scope.covers(run)]
 
 
-def _ids_to_read(
-    subscriptions: list[Subscription], new: list[Subscription], changed: set[UUID] | None
-) -> set[UUID]:
-    """Return the ids of the runs to read in this cycle: all, or only changed ones."""
-    watched: set[UUID] = set().union(*(each.run_ids for each in subscriptions))
-    with_scope = [each for each in subscriptions if each.feed.scope]
-    unknown = None if changed is None else changed - watched
-    if with_scope and unknown != set():
-        watched |= _add_discovered_runs(with_scope, unknown)
-    if changed is None:
-        return watched
-    return (changed & watched).union(*(each.run_ids for each in new))
-
-
-def _add_discovered_runs(
-    subscriptions: list[Subscription], among: Collection[UUID] | None
-) -> set[UUID]:
-    """Add runs that appeared in the scopes of subscriptions, and return their ids."""
+def _add_discovered_runs(subscriptions: list[Subscription], changed: set[UUID] | None) -> None:
+    """Add runs that appeared in the scopes of subscriptions; with ``changed``, only among those."""
     scopes = {each.feed.scope for each in subscriptions if each.feed.scope}
+    among = None if changed is None else changed - _watched_ids(subscriptions)
+    if not scopes or among == set():
+        return
     snapshots = changes.read_snapshots(changes.find_run_ids(scopes, ids=among))
-    found: set[UUID] = set()
     for subscription in subscriptions:
+        feed, joined_at = subscription.feed, subscription.joined_at
         for run in _in_scope(subscription, snapshots.values()):
-            if run.pk not in subscription.run_ids:
-                subscription.run_ids.add(run.pk)
-                found.add(run.pk)
-                _add_discovered_run(subscription, run)
-    return found
+            if run.pk in subscription.run_ids:
+                continue
+            subscription.run_ids.add(run.pk)
+            if feed.reads_events and not feed.has_run(run.pk):
+                # A run that is older than the subscription was retried: skip its old events.
+                is_older = run.created_at < joined_at
+                before = changes.last_sequences_before([run.pk], joined_at) if is_older else {}
+                feed.add_run(run.pk, before.get(run.pk, 0))
 
 
-def _add_discovered_run(subscription: Subscription, run: RunSnapshot) -> None:
-    """Add a run that was created after the subscription, or an older one that was retried."""
-    feed = subscription.feed
-    if feed.reads_events and not feed.has_run(run.pk):
-        is_older = run.created_at < subscription.joined_at
-        time = subscription.joined_at
-        before = changes.last_sequences_before([run.pk], time) if is_older else {}
-        feed.add_run(run.pk, before.get(run.pk, 0))
+def _watched_ids(subscriptions: Iterable[Subscription]) -> set[UUID]:
+    return set().union(*(each.run_ids for each in subscriptions))
 
 
 # Sending

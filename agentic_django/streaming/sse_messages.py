@@ -6,10 +6,12 @@ A ``Feed`` remembers what one reader has received. It does not read the database
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -178,22 +180,13 @@ class PageFeed(Feed):
             return []
         blocks = markdown.blocks(text)
         self._blocks[snapshot.pk] = (snapshot.event_count, blocks)
-        same = _common_length(known, blocks)
+        pairs = zip(known, blocks, strict=False)
+        same = len(list(takewhile(lambda pair: pair[0].source == pair[1].source, pairs)))
         if count == snapshot.event_count and same == len(blocks) == len(known):
             return []
         changed = [str(block.html) for block in blocks[same:]]
         identity = {"run": str(snapshot.pk), "sequence": snapshot.event_count}
         return [SseMessage("draft", {**identity, "from": same, "blocks": changed})]
-
-
-def _common_length(known: Sequence[markdown.Block], blocks: Sequence[markdown.Block]) -> int:
-    """Return the number of blocks at the start that did not change."""
-    same = 0
-    for old, new in zip(known, blocks, strict=False):
-        if old is not new and old.source != new.source:
-            break
-        same += 1
-    return same
 
 
 class EventFeed(Feed):
@@ -261,45 +254,31 @@ class EventFeed(Feed):
             "payload": event.payload,
             "created_at": event.created_at,
         }
-        return SseMessage(
-            _name(event.event_type), data, self._cursor_after(snapshot, str(event.sequence))
-        )
+        # The format of the stream forbids these characters in a name.
+        name = re.sub(r"[\r\n\0]", " ", serialization.printable(event.event_type))
+        return SseMessage(name, data, self._cursor_after(snapshot, str(event.sequence)))
 
     def _draft_messages(self, snapshot: RunSnapshot) -> list[SseMessage]:
+        """Return the new text of each partial message."""
         before = self._texts.pop(snapshot.pk, {})
-        if not snapshot.drafts:
-            return []
+        if snapshot.drafts:
+            self._texts[snapshot.pk] = {key: text for key, (*_, text) in snapshot.drafts.items()}
         found: list[SseMessage] = []
-        self._texts[snapshot.pk] = {}
+        cursor, sequence = self._cursor, snapshot.event_count
         for key, (attempt, _, text) in snapshot.drafts.items():
-            known = before.get(key, self._received_before(snapshot, text))
-            known = known if text.startswith(known) else ""
-            self._texts[snapshot.pk][key] = text
-            if text != known:
-                found.append(self._delta(snapshot, key, attempt, len(known), text))
+            has_resumed = cursor.sequence == sequence and cursor.matches(text)
+            known = before.get(key, text[: cursor.offset] if has_resumed else "")
+            offset = len(known) if text.startswith(known) else 0
+            if offset == len(text):
+                continue
+            data = {
+                "run_id": str(snapshot.pk),
+                "sequence": sequence,
+                "key": key,
+                "attempt": attempt,
+                "offset": offset,
+                "text": text[offset:],
+            }
+            own = f"{sequence}.{len(text)}.{check(text)}"
+            found.append(SseMessage("message.delta", data, self._cursor_after(snapshot, own)))
         return found
-
-    def _received_before(self, snapshot: RunSnapshot, text: str) -> str:
-        """Return the part of a text that a reader who resumes has already received."""
-        cursor = self._cursor
-        fits = cursor.sequence == snapshot.event_count and cursor.matches(text)
-        return text[: cursor.offset] if fits else ""
-
-    def _delta(
-        self, snapshot: RunSnapshot, key: str, attempt: int, offset: int, text: str
-    ) -> SseMessage:
-        data = {
-            "run_id": str(snapshot.pk),
-            "sequence": snapshot.event_count,
-            "key": key,
-            "attempt": attempt,
-            "offset": offset,
-            "text": text[offset:],
-        }
-        own = f"{snapshot.event_count}.{len(text)}.{check(text)}"
-        return SseMessage("message.delta", data, self._cursor_after(snapshot, own))
-
-
-def _name(event_type: str) -> str:
-    """Return an event type without the characters that the stream's format forbids."""
-    return "".join(" " if c in "\r\n\0" else c for c in serialization.printable(event_type))
