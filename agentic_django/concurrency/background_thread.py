@@ -83,8 +83,14 @@ class BackgroundThread:
             return not self._condition.wait_for(lambda: self._is_stopped, seconds)
 
     def _main(self) -> None:
+        """Call ``_run`` once more for requests that arrived during its last call."""
         try:
-            while self._is_wanted():
+            while True:
+                with self._condition:
+                    is_requested, self._is_requested = self._is_requested, False
+                    if self._is_stopped or not is_requested:
+                        self._thread = None
+                        return
                 try:
                     self._run()
                 finally:
@@ -94,15 +100,6 @@ class BackgroundThread:
             with self._condition:
                 self._thread = None  # The next call of ``start`` starts another one.
             raise
-
-    def _is_wanted(self) -> bool:
-        """Whether there was a request since the last call of ``_run``; if not, the thread ends."""
-        with self._condition:
-            is_wanted = self._is_requested and not self._is_stopped
-            self._is_requested = False
-            if not is_wanted:
-                self._thread = None
-            return is_wanted
 
 
 class RepeatingThread(BackgroundThread):

@@ -88,7 +88,8 @@ class Batcher[E, R]:
         with self._lock:
             count = min(_MAX_ENTRIES, len(self._waiting))
             waiting = [self._waiting.popleft() for _ in range(count)]
-        batch = [(entry, future) for entry, future in waiting if _is_wanted(future)]
+        # A cancelled entry is not written. The others cannot be cancelled from now on.
+        batch = [each for each in waiting if each[1].set_running_or_notify_cancel()]
         try:
             results = self.write([entry for entry, _ in batch], waits=False) if batch else ()
         except BaseException as error:  # noqa: BLE001 - each entry raises its own when written alone
@@ -115,8 +116,3 @@ class Batcher[E, R]:
             future.set_exception(error)
         else:
             future.set_result(result)
-
-
-def _is_wanted(future: Future[Any]) -> bool:
-    """Whether a future was not cancelled; from now on it cannot be."""
-    return future.set_running_or_notify_cancel()

@@ -130,13 +130,14 @@ class HostCodeExecutor(Executor):
         return future
 
     def _execute_all(self) -> None:
-        while call := self._next():
+        """Execute calls until none waits."""
+        while True:
+            with self._lock:
+                self._is_executing = bool(self._waiting)
+                if not self._waiting:
+                    return
+                call = self._waiting.popleft()
             call()
-
-    def _next(self) -> Callable[[], None] | None:
-        with self._lock:
-            self._is_executing = bool(self._waiting)
-            return self._waiting.popleft() if self._waiting else None
 
 
 def _execute_with_connections[T](call: Callable[[], T], future: Future[T]) -> None:

@@ -41,20 +41,16 @@ class Process:
 
         The event loop and the thread pools stay.
         """
-        while threads := self._drop_threads():  # A thread's last work may start another one.
-            for thread in threads:
+        while True:
+            with self._lock:
+                objects = self._objects.items()
+                threads = {key: each for key, each in objects if isinstance(each, BackgroundThread)}
+                for key in threads:
+                    del self._objects[key]
+            if not threads:
+                return
+            for thread in threads.values():  # A thread's last work may start another one.
                 thread.stop()
-
-    def _drop_threads(self) -> list[BackgroundThread]:
-        with self._lock:
-            found = {
-                factory: each
-                for factory, each in self._objects.items()
-                if isinstance(each, BackgroundThread)
-            }
-            for factory in found:
-                del self._objects[factory]
-        return list(found.values())
 
 
 process = Process()
