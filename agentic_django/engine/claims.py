@@ -6,11 +6,11 @@ one succeeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from django.db import IntegrityError, connections, models, transaction
+from django.db import IntegrityError, models, transaction
 from django.db.models import F
 from django.db.models.functions import Coalesce, Now
 
@@ -21,26 +21,23 @@ from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event, EventType
 from agentic_django.engine.transitions import process_name, run_rows, send_signal_on_commit
 from agentic_django.models import AgentRun, database
-from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models.querysets import RunQuerySet, skip_locked_rows
 
 __all__ = ["claim_due", "claim_inline", "claim_run"]
 
 
 def claim_run(run_id: str) -> Attempt | None:
     """Claim the run with this id if it is due, else the most urgent due run of its queue."""
-    return next(_claim_each(_candidates(run_id)), None)
-
-
-def _candidates(run_id: str) -> Iterator[AgentRun]:
     named = _runs_with_relations().filter(pk=run_id).first()
     if named is None:
-        return
+        return None
     if named.status == AgentRun.Status.PENDING and not named.is_inline:
-        yield named
+        if (attempt := next(_claim_each([named]), None)) is not None:
+            return attempt
         if concurrency_limits.limits():  # The delivery is used up: enqueue when a slot is free.
             run_rows().pending().filter(pk=run_id).update(enqueued_at=None)
-    others = _due_on(queues.queue_for_agent(named.agent_key))
-    yield from others.exclude(pk=run_id).by_urgency()[:3]
+    others = _due_on(queues.queue_for_agent(named.agent_key)).exclude(pk=run_id)
+    return next(_claim_each(others.by_urgency()[:3]), None)
 
 
 def claim_due(queue: str, most: int) -> list[Attempt]:
@@ -72,7 +69,7 @@ def _due_on(queue: str) -> RunQuerySet:
     return concurrency_limits.with_free_slot(_runs_with_relations().due().filter(on_queue))
 
 
-def _claim_each(runs: Iterator[AgentRun] | Sequence[AgentRun]) -> Iterator[Attempt]:
+def _claim_each(runs: Iterable[AgentRun]) -> Iterator[Attempt]:
     """Claim runs one by one as the caller iterates; skip those that cannot be claimed."""
     for run in runs:
         attempt = _claim(run, run_rows().due(), joined_transaction=_is_in_transaction())
@@ -106,10 +103,8 @@ def _claim(run: AgentRun, due: RunQuerySet, *, joined_transaction: bool) -> Atte
 def _claim_batch(due: RunQuerySet, most: int) -> list[Attempt]:
     """Claim runs in one transaction; skip those that another transaction has locked."""
     joined_transaction = _is_in_transaction()
-    skip_locked = connections[database()].features.has_select_for_update_skip_locked
     with transaction.atomic(using=database()):
-        locked = due.by_urgency().select_for_update(skip_locked=skip_locked, of=("self",))
-        runs = list(locked[:most])
+        runs = list(skip_locked_rows(due.by_urgency(), of=("self",))[:most])
         if not runs:
             return []
         raised = {"attempt": F("attempt") + 1, "event_count": F("event_count") + 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from django.db import connections, models
@@ -57,16 +58,32 @@ def lease_expired() -> models.Q:
     return models.Q(lease_ends_at__lt=Now())
 
 
-def skip_locked_rows[M: models.Model](rows: models.QuerySet[M]) -> models.QuerySet[M]:
+def skip_locked_rows[M: models.Model](
+    rows: models.QuerySet[M], of: Sequence[str] = ()
+) -> models.QuerySet[M]:
     """Lock rows for an update, and leave out rows that another transaction has locked.
 
-    A database without this feature locks all rows, or none.
+    ``of`` names the tables to lock if the query joins several, as in ``select_for_update``. A
+    database without this feature locks all rows, or none.
     """
     features = connections[rows.db].features
     return rows.select_for_update(
         skip_locked=features.has_select_for_update_skip_locked,
         no_key=features.has_select_for_no_key_update,
+        of=tuple(of) if features.has_select_for_update_of else (),
     )
+
+
+def joined_rows(rows: models.QuerySet[Any], *columns: Any) -> models.Subquery:
+    """Return a subquery that joins columns of a run's rows in any order, each as ``[a,b,c]``."""
+    texts = [Cast(column, models.TextField()) for column in columns]
+    parts = [part for text in texts for part in (models.Value(","), text)]
+    array = Concat(
+        models.Value("["), *parts[1:], models.Value("]"), output_field=models.TextField()
+    )
+    mine = rows.filter(run=models.OuterRef("pk")).order_by().values("run")
+    joined = mine.annotate(text=models.StringAgg(array, models.Value(",")))
+    return models.Subquery(joined.values("text"))
 
 
 class OwnedQuerySet[M: models.Model](models.QuerySet[M]):
@@ -131,7 +148,12 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
 
     def startable(self) -> Self:
         """Return pending runs that have no unfinished run before them in their conversation."""
-        return self.pending().filter(~models.Exists(self._earlier()))
+        earlier = self._all().filter(
+            session=models.OuterRef("session"),
+            position__lt=models.OuterRef("position"),
+            status__in=ACTIVE,
+        )
+        return self.pending().filter(~models.Exists(earlier))
 
     def orphaned(self) -> Self:
         """Return running runs whose lease has expired: their worker died."""
@@ -168,52 +190,16 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
     def with_steps(self) -> Self:
         """Annotate events and partial messages, for ``run.steps``, ``texts`` and ``draft``.
 
-        The events are joined in any order, each as ``[sequence,"type",payload]``, because SQLite
-        before 3.44 cannot order within an aggregate.
+        An event is joined as ``[sequence,"type",payload]``, a draft as ``[attempt,id,text]``. They
+        are in any order, because SQLite before 3.44 cannot order within an aggregate.
         """
-        event = Concat(
-            models.Value("["),
-            Cast("sequence", models.TextField()),
-            models.Value(',"'),
-            "event_type",
-            models.Value('",'),
-            Cast("payload", models.TextField()),
-            models.Value("]"),
-            output_field=models.TextField(),
-        )
-        texts = models.StringAgg(event, models.Value(","))
-        joined = self._step_events().order_by().values("run").annotate(text=texts).values("text")
-        return self.annotate(
-            step_events=models.Subquery(joined), draft_texts=models.Subquery(self._drafts())
-        )
-
-    def _drafts(self) -> models.QuerySet[Any]:
-        """Return a subquery of a run's drafts, joined as ``[attempt,id,text]``."""
-        draft = Concat(
-            models.Value("["),
-            Cast("attempt", models.TextField()),
-            models.Value(","),
-            Cast("id", models.TextField()),
-            models.Value(","),
-            Cast("text", models.TextField()),
-            models.Value("]"),
-            output_field=models.TextField(),
-        )
-        drafts: Any = self.model._meta.get_field("drafts").related_model
-        mine = drafts._base_manager.filter(run=models.OuterRef("pk"))
-        texts = models.StringAgg(draft, models.Value(","))
-        return mine.order_by().values("run").annotate(text=texts).values("text")  # type: ignore[no-any-return]
-
-    def _step_events(self) -> models.QuerySet[Any]:
         event: Any = self.model._meta.get_field("events").related_model
-        return event._base_manager.filter(FRAGMENT_EVENTS, run=models.OuterRef("pk"))  # type: ignore[no-any-return]
-
-    def _earlier(self) -> models.QuerySet[AgentRun]:
-        """Return a subquery of the unfinished runs before a run in its conversation."""
-        return self._all().filter(
-            session=models.OuterRef("session"),
-            position__lt=models.OuterRef("position"),
-            status__in=ACTIVE,
+        draft: Any = self.model._meta.get_field("drafts").related_model
+        quoted_type = Concat(models.Value('"'), "event_type", models.Value('"'))
+        shown = event._base_manager.filter(FRAGMENT_EVENTS)
+        return self.annotate(
+            step_events=joined_rows(shown, "sequence", quoted_type, "payload"),
+            draft_texts=joined_rows(draft._base_manager.all(), "attempt", "id", "text"),
         )
 
     def _all(self) -> models.QuerySet[AgentRun]:
