@@ -38,7 +38,7 @@ __all__ = [
 type Data = Mapping[str, Any] | None
 
 OnBusy = Literal["enqueue", "reject", "interrupt"]
-"""What to do if the conversation has a run that has not ended yet."""
+"""The action of ``submit_agent_run`` if the session has an unfinished run."""
 
 
 def submit_agent_run(
@@ -70,8 +70,8 @@ def submit_agent_run(
 
     The returned row is as it was inserted; ``refresh_from_db()`` loads its present status.
 
-    Raises UnknownAgent, BadInput (a wrong session key, input or option), NotSerializable (a
-    value that JSON cannot hold) and SessionBusy (``reject`` only). Nothing is written then.
+    Raises UnknownAgent, BadInput (an invalid session key, input or option), NotSerializable (a
+    value that JSON cannot represent) and SessionBusy (``reject`` only), and writes nothing then.
     """
     if on_busy not in get_args(OnBusy):
         raise BadInput(errors={"on_busy": f"Give one of {', '.join(get_args(OnBusy))}."})
@@ -97,6 +97,7 @@ def _enqueue(run: AgentRun) -> None:
 
 
 def _data(value: Data, name: str) -> dict[str, Any]:
+    """Return a JSON object that the database can store. Raises BadInput and NotSerializable."""
     data: dict[str, Any] = to_jsonable(dict(value or {}), name)
     validation.check_json(data, name)
     return data
@@ -123,20 +124,21 @@ def _assign_session(
 
 
 def _session(run: AgentRun, key: str | None, agent_key: str) -> tuple[AgentSession, bool]:
-    title = _title(run.input_payload)
+    """Return the session of a new run, and whether it was created.
+
+    The title of a new session is the start of the user's first text, cut at a word.
+    """
+    payload = run.input_payload
+    text = payload if isinstance(payload, str) else next(filter(None, map(_user_text, payload)), "")
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:1000]).split())
+    title = textwrap.shorten(text, 80, placeholder="…") if " " in text[:80] else text[:80]
     return sessions.get_or_create_session(
         key, run.owner, run.tenant, agent_key=agent_key, title=title, run_count=1
     )
 
 
-def _title(payload: Any) -> str:
-    """Return the start of the user's first text, cut at a word."""
-    text = payload if isinstance(payload, str) else next(filter(None, map(_said, payload)), "")
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text[:1000]).split())
-    return textwrap.shorten(text, 80, placeholder="…") if " " in text[:80] else text[:80]
-
-
-def _said(item: dict[str, Any]) -> str:
+def _user_text(item: dict[str, Any]) -> str:
+    """Return the text of an item if it is a user's message, else an empty text."""
     content = item.get("content", "") if item.get("role") == "user" else ""
     if isinstance(content, str):
         return content
@@ -155,15 +157,17 @@ def submit_pipeline_run(
     metadata: Data = None,
     tenant: str = "",
 ) -> AgentRun:
-    """Create a run of steps given as data, and enqueue it. For trusted callers.
+    """Create a run of a pipeline whose steps are given as data, and enqueue it.
 
-    - ``steps``: dicts of ``name``, ``module`` and ``function``, and what else ``steps.Step``
-      takes; the modules are those that ``AGENTIC_DJANGO_STEP_MODULES`` lists.
-    - ``params``: the state with which the first step begins.
-    - ``session_key``: a conversation to take part in; without one the run is in none.
+    Call this only for trusted callers, because they choose the functions that are called.
 
-    Raises BadInput for definitions that are wrong, BadSetting for functions that are not
-    allowed or not there, and NotSerializable. Nothing is written then.
+    - ``steps``: dicts with ``name``, ``module``, ``function`` and other arguments of
+      ``steps.Step``. ``AGENTIC_DJANGO_STEP_MODULES`` lists the modules that are allowed.
+    - ``params``: the initial state of the pipeline.
+    - ``session_key``: the session of the run; None for a run without a session.
+
+    Raises BadInput for invalid definitions, BadSetting for functions that are not allowed or do
+    not exist, and NotSerializable, and writes nothing then.
     """
     run = AgentRun(
         owner=owner,
@@ -191,20 +195,16 @@ def enqueue_agent_run(run_id: str | UUID) -> None:
     Raises AgentRun.DoesNotExist if the run does not exist, Conflict if it is not pending, and
     UnknownAgent if nothing is registered under its ``agent_key``.
     """
-    run = _find(run_id)
+    try:
+        run = AgentRun.objects.using(database()).get(pk=UUID(str(run_id)))
+    except (ValueError, AgentRun.DoesNotExist):
+        text = f"There is no run {str(run_id)!r}. Save the row before you enqueue it."
+        raise AgentRun.DoesNotExist(text) from None
     if run.status != AgentRun.Status.PENDING:
         raise Conflict(f"Cannot enqueue this run: it is {run.status} now.")
     if run.agent_key != submitted.AGENT_KEY:
         registry.get(run.agent_key)
     _enqueue(run)
-
-
-def _find(run_id: str | UUID) -> AgentRun:
-    try:
-        return AgentRun.objects.using(database()).get(pk=UUID(str(run_id)))
-    except (ValueError, AgentRun.DoesNotExist):
-        text = f"There is no run {str(run_id)!r}. Save the row before you enqueue it."
-        raise AgentRun.DoesNotExist(text) from None
 
 
 def cancel_agent_run(run: AgentRun, *, by: Any = None) -> AgentRun:

@@ -1,7 +1,7 @@
-"""The SDK's ``Session`` protocol over session items.
+"""Implements the ``Session`` protocol of the Agents SDK over session items.
 
-History is frozen when a run starts; what the run adds is buffered and written in the
-transaction that ends it. So an attempt that is repeated starts from the same history.
+A run reads the history as it was when the run started. The items that the run adds are buffered,
+and the transaction that ends the run writes them. So each attempt starts from the same history.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["ItemStore", "RunHistory", "get_session"]
 
 
 class RunHistory:
-    """A conversation as one run sees it: what was there before it, and what it adds.
+    """A session as one run sees it: the items before the run, and the items that the run adds.
 
     Implements ``agents.memory.Session``.
     """
@@ -49,18 +49,15 @@ class RunHistory:
     async def get_items(self, limit: int | None = None) -> list[Any]:
         """Return all items, or the last ``limit``, oldest first.
 
-        The first call reads no more than it is asked for, and begins where a person speaks: a
-        provider refuses the output of a call that it is not shown.
+        The first call reads no more than ``limit`` items. It omits items before the first message
+        of a user, because providers refuse the output of a call that is not in the input.
         """
         if self._before is None:
             self._before = await self._begin(limit)
-        elif self._is_short_of(limit):
+        elif self._limit is not None and (limit is None or limit > self._limit + len(self.added)):
             self._before, self._limit = await event_loop.run_sync(self._read), None
         items = [*self._before, *self.added]
         return items if limit is None else items[len(items) - min(max(limit, 0), len(items)) :]
-
-    def _is_short_of(self, limit: int | None) -> bool:
-        return self._limit is not None and (limit is None or limit > self._limit + len(self.added))
 
     async def _begin(self, limit: int | None) -> list[Any]:
         if self._is_fresh:
@@ -69,17 +66,20 @@ class RunHistory:
             return await self._compacted(load(settings.COMPACT_HISTORY))
         self._limit = limit
         items = await event_loop.run_sync(self._read, limit)
-        return items if limit is None or len(items) < limit else _from_a_person_on(items)
+        if limit is None or len(items) < limit:
+            return items
+        messages = (n for n, item in enumerate(items) if item.get("role") == "user")
+        return items[next(messages, 0) :]
 
     @property
     def _is_fresh(self) -> bool:
-        """Whether nothing can be there to read; the claim has read the counter."""
+        """Whether the session has no items before this run. The claim has read the counter."""
         run = self.run
         return run.session is None or (self.attempt.number == 1 and not run.session.item_count)
 
     def _read(self, limit: int | None = None) -> list[Any]:
         session = self.run.session
-        assert session is not None, "A run without a conversation has nothing to read."
+        assert session is not None, "A run without a session has no history."
         only: dict[str, Any] = (
             {"sequence__gt": session.compacted_through} if session.compacted_through else {}
         )
@@ -91,9 +91,9 @@ class RunHistory:
         return [*(session.compacted_items or ()), *items] if session.compacted_through else items
 
     async def _compacted(self, compact: Callable[..., Any]) -> list[Any]:
-        """Return the history as the host wants it seen, from now on by later runs too."""
+        """Return the history as the host's function compacts it, and store it for later runs."""
         items = await event_loop.run_sync(self._read)
-        if not self._later:  # An attempt before this one has done it, or a run.
+        if not self._later:  # An earlier attempt or run has compacted all items.
             return items
         wanted = await event_loop.run_host_code(compact, self.run.session, list(items))
         if inspect.isawaitable(wanted):
@@ -106,7 +106,7 @@ class RunHistory:
 
     def _store_compacted(self, items: list[Any]) -> None:
         session = self.run.session
-        assert session is not None, "Only a conversation has a history."
+        assert session is not None, "A run without a session has no history."
         last = session.item_count
         with fenced_writes.fenced(self.attempt):
             fenced_writes.update_run(self.attempt)
@@ -115,28 +115,22 @@ class RunHistory:
         session.compacted_items, session.compacted_through = items, last
 
     async def add_items(self, items: list[Any]) -> None:
-        """Keep items for the end of the run; raises NotSerializable for what cannot be stored."""
+        """Add items, which the end of the run writes. Raises NotSerializable."""
         self.added += to_jsonable(items, "items")
 
     async def pop_item(self) -> Any:
-        """Take back the item that this run added last; None if it added none."""
+        """Remove and return the last item that this run added; None if it added none."""
         return self.added.pop() if self.added else None
 
     async def clear_session(self) -> None:
-        """Take back what this run added; history from before it stays."""
+        """Remove the items that this run added. Earlier items stay."""
         self.added.clear()
 
 
-def _from_a_person_on(items: list[Any]) -> list[Any]:
-    """Return items from the first message of a person on; all, if there is none."""
-    starts = (n for n, item in enumerate(items) if item.get("role") == "user")
-    return items[next(starts, 0) :]
-
-
 class ItemStore:
-    """A conversation outside of any run: every call reads or writes the database at once.
+    """A session outside of any run. Each call reads or writes the database immediately.
 
-    Implements ``agents.memory.Session``, so that a host's own code can hand it to the SDK.
+    Implements ``agents.memory.Session``, so that a host's own code can pass it to the SDK.
     """
 
     session_settings: SessionSettings | None = None
@@ -150,11 +144,11 @@ class ItemStore:
         return await sync_to_async(read_items)(self.session, limit)
 
     async def add_items(self, items: list[Any]) -> None:
-        """Write items at the end."""
+        """Append items. Raises NotSerializable."""
         await sync_to_async(append_items)(self.session, to_jsonable(items, "items"))
 
     async def pop_item(self) -> Any:
-        """Delete the last item and return it; None if there is none."""
+        """Delete and return the last item; None if the session is empty."""
         return await sync_to_async(self._pop)()
 
     def _pop(self) -> Any:

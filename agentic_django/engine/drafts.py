@@ -1,8 +1,8 @@
 """Writes partial messages: the text of a model's message before the message is complete.
 
-A draft is not an event, and it is not in the journal. One thread for all runs of the process writes
-what has grown, fenced by the attempt: often while somebody watches the run, once a second
-otherwise. A draft goes in the transaction that records its message, or ends its run.
+A draft is not an event, and it is not in the journal. One thread writes the drafts of all runs of
+the process, fenced by the attempt: often while somebody watches the run, once a second otherwise.
+The transaction that records the message or ends the run deletes the draft.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from agentic_django.signals import logger
 __all__ = ["PartialMessage", "delete_draft", "delete_drafts"]
 
 FIRST_SECONDS = 0.05
-"""An answer that is complete by then needs no draft."""
+"""The delay before the first write. A message that is complete by then needs no draft."""
 
 WATCHED_SECONDS = 0.08
 UNWATCHED_SECONDS = 1.0
-_LENGTH_A_SECOND = 250_000
-"""A long text is written less often, for it is written as a whole."""
+_CHARACTERS_PER_SECOND = 250_000
+"""A long text is written less often, because each write contains the whole text."""
 
 _SLACK_SECONDS = 0.02
 _IDLE_SECONDS = 2.0
 
 
 class PartialMessage:
-    """The text of one model call of an attempt, while it comes."""
+    """The text of a model call that has not ended yet."""
 
     def __init__(self, attempt: Attempt, key: str) -> None:
         self.attempt = attempt
         self.run = attempt.run
         self.key = key
         self.is_wanted = True
-        """Whether people are to see it."""
+        """Whether users may see the text."""
         self.is_written = False
-        """Whether there may be a row of it."""
+        """Whether the table may have a row for this message."""
         self.due = 0.0
         self._parts: list[str] = []
         self._item = 0
 
     @property
     def text(self) -> str:
-        """All that was said so far."""
+        """The text received so far."""
         return "".join(list(self._parts))
 
     def add(self, delta: str, item: int = 0) -> None:
-        """Add what was said next; ``item`` tells the messages of one answer apart."""
+        """Append text; ``item`` is the index of the message in the model's response."""
         if self.attempt.joined_transaction or not self.is_wanted or not delta:
-            return  # Nobody outside of a transaction could read what is written in it.
+            return  # A draft in the caller's transaction is invisible to other connections.
         if self._parts and item != self._item:
             self._parts.append("\n\n")
         self._item = item
@@ -71,23 +71,23 @@ class PartialMessage:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was said that people are to see."""
+        """Whether the model has sent text that users may see."""
         return bool(self._parts)
 
     def close(self) -> None:
-        """Write no more of it; returns when nothing of it is just being written."""
+        """Stop writing the message, and wait for a write that is in progress."""
         self.drop()
         process.get(DraftWriter).wait_for(self)
 
     def drop(self) -> None:
-        """Write no more of it; does not wait."""
+        """Stop writing the message, without waiting."""
         self.is_wanted = False
         if self._parts:
             process.get(DraftWriter).remove(self)
 
 
 class DraftWriter(BackgroundThread):
-    """Writes partial messages that have grown since it wrote them last."""
+    """Writes partial messages that have grown since their last write."""
 
     name = "agentic-drafts"
 
@@ -117,8 +117,16 @@ class DraftWriter(BackgroundThread):
 
     def _run(self) -> None:
         while due := self._take():
-            watched = self._write(due)
-            self._put_back(due, watched)
+            for draft in due:
+                draft.is_written = draft.attempt.has_drafts = True
+            try:
+                watched = _write(due)
+            except Exception as error:  # noqa: BLE001 - no database; the drafts are written later
+                logger.warning("Drafts are not written now: %r", error)
+                watched = {}
+                with suppress(Error):
+                    connections.close_all()
+            self._reschedule(due, watched)
 
     def _take(self) -> frozenset[PartialMessage]:
         """Wait for drafts that are due and return them; return none when the thread must end."""
@@ -138,40 +146,39 @@ class DraftWriter(BackgroundThread):
                 self._condition.wait(max(soonest - now, 0.001))
             return frozenset()
 
-    def _write(self, due: frozenset[PartialMessage]) -> dict[Any, bool]:
-        """Write drafts; return of which runs, and whether those are watched."""
-        for draft in due:
-            draft.is_written = draft.attempt.has_drafts = True
-        try:
-            return _written(due)
-        except Exception as error:  # noqa: BLE001 - the database is away; the text is kept and tried again
-            logger.warning("Drafts are not written now: %r", error)
-            with suppress(Error):
-                connections.close_all()
-            return {}
-
-    def _put_back(self, due: frozenset[PartialMessage], watched: dict[Any, bool]) -> None:
+    def _reschedule(self, due: frozenset[PartialMessage], watched: dict[Any, bool]) -> None:
+        """Set the time of the next write, and keep the drafts that could not be written."""
         with self._condition:
             self._writing = frozenset()
             now = time.monotonic()
             for draft in due:
                 is_watched = watched.get(draft.run.pk, False)
                 pause = WATCHED_SECONDS if is_watched else UNWATCHED_SECONDS
-                draft.due = now + pause + len(draft.text) / _LENGTH_A_SECOND
+                draft.due = now + pause + len(draft.text) / _CHARACTERS_PER_SECOND
                 if draft.is_wanted and draft.run.pk not in watched:  # Locked, or no database.
                     self._grown.setdefault(draft)
             self._condition.notify_all()
 
 
-def _written(due: Iterable[PartialMessage]) -> dict[Any, bool]:
+def _write(due: Iterable[PartialMessage]) -> dict[Any, bool]:
+    """Write drafts, and return the runs that could be locked, with whether each is watched.
+
+    The lock is the fence. A run that another transaction has locked is skipped, so this thread
+    never waits.
+    """
+    is_watched = models.ExpressionWrapper(
+        Q(watched_until__isnull=False, watched_until__gt=Now()), models.BooleanField()
+    )
     with transaction.atomic(using=database()):
-        held = _held({draft.run.pk for draft in due})
+        runs = transitions.run_rows().running().filter(pk__in={draft.run.pk for draft in due})
+        found = skip_locked_rows(runs.order_by()).values_list("pk", "attempt", is_watched)
+        locked = {pk: (attempt, bool(watched)) for pk, attempt, watched in found}
         rows = [
             AgentDraft(
                 run_id=draft.run.pk, attempt=draft.attempt.number, key=draft.key, text=draft.text
             )
             for draft in due
-            if held.get(draft.run.pk, (0, False))[0] == draft.attempt.number
+            if locked.get(draft.run.pk, (0, False))[0] == draft.attempt.number
         ]
         targets = connections[database()].features.supports_update_conflicts_with_target
         AgentDraft.objects.using(database()).bulk_create(
@@ -182,21 +189,7 @@ def _written(due: Iterable[PartialMessage]) -> dict[Any, bool]:
         )
     for row in rows:
         pubsub.publish(pubsub.Topic.RUN_CHANGED, row.run_id)
-    return {pk: is_watched for pk, (_attempt, is_watched) in held.items()}
-
-
-def _held(ids: set[Any]) -> dict[Any, tuple[int, bool]]:
-    """Return the attempts of those runs that are running, and whether they are watched.
-
-    Their rows are locked, for the fence; a run whose row is locked by another is left for the
-    next time, so this thread never waits for one.
-    """
-    rows = transitions.run_rows().running().filter(pk__in=ids).order_by()
-    is_watched = models.ExpressionWrapper(
-        Q(watched_until__isnull=False, watched_until__gt=Now()), models.BooleanField()
-    )
-    found = skip_locked_rows(rows).values_list("pk", "attempt", is_watched)
-    return {pk: (attempt, bool(watched)) for pk, attempt, watched in found}
+    return {pk: watched for pk, (_attempt, watched) in locked.items()}
 
 
 def delete_draft(run: AgentRun, key: str) -> None:
