@@ -53,11 +53,23 @@ def delete_old(policy: CleanupPolicy, *, dry_run: bool = False) -> Deleted:
 
 
 def _old(policy: CleanupPolicy) -> dict[str, QuerySet[Any]]:
+    """Return the rows that a policy does not keep, by kind."""
+    events = AgentEvent.objects.using(database()).filter(run__status__in=FINISHED)
+    if policy.events_days is None:
+        events = events.none()
+    else:
+        events = events.filter(run__finished_at__lt=_days_ago(policy.events_days))
+    windows = RateWindow.objects.using(database())
+    now = windows.annotate(now=Now()).values_list("now", flat=True).first()
+    if now is None:
+        windows = windows.none()
+    else:
+        windows = windows.filter(starts_at__lt=now.timestamp() - _RATE_WINDOW_DAYS * 86_400)
     return {
-        "events": _events(policy.events_days),
+        "events": events,
         "runs": _runs(policy),
         "sessions": _sessions(policy),
-        "rate_windows": _rate_windows(),
+        "rate_windows": windows,
     }
 
 
@@ -73,13 +85,6 @@ def _delete(rows: QuerySet[Any], size: int) -> int:
 
 def _days_ago(days: float) -> Any:
     return Now() - timedelta(days=days)
-
-
-def _events(days: float | None) -> QuerySet[AgentEvent]:
-    rows = AgentEvent.objects.using(database())
-    if days is None:
-        return rows.none()
-    return rows.filter(run__status__in=FINISHED, run__finished_at__lt=_days_ago(days))
 
 
 def _runs(policy: CleanupPolicy) -> QuerySet[AgentRun]:
@@ -108,11 +113,3 @@ def _sessions(policy: CleanupPolicy) -> QuerySet[AgentSession]:
     kept = runs.exclude(pk__in=_runs(policy).values("pk"))
     items = AgentSessionItem.objects.using(database()).filter(session=OuterRef("pk"))
     return old.exclude(Exists(kept)).exclude(Exists(items))
-
-
-def _rate_windows() -> QuerySet[RateWindow]:
-    rows = RateWindow.objects.using(database())
-    now = rows.annotate(now=Now()).values_list("now", flat=True).first()
-    if now is None:
-        return rows.none()
-    return rows.filter(starts_at__lt=now.timestamp() - _RATE_WINDOW_DAYS * 86_400)

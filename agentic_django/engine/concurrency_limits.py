@@ -37,30 +37,27 @@ def acquire(run: AgentRun) -> bool:
     the same number one succeeds, and the other tries the next number.
     """
     caps = limits()
-    keys = [key for key in (ALL_AGENTS, run.agent_key) if key in caps]
-    return all(_acquire_slot(run, key, caps[key]) for key in keys)
-
-
-def _acquire_slot(run: AgentRun, key: str, limit: int) -> bool:
-    if _insert_free_slot(run, key, limit):
-        return True
-    # Slots may be left of runs that ended while no limit was set.
-    slots = _slots().filter(key=key)
-    deleted = slots.exclude(run__status=Status.RUNNING).delete()[0]
-    deleted += slots.filter(run=run).delete()[0]
-    return bool(deleted) and _insert_free_slot(run, key, limit)
+    for key in (ALL_AGENTS, run.agent_key):
+        if key not in caps or _insert_free_slot(run, key, caps[key]):
+            continue
+        # Slots may be left of runs that ended while no limit was set.
+        slots = _slots().filter(key=key)
+        deleted = slots.exclude(run__status=Status.RUNNING).delete()[0]
+        deleted += slots.filter(run=run).delete()[0]
+        if not deleted or not _insert_free_slot(run, key, caps[key]):
+            return False
+    return True
 
 
 def _insert_free_slot(run: AgentRun, key: str, limit: int) -> bool:
     used = set(_slots().filter(key=key).values_list("number", flat=True))
     free = [number for number in range(1, limit + 1) if number not in used]
     random.shuffle(free)  # Simultaneous claims should try different numbers.
-    return any(_insert_slot(run, key, number) for number in free)
-
-
-def _insert_slot(run: AgentRun, key: str, number: int) -> bool:
-    _slots().bulk_create([RunSlot(run=run, key=key, number=number)], ignore_conflicts=True)
-    return _slots().filter(run=run, key=key, number=number).exists()
+    for number in free:
+        _slots().bulk_create([RunSlot(run=run, key=key, number=number)], ignore_conflicts=True)
+        if _slots().filter(run=run, key=key, number=number).exists():
+            return True
+    return False
 
 
 def release(ended: Sequence[AgentRun]) -> None:

@@ -150,36 +150,25 @@ def readable_levels(*, staff: bool = False, asked: str = Visibility.USER) -> tup
     return (Visibility.USER,)
 
 
-def enabled(drafts: Sequence[Event]) -> list[Event]:
+def enabled(new_events: Sequence[Event]) -> list[Event]:
     """Return the events to write: all, or without ``ENABLE_EVENTS`` those of the run itself."""
     if settings.ENABLE_EVENTS:
-        return list(drafts)
-    return [event for event in drafts if event.event_type.startswith("run.")]
+        return list(new_events)
+    return [event for event in new_events if event.event_type.startswith("run.")]
 
 
-def append_events(run: AgentRun, drafts: Sequence[Event]) -> None:
+def append_events(run: AgentRun, new_events: Sequence[Event]) -> None:
     """Write events whose numbers the caller has reserved by increasing ``run.event_count``.
 
     Call this in the transaction of the change that the events describe, after the guarded write
     to the run, which increases the counter. Signals are sent on commit.
     """
-    append_for_runs([(run, drafts)])
+    append_for_runs([(run, new_events)])
 
 
-def append_for_runs(told: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
+def append_for_runs(added: Sequence[tuple[AgentRun, Sequence[Event]]]) -> None:
     """Write the events of several runs, as ``append_events`` does for one."""
-    rows = [row for run, drafts in told for row in _rows(run, drafts)]
-    AgentEvent.objects.using(database()).bulk_create(rows)
-    for run, _ in told:
-        publish = partial(pubsub.publish, pubsub.Topic.RUN_CHANGED, run.pk)
-        transaction.on_commit(publish, using=database(), robust=True)
-    for row in rows:
-        transaction.on_commit(partial(_announce, row.run, row), using=database(), robust=True)
-
-
-def _rows(run: AgentRun, drafts: Sequence[Event]) -> list[AgentEvent]:
-    first = run.event_count - len(drafts) + 1
-    return [
+    rows = [
         AgentEvent(
             run=run,
             sequence=sequence,
@@ -187,20 +176,17 @@ def _rows(run: AgentRun, drafts: Sequence[Event]) -> list[AgentEvent]:
             visibility=event.visibility,
             payload=event.payload,
         )
-        for sequence, event in enumerate(drafts, first)
+        for run, new_events in added
+        for sequence, event in enumerate(new_events, run.event_count - len(new_events) + 1)
     ]
-
-
-def _announce(run: AgentRun, event: AgentEvent) -> None:
-    signals.announce(
-        signals.agent_run_event,
-        AgentEvent,
-        run=run,
-        event=event,
-        sequence=event.sequence,
-        event_type=event.event_type,
-        payload=event.payload,
-    )
+    AgentEvent.objects.using(database()).bulk_create(rows)
+    for run, _ in added:
+        publish = partial(pubsub.publish, pubsub.Topic.RUN_CHANGED, run.pk)
+        transaction.on_commit(publish, using=database(), robust=True)
+    for row in rows:
+        send = partial(signals.announce, signals.agent_run_event, AgentEvent, run=row.run)
+        event = {"sequence": row.sequence, "event_type": row.event_type, "payload": row.payload}
+        transaction.on_commit(partial(send, event=row, **event), using=database(), robust=True)
 
 
 def events_after(

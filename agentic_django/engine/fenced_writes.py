@@ -130,7 +130,11 @@ def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
             each.columns["event_count"] = each.run.event_count + len(each.new_events)
             by_shape.setdefault(each.shape, []).append(each)
         for alike in by_shape.values():
-            if _update(alike, waits) != len(alike):
+            rows = run_rows().running().filter(pk__in=[each.run.pk for each in alike])
+            rows = rows.filter(attempt=alike[0].attempt.number)
+            columns = {name: _value_for(name, alike) for name in alike[0].columns}
+            updated = (rows if waits else rows.skip_locked()).update(**columns, updated_at=Now())
+            if updated != len(alike):
                 raise StaleAttempt(alike[0].run, alike[0].verb)
         for each in changes:
             each.attempt.assign(each.columns)
@@ -139,19 +143,13 @@ def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
         concurrency_limits.release([each.run for each in changes if "status" in each.columns])
 
 
-def _update(alike: list[RunChange], waits: bool) -> int:
-    """Write changes of one shape in one UPDATE; return how many runs it matched."""
-    ids = [each.run.pk for each in alike]
-    rows = run_rows().filter(pk__in=ids, status=Status.RUNNING, attempt=alike[0].attempt.number)
-    rows = rows if waits else rows.skip_locked()
-    columns = {name: _value_for(name, alike) for name in alike[0].columns}
-    return rows.update(**columns, updated_at=Now())
-
-
 def _value_for(name: str, alike: list[RunChange]) -> Any:
     """Return the value of a column if all runs get the same one, else a CASE over the runs."""
     first, *others = [each.columns[name] for each in alike]
-    if all(_is_same(first, other) for other in others):
+    # JSON values are not compared, because 1 equals True in Python.
+    is_comparable = first is None or isinstance(first, str) or type(first) is int
+    is_comparable = is_comparable or hasattr(first, "resolve_expression")
+    if all(is_comparable and type(first) is type(each) and first == each for each in others):
         return first
     column: Any = AgentRun._meta.get_field(name)
 
@@ -166,12 +164,6 @@ def _value_for(name: str, alike: list[RunChange]) -> Any:
     if connections[database()].features.requires_casted_case_in_updates:
         return Cast(chosen, output_field=column)
     return chosen
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values are stored alike. Never for JSON, where 1 equals True in Python."""
-    plain = one is None or isinstance(one, str) or hasattr(one, "resolve_expression")
-    return (plain or type(one) is int) and type(one) is type(other) and bool(one == other)
 
 
 def renew_leases(run_ids: Sequence[Any], seconds: float) -> None:

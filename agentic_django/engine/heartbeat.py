@@ -78,7 +78,9 @@ class Heartbeat(BackgroundThread):
 
     def _run(self) -> None:
         renewed = time.monotonic()
-        while self._pause(_interval()) and (leases := self.leases()):
+        while self._pause(min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)):
+            if not (leases := self.leases()):
+                return
             try:
                 elapsed = time.monotonic() - renewed
                 if event_loop.is_interpreter_exiting():
@@ -92,10 +94,6 @@ class Heartbeat(BackgroundThread):
                 logger.warning("Heartbeat failed: %r", error)
             with suppress(Error):
                 connections.close_all()
-
-
-def _interval() -> float:
-    return min(BEAT_SECONDS, settings.LEASE_SECONDS / 3)
 
 
 def _cancel_lost(leases: set[Lease]) -> None:

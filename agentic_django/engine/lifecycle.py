@@ -232,7 +232,12 @@ def recover(
     does not match any more: the worker is back, or another process was faster.
     """
     if not may_requeue or retries.fails_when_orphaned(run, lost_with_others=lost_with_others):
-        _fail_orphaned(run, guard)
+        failure = Failure("lost")
+        columns = {**_ended_columns(), **failure.columns}
+        with transaction.atomic(using=database()):
+            fenced_writes.change_status(run, "fail", [failure.event()], guard, **columns)
+            _keep_unfinished(run)
+            transitions.send_signal_on_commit(signals.agent_run_failed, run, error=None)
         return "fail"
     columns = {**_queued_columns(), "failures": F("failures") + 1, "lease_ends_at": None}
     with transaction.atomic(using=database()):
@@ -240,15 +245,6 @@ def recover(
         fenced_writes.change_status(run, "requeue", [event], guard, **columns)
         dispatch.enqueue_on_commit(run)
     return "requeue"
-
-
-def _fail_orphaned(run: AgentRun, guard: models.Q) -> None:
-    failure = Failure("lost")
-    columns = {**_ended_columns(), **failure.columns}
-    with transaction.atomic(using=database()):
-        fenced_writes.change_status(run, "fail", [failure.event()], guard, **columns)
-        _keep_unfinished(run)
-        transitions.send_signal_on_commit(signals.agent_run_failed, run, error=None)
 
 
 # Verbs of people
@@ -289,20 +285,16 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
         "generation": F("generation") + (1 if fresh else 0),
     }
     with transaction.atomic(using=database()):
-        _refuse_unless_last(run)
+        if run.session is not None:
+            run.session.lock()
+            runs = transitions.run_rows().filter(session=run.session_id)
+            if runs.filter(position__gt=run.position).exists():
+                raise Conflict(_("Only the last run of a conversation can be retried."))
         fenced_writes.change_status(run, "retry", [event], **columns)
         session_items.delete_run_items(run)
         approval_requests.reopen_requests(run)
         if not run.is_inline:
             dispatch.enqueue_on_commit(run)
-
-
-def _refuse_unless_last(run: AgentRun) -> None:
-    if run.session is None:
-        return
-    run.session.lock()
-    if transitions.run_rows().filter(session=run.session_id, position__gt=run.position).exists():
-        raise Conflict(_("Only the last run of a conversation can be retried."))
 
 
 # Shared by the verbs

@@ -84,17 +84,17 @@ def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) 
     mode = mode or settings.STARTUP_RECOVERY
     swept = SweepResult()
     if mode != "ignore":
-        _reclaim_lost(mode, swept, orphaned_runs(force=force, whole=whole), force=force)
-    _expire_overdue(swept)
-    _send_unsent(swept, unqueued_runs(whole=whole))
-    return swept
-
-
-def _expire_overdue(swept: SweepResult) -> None:
+        _recover_orphaned(mode, swept, orphaned_runs(force=force, whole=whole), force=force)
     for approval in approval_requests.approval_rows().overdue().select_related("run")[:_BATCH]:
         with _apart(approval.run), suppress(Conflict):
             approvals.expire(approval)
             swept.expired += 1
+    for run in unqueued_runs(whole=whole):
+        with _apart(run), transaction.atomic(using=database()):
+            if dispatch.mark_enqueued(run):
+                dispatch.enqueue_on_commit(run)
+                swept.sent += 1
+    return swept
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,10 @@ def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
         yield from found.filter(pk__in=keys)
 
 
-def _reclaim_lost(mode: str, swept: SweepResult, found: Iterable[Orphan], *, force: bool) -> None:
+def _recover_orphaned(
+    mode: str, swept: SweepResult, found: Iterable[Orphan], *, force: bool
+) -> None:
+    """Requeue orphaned runs, or fail them in the mode "fail", and count both."""
     for orphan in found:
         run = orphan.run
         guard = Q(attempt=run.attempt)
@@ -155,18 +158,17 @@ def _apart(run: AgentRun) -> Iterator[None]:
 def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
     """Yield due runs that were not enqueued, or that the queue does not have any more."""
     if queues.delivery() is queues.Delivery.ROWS:
-        return iter(())
+        return
     patience = Now() - timedelta(seconds=sweep_interval())
     old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
     due = transitions.run_rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
     first = F("enqueued_at").asc(nulls_first=True)
-    return filter(_is_missing, _of(due.order_by(first), whole=whole))
-
-
-def _is_missing(run: AgentRun) -> bool:
-    with _apart(run):
-        return not _is_queued(run)
-    return False
+    for run in _of(due.order_by(first), whole=whole):
+        is_queued = True
+        with _apart(run):
+            is_queued = _is_queued(run)
+        if not is_queued:
+            yield run
 
 
 def _is_queued(run: AgentRun) -> bool:
@@ -192,20 +194,6 @@ def _is_queued(run: AgentRun) -> bool:
 def _was_sent_within(run: AgentRun, seconds: float) -> bool:
     since = Now() - timedelta(seconds=seconds)
     return transitions.run_rows().filter(pk=run.pk, enqueued_at__gt=since).exists()
-
-
-def _send_unsent(swept: SweepResult, found: Iterable[AgentRun]) -> None:
-    for run in found:
-        with _apart(run):
-            swept.sent += _send_again(run)
-
-
-def _send_again(run: AgentRun) -> bool:
-    with transaction.atomic(using=database()):
-        if not dispatch.mark_enqueued(run):
-            return False
-        dispatch.enqueue_on_commit(run)
-    return True
 
 
 def sweep_after_attempt() -> None:

@@ -56,20 +56,19 @@ def _append(
         return
     with transaction.atomic(using=database()):
         if waits:
-            for session, items, _ in added:
-                _reserve(session, len(items))
+            for session, items, _ in added:  # The statement also reads the counter of runs.
+                session.item_count = F("item_count") + len(items)
+                session.run_count = F("run_count")
+                session.updated_at = Now()
+                session.save(update_fields=["item_count", "run_count", "updated_at"])
         else:
             _reserve_unlocked({session: len(items) for session, items, _ in added})
-        rows = [row for each in added for row in _rows(*each)]
+        rows = [
+            AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
+            for session, items, run in added
+            for sequence, item in enumerate(items, session.item_count - len(items) + 1)
+        ]
         AgentSessionItem.objects.using(database()).bulk_create(rows)
-
-
-def _reserve(session: AgentSession, count: int) -> None:
-    """Increase the counter of items, and read the counter of runs in the same statement."""
-    session.item_count = F("item_count") + count
-    session.run_count = F("run_count")
-    session.updated_at = Now()
-    session.save(update_fields=["item_count", "run_count", "updated_at"])
 
 
 def _reserve_unlocked(counts: dict[AgentSession, int]) -> None:
@@ -88,16 +87,6 @@ def _reserve_unlocked(counts: dict[AgentSession, int]) -> None:
     for session, count in counts.items():
         items, session.run_count = present[session.pk]
         session.item_count = items + count
-
-
-def _rows(
-    session: AgentSession, items: Sequence[Any], run: AgentRun | None
-) -> list[AgentSessionItem]:
-    first = session.item_count - len(items) + 1
-    return [
-        AgentSessionItem(session=session, sequence=sequence, payload=item, run=run)
-        for sequence, item in enumerate(items, first)
-    ]
 
 
 def delete_run_items(run: AgentRun) -> None:

@@ -56,16 +56,12 @@ def unfinished_items(run: AgentRun) -> list[Any]:
         for row in recorded.values()
         if row.kind == StepCheckpoint.Kind.MODEL and row.key.count("/") == 1
     ]
-    items = _input_items(run.input_payload)
+    payload = run.input_payload
+    is_text = isinstance(payload, str)
+    items = [{"role": "user", "content": payload}] if is_text else list(payload or [])
     for response, following in zip_longest(responses, responses[1:]):
         items += _turn_items(response, following, recorded)
     return items
-
-
-def _input_items(payload: Any) -> list[Any]:
-    if isinstance(payload, str):
-        return [{"role": "user", "content": payload}]
-    return list(payload or [])
 
 
 def _turn_items(
@@ -75,29 +71,20 @@ def _turn_items(
 ) -> list[Any]:
     """Return the items of a model's response, and the outputs of its calls."""
     path = response.key.rpartition(":model:")[0]
-    items = _without_local_calls(response.result["output"])
-    calls = [item for item in items if item.get("type") in _CALL_TYPES]
-    keys = [short_key(f"{path}:tool:{call['call_id']}") for call in calls]
-    results = [_recorded_result(recorded.get(key), following) for key in keys]
-    return [*items, *map(call_output, calls, results)]
-
-
-def _without_local_calls(items: list[Any]) -> list[Any]:
-    kept: list[Any] = []
-    for item in items:
+    items: list[Any] = []
+    for item in response.result["output"]:
         if item.get("type") not in _LOCAL_CALL_TYPES:
-            kept.append(item)
-        elif kept and kept[-1].get("type") == "reasoning":  # Reasoning must not lack its call.
-            kept.pop()
-    return kept
-
-
-def _recorded_result(row: StepCheckpoint | None, following: StepCheckpoint | None) -> Any:
-    if row is not None and not row.is_intent and not row.error:
-        return row.result
-    if row is None and following is not None:  # A handoff is a call, but it is not recorded.
-        return json.dumps({"assistant": following.name})
-    return UNFINISHED
+            items.append(item)
+        elif items and items[-1].get("type") == "reasoning":  # Reasoning must not lack its call.
+            items.pop()
+    for call in [item for item in items if item.get("type") in _CALL_TYPES]:
+        row, result = recorded.get(short_key(f"{path}:tool:{call['call_id']}")), UNFINISHED
+        if row is not None and not row.is_intent and not row.error:
+            result = row.result
+        elif row is None and following is not None:  # A handoff is a call, but it is not recorded.
+            result = json.dumps({"assistant": following.name})
+        items.append(call_output(call, result))
+    return items
 
 
 def call_output(call: Mapping[str, Any], result: Any) -> dict[str, Any]:

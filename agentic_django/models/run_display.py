@@ -35,8 +35,14 @@ class RunDisplay:
 
     @property
     def version(self) -> str:
-        """The version of the run's fragment. It changes when the fragment does."""
-        return f"{self.stamp}-{self._tens_of_seconds()}-{len(self.draft)}"
+        """The version of the run's fragment. It changes when the fragment does.
+
+        The running time, in tens of seconds, is a part of it: it is shown, but not stored.
+        """
+        seconds: int | str = ""
+        if self.status == Status.RUNNING and isinstance(self.started_at, datetime):
+            seconds = (self.read_at - self.started_at) // timedelta(seconds=10)
+        return f"{self.stamp}-{seconds}-{len(self.draft)}"
 
     @property
     def stamp(self) -> str:
@@ -59,12 +65,6 @@ class RunDisplay:
     def read_at(self) -> datetime:
         """The time at which the row was read: the database's if the query annotated it."""
         return getattr(self, "database_time", None) or timezone.now()
-
-    def _tens_of_seconds(self) -> str:
-        """Return the running time in tens of seconds, which is shown but not stored."""
-        if self.status != Status.RUNNING or not isinstance(self.started_at, datetime):
-            return ""
-        return f"{(self.read_at - self.started_at) // timedelta(seconds=10)}"
 
     @cached_property
     def draft(self) -> str:
@@ -128,19 +128,17 @@ class RunDisplay:
     @cached_property
     def shown_events(self) -> list[tuple[str, dict[str, Any]]]:
         """The types and payloads of the events that a fragment shows, oldest first."""
-        return [
-            (kind, _without_wrong_numbers(payload))
-            for kind, payload in self._fragment_events()
-            if _can_be_shown(kind, payload)
-        ]
-
-    def _fragment_events(self) -> list[tuple[str, Any]]:
         if hasattr(self, "step_events"):
             numbered = serialization.loads(f"[{self.step_events or ''}]")
-            in_order = sorted(numbered, key=lambda event: event[0])
-            return since_last_restart([(kind, payload) for _, kind, payload in in_order])
-        rows = self.events.filter(FRAGMENT_EVENTS).order_by("sequence")
-        return since_last_restart(list(rows.values_list("event_type", "payload")))
+        else:
+            rows = self.events.filter(FRAGMENT_EVENTS)
+            numbered = rows.values_list("sequence", "event_type", "payload")
+        in_order = sorted(numbered, key=lambda event: event[0])
+        return [
+            (kind, _without_wrong_numbers(payload))
+            for kind, payload in since_last_restart([(kind, what) for _, kind, what in in_order])
+            if _can_be_shown(kind, payload)
+        ]
 
 
 def since_last_restart(
