@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from typing import Any
 
 from agents.items import ModelResponse, TResponseOutputItem
 from agents.tool import ToolOutputFileContent, ToolOutputImage, ToolOutputText
 from agents.usage import Usage, deserialize_usage
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseUsage
+from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from agentic_django.engine import events
@@ -31,6 +33,7 @@ __all__ = [
     "response_events",
     "storable_tool_value",
     "streamed_response",
+    "usable_usage",
     "usage_counts",
 ]
 
@@ -78,32 +81,51 @@ def _load_item(data: Any) -> Any:
         return Response.construct(output=[data]).output[0]
 
 
-def streamed_response(event: ResponseCompletedEvent, streamed: Sequence[Any]) -> ModelResponse:
-    """Return the response that a stream's last event completes.
+def streamed_response(whole: Response, streamed: Sequence[Any]) -> ModelResponse:
+    """Return the response that a stream's last event contains.
 
     Some providers leave the output of the last event empty. Then the items that were streamed
     before are used.
     """
-    whole = event.response
     return ModelResponse(
         output=list(whole.output) or list(streamed),
-        usage=_usage_of(whole.usage),
+        usage=usable_usage(whole.usage),
         response_id=whole.id,
         request_id=getattr(whole, "_request_id", None),
     )
 
 
-def _usage_of(usage: ResponseUsage | None) -> Usage:
-    if usage is None:
-        return Usage(requests=1)
+def usable_usage(usage: Any) -> Usage:
+    """Return the usage of one answer with counts that can be added up.
+
+    ``usage`` is the SDK's, or a provider's, and may be None. Providers leave counts out, or send
+    null or a negative number. Such a count becomes 0.
+    """
+    asked = _count(getattr(usage, "input_tokens", 0))
+    answered = _count(getattr(usage, "output_tokens", 0))
+    input_details = getattr(usage, "input_tokens_details", None)
+    output_details = getattr(usage, "output_tokens_details", None)
+    reasoning = _count(getattr(output_details, "reasoning_tokens", 0))
+    entries = getattr(usage, "request_usage_entries", None)
     return Usage(
-        requests=1,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        total_tokens=usage.total_tokens,
-        input_tokens_details=usage.input_tokens_details,
-        output_tokens_details=usage.output_tokens_details,
+        requests=_count(getattr(usage, "requests", 1)),
+        input_tokens=asked,
+        output_tokens=answered,
+        total_tokens=_count(getattr(usage, "total_tokens", 0)) or asked + answered,
+        input_tokens_details=InputTokensDetails.model_validate(
+            {
+                "cached_tokens": _count(getattr(input_details, "cached_tokens", 0)),
+                "cache_write_tokens": _count(getattr(input_details, "cache_write_tokens", 0)),
+            }
+        ),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
+        request_usage_entries=list(entries) if isinstance(entries, list) else [],
     )
+
+
+def _count(value: Any) -> int:
+    is_number = isinstance(value, int | float) and isfinite(value)
+    return max(int(value), 0) if is_number else 0
 
 
 def replay_event(response: ModelResponse) -> ResponseCompletedEvent:

@@ -74,6 +74,7 @@ class JournaledModel(DelegatingModel):
             return recorded
         with call.in_progress():
             response = await self.inner.get_response(*args, **kwargs)
+            response.usage = conversion.usable_usage(response.usage)
             await call.record(response)
         return response
 
@@ -96,7 +97,7 @@ class JournaledModel(DelegatingModel):
                 elif call and event.type in _TEXT_DELTAS:
                     call.draft.add(event.delta, event.output_index)
                 if call and event.type == "response.completed":
-                    await call.record(conversion.streamed_response(event, items))
+                    await call.record(conversion.streamed_response(event.response, items))
                 yield event
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from agents.usage import Usage
 
+from agentic_django.signals import logger
+
 __all__ = ["cost"]
 
 
@@ -15,6 +17,18 @@ def cost(model: Any, usage: Usage) -> dict[str, float]:
     ``model`` is the SDK's model object. Its name may start with providers:
     ``litellm/openai/gpt-5``.
     """
+    if not usage.input_tokens and not usage.output_tokens:  # The provider sent no counts.
+        return {}
+    try:
+        return _priced(model, usage)
+    except (LookupError, ValueError):
+        return {}
+    except Exception:  # noqa: BLE001 - an answer must not fail because its price is not known
+        logger.warning("The cost of a model call could not be computed.", exc_info=True)
+        return {}
+
+
+def _priced(model: Any, usage: Usage) -> dict[str, float]:
     name = getattr(model, "model", None)
     if not isinstance(name, str):
         return {}
@@ -29,8 +43,5 @@ def cost(model: Any, usage: Usage) -> dict[str, float]:
         output_tokens=usage.output_tokens,
         cache_read_tokens=cached or None,
     )
-    try:
-        price = genai_prices.calc_price(counts, model_ref=reference)
-    except (LookupError, ValueError):
-        return {}
+    price = genai_prices.calc_price(counts, model_ref=reference)
     return {"cost_usd": float(price.total_price)}

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, ClassVar, Self
 
-__all__ = ["Call", "Cut", "Failure", "Hang", "OpenAIServer", "Reply"]
+__all__ = ["Call", "Cut", "Failure", "Hang", "OpenAIServer", "Reply", "StreamError"]
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,27 @@ class Reply:
     """The model answers with texts (str) and tool calls.
 
     ``delay`` is the pause before each delta of a stream, or before an unstreamed answer.
+    ``usage`` is the number of tokens of input and output, or the value as it is sent. ``fields``
+    are those of the response that differ: ``status="incomplete"`` ends the answer as that.
     """
 
     items: tuple[str | Call, ...]
     delay: float
-    usage: tuple[int, int]
+    usage: Any
+    fields: dict[str, Any]
 
     def __init__(
-        self, *items: str | Call, delay: float = 0.0, usage: tuple[int, int] = (10, 5)
+        self, *items: str | Call, delay: float = 0.0, usage: Any = (10, 5), **fields: Any
     ) -> None:
         object.__setattr__(self, "items", items)
         object.__setattr__(self, "delay", delay)
         object.__setattr__(self, "usage", usage)
+        object.__setattr__(self, "fields", fields)
+
+    @property
+    def status(self) -> str:
+        """How the answer ends."""
+        return str(self.fields.get("status", "completed"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,17 @@ class Cut:
     events: int = 5
 
 
-type Answer = str | Call | Reply | Failure | Hang | Cut
+@dataclass(frozen=True)
+class StreamError:
+    """The provider reports an error after some events of a stream that began with status 200."""
+
+    data: dict[str, Any]
+    reply: Reply = field(default_factory=lambda: Reply("never finished"))
+    events: int = 5
+    event: str = "error"
+
+
+type Answer = str | Call | Reply | Failure | Hang | Cut | StreamError
 type Event = dict[str, Any]
 
 
@@ -90,8 +109,8 @@ class _Message:
         self.number = next(self.numbers)
 
     def response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        done = status == "completed"
-        return {
+        done = status != "in_progress"
+        response = {
             "id": f"resp_{self.number}",
             "object": "response",
             "created_at": int(time.time()),
@@ -109,8 +128,11 @@ class _Message:
             "top_p": 1.0,
             "usage": self._usage() if done else None,
         }
+        return response | self.reply.fields if done else response
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> Any:
+        if not isinstance(self.reply.usage, tuple):
+            return self.reply.usage
         asked, answered = self.reply.usage
         return {
             "input_tokens": asked,
@@ -152,8 +174,8 @@ class _Message:
         yield {"type": "response.in_progress", "response": begun}
         for index, item in enumerate(self.reply.items):
             yield from self._item_events(index, item)
-        done = self.response("completed", self.output())
-        yield {"type": "response.completed", "response": done}
+        status = self.reply.status
+        yield {"type": f"response.{status}", "response": self.response(status, self.output())}
 
     def _item_events(self, index: int, item: str | Call) -> Iterator[Event]:
         begun = self._item(index, item, "in_progress")
@@ -312,6 +334,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._begin_stream(reply, body, events)
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
+            case StreamError():
+                self._begin_stream(answer.reply, body, answer.events)
+                self._send_event(answer.data, answer.event)
+                self.wfile.write(b"0\r\n\r\n")
             case Reply():
                 self._reply(answer, body)
             case _:
@@ -331,7 +357,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._pause(reply.delay)
         message = _Message(reply, body)
-        self._send_json(200, message.response("completed", message.output()))
+        self._send_json(200, message.response(reply.status, message.output()))
 
     def _begin_stream(self, reply: Reply, body: dict[str, Any], limit: int | None) -> None:
         if limit == 0:
@@ -347,8 +373,8 @@ class _Handler(BaseHTTPRequestHandler):
             if number == limit:
                 return
 
-    def _send_event(self, event: Event) -> None:
-        data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+    def _send_event(self, event: Event, name: str = "") -> None:
+        data = f"event: {name or event['type']}\ndata: {json.dumps(event)}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
