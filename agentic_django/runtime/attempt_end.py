@@ -64,23 +64,30 @@ async def end_attempt(
     Raises StaleAttempt if the attempt has lost the run. Raises Django's ``Error`` if the database
     is away: the run stays with the attempt until its lease ends, and is executed again.
     """
+    journal, attempt = context.journal, context.journal.attempt
     if error is None:
         error = await _complete(context)
+        if error is None:
+            return None
     elif isinstance(error, RunSuspended):
-        error = _changed_agent(context) or error
-    if error is None:
-        return None
+        try:
+            journal.check_used()
+        except AgentChanged as changed:
+            error = changed
     if isinstance(error, StepCancelledError | asyncio.CancelledError):
-        await run_verb(lifecycle.cancel_attempt, context.journal.attempt)
-    elif isinstance(error, RunSuspended):
-        await run_verb(_suspend, context)
-    elif timed_out:
-        failure = Failure("timed_out")
-        await run_verb(
-            lifecycle.fail, context.journal.attempt, failure, context.journal.pop_deferred()
-        )
+        await run_verb(lifecycle.cancel_attempt, attempt)
+        return error
+    deferred = journal.pop_deferred()
+    if isinstance(error, RunSuspended):
+        requests = list(journal.requests.values())
+        await run_verb(lifecycle.suspend, attempt, requests, journal.usage(), deferred)
+        return error
+    decision = RetryDecision("timed_out") if timed_out else decide(error)
+    failure = Failure(decision.code, None if timed_out else error)
+    if decision.retry:
+        await run_verb(lifecycle.retry_later, attempt, failure, decision.after, deferred)
     else:
-        await run_verb(_retry_or_fail, context, error, decide(error))
+        await run_verb(lifecycle.fail, attempt, failure, deferred)
     return error
 
 
@@ -100,25 +107,3 @@ async def _complete(context: AttemptContext) -> Exception | None:
     except Exception as error:  # noqa: BLE001 - another attempt could not store it either
         return error
     return None
-
-
-def _changed_agent(context: AttemptContext) -> AgentChanged | None:
-    try:
-        context.journal.check_used()
-    except AgentChanged as error:
-        return error
-    return None
-
-
-def _suspend(context: AttemptContext) -> None:
-    journal = context.journal
-    requests = list(journal.requests.values())
-    lifecycle.suspend(context.journal.attempt, requests, journal.usage(), journal.pop_deferred())
-
-
-def _retry_or_fail(context: AttemptContext, error: BaseException, decision: RetryDecision) -> None:
-    failure, deferred = Failure(decision.code, error), context.journal.pop_deferred()
-    if decision.retry:
-        lifecycle.retry_later(context.journal.attempt, failure, decision.after, deferred)
-    else:
-        lifecycle.fail(context.journal.attempt, failure, deferred)

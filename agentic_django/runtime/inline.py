@@ -48,7 +48,10 @@ def claim_or_create(
         run = _find(run_id)
         run = _make(run_id, user, conversation_id, first) if run is None else run
         if run.status != AgentRun.Status.PENDING:
-            _reopen(run)
+            if run.status == AgentRun.Status.RUNNING:  # Its process may have died.
+                is_orphaned = Q(attempt=run.attempt) & lease_expired()
+                lifecycle.recover(run, is_orphaned, may_requeue=False)
+            lifecycle.retry(run)
             run = _whole().get(pk=run.pk)
         attempt = claims.claim_inline(run, joined_transaction=joined_transaction)
         if attempt is None:
@@ -94,13 +97,6 @@ def _make(
     )
     run.save(using=database(), force_insert=True)
     return run
-
-
-def _reopen(run: AgentRun) -> None:
-    """Queue a run again that failed, or whose process died."""
-    if run.status == AgentRun.Status.RUNNING:
-        lifecycle.recover(run, Q(attempt=run.attempt) & lease_expired(), may_requeue=False)
-    lifecycle.retry(run)
 
 
 @asynccontextmanager

@@ -48,7 +48,9 @@ async def generate(
     OpenAI's chat API. ``options`` are fields of the SDK's ``ModelSettings``. Raises BadInput for
     an unknown option.
     """
-    _check_options(options)
+    known = [option.name for option in fields(agents.ModelSettings)]
+    for name in options.keys() - set(known):  # The SDK would ignore them.
+        raise BadInput(f"Unknown model option {name!r}. {suggestion(name, known)}")
     response = await get_model(using).get_response(
         system_instructions(messages),
         to_input_items(messages),
@@ -62,13 +64,6 @@ async def generate(
         prompt=None,
     )
     return Answer(_message(response), response)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Raise BadInput for options that the SDK's settings do not have, and would ignore."""
-    known = [option.name for option in fields(agents.ModelSettings)]
-    for name in options.keys() - set(known):
-        raise BadInput(f"Unknown model option {name!r}. {suggestion(name, known)}")
 
 
 def _tool(given: Any) -> Any:
