@@ -205,30 +205,25 @@ def response_events(
 ) -> list[Event]:
     """Return the events of a model's response: messages, reasoning and tool calls."""
     transfers = {handoff.tool_name for handoff in handoffs}
-    new_events: list[Event] = []
-    for item in response.output:
-        new_events += _item_events(_dump_item(item), agent, nested, transfers)
-    return new_events
-
-
-def _item_events(item: Any, agent: str, nested: bool, transfers: set[str]) -> list[Event]:
-    match item:
-        case {"type": "message", "content": content}:
-            visibility = Visibility.DEBUG if nested else None
-            return [
-                events.new_event(EventType.MESSAGE, visibility, text=_text(content), agent=agent)
-            ]
-        case {"type": "reasoning"}:
-            visibility = Visibility.INTERNAL if nested else None
-            summary = "\n\n".join(part["text"] for part in item.get("summary") or [])
-            return [events.new_event(EventType.REASONING, visibility, summary=summary, agent=agent)]
-        case {"type": "function_call", "name": name} if name not in transfers:
-            return [_tool_called(item, name, item["arguments"], agent)]
-        case {"type": "image_generation_call", "id": str(call_id)}:
-            return _image_events(call_id, agent, Visibility.DEBUG if nested else None)
-        case {"type": "custom_tool_call", "name": name}:
-            return [_tool_called(item, name, item["input"], agent)]
-    return []
+    shown = Visibility.DEBUG if nested else None
+    hidden = Visibility.INTERNAL if nested else None
+    found: list[Event] = []
+    for item in map(_dump_item, response.output):
+        match item:
+            case {"type": "message", "content": content}:
+                text = "".join(part.get("text") or part.get("refusal") or "" for part in content)
+                found.append(events.new_event(EventType.MESSAGE, shown, text=text, agent=agent))
+            case {"type": "reasoning"}:
+                text = "\n\n".join(part["text"] for part in item.get("summary") or [])
+                event = events.new_event(EventType.REASONING, hidden, summary=text, agent=agent)
+                found.append(event)
+            case {"type": "function_call", "name": name} if name not in transfers:
+                found.append(_tool_called(item, name, item["arguments"], agent))
+            case {"type": "image_generation_call", "id": str(call_id)}:
+                found += _image_events(call_id, agent, shown)
+            case {"type": "custom_tool_call", "name": name}:
+                found.append(_tool_called(item, name, item["input"], agent))
+    return found
 
 
 def _image_events(call_id: str, agent: str, visibility: str | None) -> list[Event]:
@@ -257,7 +252,3 @@ def parsed_arguments(arguments: str) -> Any:
         return to_jsonable(json.loads(arguments))
     except (ValueError, TypeError):
         return arguments
-
-
-def _text(content: Sequence[dict[str, Any]]) -> str:
-    return "".join(part.get("text") or part.get("refusal") or "" for part in content)

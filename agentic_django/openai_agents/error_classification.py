@@ -6,7 +6,7 @@ The first rule of ``_RULES`` that matches the exception, or one of its causes, d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -65,16 +65,12 @@ def decide_retry(error: BaseException) -> RetryDecision:
     if not hook:
         return classify(error)
     try:
-        return _usable(load(hook)(error))
+        decision = load(hook)(error)
+        code, after = str(decision.code)[:_LONGEST_CODE], _bounded(float(decision.after))
+        return RetryDecision(code, bool(decision.retry), after)
     except Exception:  # noqa: BLE001 - the host's function may fail in any way
         logger.exception("AGENTIC_DJANGO_CLASSIFY_ERROR, %s, failed", hook)
         return classify(error)
-
-
-def _usable(decision: RetryDecision) -> RetryDecision:
-    """Return a host's decision with values that can be stored."""
-    after = _bounded(float(decision.after))
-    return RetryDecision(str(decision.code)[:_LONGEST_CODE], bool(decision.retry), after)
 
 
 def classify(error: BaseException) -> RetryDecision:
@@ -89,10 +85,14 @@ def classify(error: BaseException) -> RetryDecision:
     A host may name a function of the same form in ``AGENTIC_DJANGO_CLASSIFY_ERROR``. It can call
     this one for exceptions that it does not know.
     """
-    for cause in _chain(error):
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
         for kinds, judge in _RULES:
             if isinstance(cause, kinds):
                 return judge(cause)
+        seen.add(id(cause))
+        cause = cause.__cause__
     return RetryDecision("internal")
 
 
@@ -102,14 +102,6 @@ def user_message(error: BaseException) -> dict[str, str]:
         return {"code": error.code, "error": str(error)}
     code = "timed_out" if isinstance(error, StepTimeoutError) else classify(error).code
     return {"code": code, "error": str(message_for_code(code))}
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__
 
 
 def _from_app_error(error: Any) -> RetryDecision:
