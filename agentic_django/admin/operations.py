@@ -1,4 +1,7 @@
-"""Computes the figures of all runs for the page of operations, in a few statements."""
+"""Computes the figures of all runs for the page of operations, in a few statements.
+
+``RunAdmin`` in ``admin.runs`` serves the page.
+"""
 
 from __future__ import annotations
 

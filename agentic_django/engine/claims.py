@@ -19,7 +19,7 @@ from agentic_django.conf import settings
 from agentic_django.engine import concurrency_limits, events, queues
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event, EventType
-from agentic_django.engine.transitions import process_name, run_rows, send_signal_on_commit
+from agentic_django.engine.run_rows import process_name, run_rows, send_signal_on_commit
 from agentic_django.models import AgentRun, database
 from agentic_django.models.querysets import RunQuerySet, skip_locked_rows
 

@@ -1,4 +1,4 @@
-"""Deletes old rows, as the cleanup policy says, in batches.
+"""Retention: deletes old rows in batches, as the cleanup policy says.
 
 Each DELETE repeats the conditions, so a run that is retried or a session that continues in the
 meantime stays. Each batch is a transaction of its own. Ages are measured by the database's clock.

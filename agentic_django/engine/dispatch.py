@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 
 from agentic_django.concurrency import pubsub
 from agentic_django.engine import concurrency_limits, queues
-from agentic_django.engine.transitions import run_rows
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.models import AgentRun, database
 
 __all__ = ["allowed_delay", "enqueue_next", "enqueue_on_commit", "mark_enqueued"]

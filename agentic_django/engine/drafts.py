@@ -19,8 +19,8 @@ from django.db.models.functions import Now
 from agentic_django.concurrency import pubsub
 from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import transitions
 from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.models import AgentDraft, AgentRun, database
 from agentic_django.models.querysets import skip_locked_rows
 from agentic_django.signals import logger
@@ -170,7 +170,7 @@ def _write(due: Iterable[PartialMessage]) -> dict[Any, bool]:
         Q(watched_until__isnull=False, watched_until__gt=Now()), models.BooleanField()
     )
     with transaction.atomic(using=database()):
-        runs = transitions.run_rows().running().filter(pk__in={draft.run.pk for draft in due})
+        runs = run_rows().running().filter(pk__in={draft.run.pk for draft in due})
         found = skip_locked_rows(runs.order_by()).values_list("pk", "attempt", is_watched)
         locked = {pk: (attempt, bool(watched)) for pk, attempt, watched in found}
         rows = [

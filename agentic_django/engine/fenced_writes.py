@@ -22,7 +22,8 @@ from agentic_django.conf import settings
 from agentic_django.engine import concurrency_limits, events
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
-from agentic_django.engine.transitions import TRANSITIONS, process_name, run_rows
+from agentic_django.engine.run_rows import process_name, run_rows
+from agentic_django.engine.transitions import TRANSITIONS
 from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import ACTIVE, FINISHED, AgentRun, database
 

@@ -19,8 +19,9 @@ from agentic_django.concurrency import event_loop
 from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
-from agentic_django.engine import fenced_writes, lifecycle, transitions
+from agentic_django.engine import fenced_writes, lifecycle
 from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.exceptions import StaleAttempt
 from agentic_django.signals import logger
 
@@ -97,7 +98,7 @@ class Heartbeat(BackgroundThread):
 
 
 def _cancel_lost(leases: set[Lease]) -> None:
-    rows = transitions.run_rows().running()
+    rows = run_rows().running()
     rows = rows.filter(pk__in=[lease.attempt.run.pk for lease in leases])
     running = set(rows.values_list("pk", "attempt"))
     for lease in leases:

@@ -34,6 +34,7 @@ from agentic_django.engine import (
 )
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event, EventType
+from agentic_django.engine.run_rows import run_rows, send_signal_on_commit
 from agentic_django.exceptions import Conflict, message_for_code
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval, database
 
@@ -104,7 +105,7 @@ def complete(completions: Sequence[Completion], *, waits: bool = True) -> list[N
         items = [(each.run, each.items) for each in completions]
         session_items.append_run_items(items, waits=waits)
         for each in completions:
-            transitions.send_signal_on_commit(signals.agent_run_completed, each.run)
+            send_signal_on_commit(signals.agent_run_completed, each.run)
         dispatch.enqueue_next([each.run for each in completions if _may_be_followed(each)])
     return [None] * len(completions)
 
@@ -135,7 +136,7 @@ def suspend(
         fenced_writes.end_attempt(attempt, "suspend", all_events, **columns)
         approval_requests.create_requests(requests)
         for row in requests:
-            transitions.send_signal_on_commit(signals.agent_approval_requested, run, approval=row)
+            send_signal_on_commit(signals.agent_approval_requested, run, approval=row)
         if settings.CONCURRENCY_LIMIT is not None:
             dispatch.enqueue_next([run])
 
@@ -173,7 +174,7 @@ def fail(attempt: Attempt, failure: Failure, new_events: Sequence[Event] = ()) -
         all_events = [*new_events, failure.event()]
         fenced_writes.end_attempt(attempt, failure.verb, all_events, **failure.columns)
         _keep_unfinished(run)
-        transitions.send_signal_on_commit(signals.agent_run_failed, run, error=failure.error)
+        send_signal_on_commit(signals.agent_run_failed, run, error=failure.error)
 
 
 def retry_later(
@@ -217,7 +218,7 @@ def cancel_attempt(attempt: Attempt) -> None:
     with fenced_writes.fenced(attempt):
         fenced_writes.end_attempt(attempt, "cancel", [event])
         _keep_unfinished(attempt.run)
-        transitions.send_signal_on_commit(signals.agent_run_cancelled, attempt.run)
+        send_signal_on_commit(signals.agent_run_cancelled, attempt.run)
 
 
 # Verbs of the sweep
@@ -237,7 +238,7 @@ def recover(
         with transaction.atomic(using=database()):
             fenced_writes.change_status(run, "fail", [failure.event()], guard, **columns)
             _keep_unfinished(run)
-            transitions.send_signal_on_commit(signals.agent_run_failed, run, error=None)
+            send_signal_on_commit(signals.agent_run_failed, run, error=None)
         return "fail"
     columns = {**_queued_columns(), "failures": F("failures") + 1, "lease_ends_at": None}
     with transaction.atomic(using=database()):
@@ -265,7 +266,7 @@ def cancel(run: AgentRun, by: str = "", *, by_owner: bool = False) -> None:
     with transaction.atomic(using=database()):
         fenced_writes.change_status(run, "cancel", [event], **_ended_columns())
         _keep_unfinished(run)
-        transitions.send_signal_on_commit(signals.agent_run_cancelled, run)
+        send_signal_on_commit(signals.agent_run_cancelled, run)
 
 
 def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
@@ -287,7 +288,7 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
     with transaction.atomic(using=database()):
         if run.session is not None:
             run.session.lock()
-            runs = transitions.run_rows().filter(session=run.session_id)
+            runs = run_rows().filter(session=run.session_id)
             if runs.filter(position__gt=run.position).exists():
                 raise Conflict(_("Only the last run of a conversation can be retried."))
         fenced_writes.change_status(run, "retry", [event], **columns)

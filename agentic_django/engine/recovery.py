@@ -24,14 +24,8 @@ from django.utils.module_loading import import_string
 from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
 from agentic_django.conf import settings
-from agentic_django.engine import (
-    approval_requests,
-    approvals,
-    dispatch,
-    lifecycle,
-    queues,
-    transitions,
-)
+from agentic_django.engine import approval_requests, approvals, dispatch, lifecycle, queues
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.exceptions import Conflict
 from agentic_django.models import AgentRun, SweepMark, database
 from agentic_django.models.choices import Status
@@ -108,7 +102,7 @@ class Orphan:
 
 def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[Orphan]:
     """Yield running runs whose lease has ended, or all running ones with ``force``."""
-    rows = transitions.run_rows().running() if force else transitions.run_rows().orphaned()
+    rows = run_rows().running() if force else run_rows().orphaned()
     others = rows.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
     rows = rows.annotate(lost_with_others=Exists(others)).order_by("lease_ends_at")
     for run in _of(rows.select_related("session", "owner"), whole=whole):
@@ -161,7 +155,7 @@ def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
         return
     patience = Now() - timedelta(seconds=sweep_interval())
     old = Q(enqueued_at__isnull=True, updated_at__lt=patience) | Q(enqueued_at__lt=patience)
-    due = transitions.run_rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
+    due = run_rows().due().filter(old | Q(enqueued_at__isnull=True, attempt__gt=0))
     first = F("enqueued_at").asc(nulls_first=True)
     for run in _of(due.order_by(first), whole=whole):
         is_queued = True
@@ -193,7 +187,7 @@ def _is_queued(run: AgentRun) -> bool:
 
 def _was_sent_within(run: AgentRun, seconds: float) -> bool:
     since = Now() - timedelta(seconds=seconds)
-    return transitions.run_rows().filter(pk=run.pk, enqueued_at__gt=since).exists()
+    return run_rows().filter(pk=run.pk, enqueued_at__gt=since).exists()
 
 
 def sweep_after_attempt() -> None:
@@ -248,7 +242,7 @@ class Sweeper(BackgroundThread):
 
 
 def _has_unfinished_work() -> bool:
-    unfinished = transitions.run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
+    unfinished = run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
     expiring = approval_requests.approval_rows().open().exclude(expires_at=None)
     return unfinished.exists() or expiring.exists()
 

@@ -1,6 +1,7 @@
 """Decides how often a run is attempted, and how long it waits between attempts.
 
 ``run.failures`` counts the attempts in a row that recorded nothing new.
+``openai_agents.error_classification`` decides by the error whether an attempt is retried at all.
 """
 
 from __future__ import annotations

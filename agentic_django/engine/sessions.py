@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from agentic_django import signals
 from agentic_django.engine import lifecycle
-from agentic_django.engine.transitions import run_rows
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.exceptions import Conflict
 from agentic_django.models import ACTIVE, AgentSession, check_session_key, database, new_session_key
 from agentic_django.permissions import principal_of

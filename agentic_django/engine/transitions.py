@@ -1,27 +1,13 @@
-"""The table of status changes, and functions that all writers of a run's row share."""
+"""The table of status changes of a run."""
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-from django.db import transaction
-
-from agentic_django import signals
 from agentic_django.engine.events import EventType
-from agentic_django.models import ACTIVE, AgentRun, database
-from agentic_django.models.querysets import RunQuerySet
+from agentic_django.models import ACTIVE, AgentRun
 
-__all__ = [
-    "TRANSITIONS",
-    "Transition",
-    "process_name",
-    "run_rows",
-    "send_signal_on_commit",
-]
+__all__ = ["TRANSITIONS", "Transition"]
 
 Status = AgentRun.Status
 
@@ -51,19 +37,3 @@ TRANSITIONS: dict[str, Transition] = {
     "cancel": Transition(ACTIVE, Status.CANCELLED, EventType.RUN_CANCELLED),
 }
 """All changes of a run's status, by verb."""
-
-
-def process_name() -> str:
-    """Return the name of this process among those that hold runs."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def run_rows() -> RunQuerySet:
-    """Return the runs, in the database that holds them."""
-    return AgentRun.objects.using(database())
-
-
-def send_signal_on_commit(signal: Any, run: AgentRun, **kwargs: Any) -> None:
-    """Send a signal about a run once the transaction is committed."""
-    send_it = partial(signals.announce, signal, AgentRun, run=run, **kwargs)
-    transaction.on_commit(send_it, using=database(), robust=True)

@@ -13,8 +13,9 @@ from django.db.models import Q
 
 from agentic_django import validation
 from agentic_django.concurrency import event_loop
-from agentic_django.engine import claims, heartbeat, lifecycle, sessions, transitions
+from agentic_django.engine import claims, heartbeat, lifecycle, sessions
 from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.exceptions import (
     BadInput,
     Conflict,
@@ -75,7 +76,7 @@ def _find(run_id: str | UUID | None) -> AgentRun | None:
 
 
 def _whole() -> RunQuerySet:
-    return transitions.run_rows().select_related("session", "owner")
+    return run_rows().select_related("session", "owner")
 
 
 def _make(

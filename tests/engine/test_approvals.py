@@ -20,7 +20,7 @@ from openai.types.responses.response_output_item import McpApprovalRequest
 from pydantic import BaseModel, Field, field_validator
 
 from agentic_django import signals
-from agentic_django.engine import recovery, transitions
+from agentic_django.engine import lifecycle, recovery
 from agentic_django.engine.approvals import awaiting
 from agentic_django.exceptions import (
     BadInput,
@@ -248,7 +248,7 @@ def test_a_process_that_dies_before_it_has_parked_its_run_has_parked_nothing_of_
         raise Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(transitions, "send_signal_on_commit", die)  # The last of what parks a run.
+        patch.setattr(lifecycle, "send_signal_on_commit", die)  # The last of what parks a run.
         with pytest.raises(Died):
             begin(session=session)
     run = AgentRun.objects.get()

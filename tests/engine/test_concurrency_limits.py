@@ -16,9 +16,9 @@ from agentic_django.engine import (
     fenced_writes,
     lifecycle,
     queues,
-    transitions,
 )
 from agentic_django.engine.attempt import Attempt
+from agentic_django.engine.run_rows import process_name
 from agentic_django.models import AgentRun, RunSlot
 from tests.support.rows import make_run
 
@@ -140,7 +140,7 @@ def test_due_runs_are_claimed_in_one_transaction_by_urgency(
         assert (stored.status, stored.attempt, stored.holder) == (
             "running",
             1,
-            transitions.process_name(),
+            process_name(),
         )
         assert (run.status, run.attempt, run.event_count) == ("running", 1, 1)
         assert list(stored.events.values_list("sequence", "event_type")) == [(1, "run.started")]

@@ -14,9 +14,10 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from agentic_django import signals
-from agentic_django.engine import claims, dispatch, events, fenced_writes, transitions
+from agentic_django.engine import claims, dispatch, events, fenced_writes
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import EventType
+from agentic_django.engine.run_rows import process_name
 from agentic_django.engine.transitions import TRANSITIONS
 from agentic_django.exceptions import Conflict, StaleAttempt
 from agentic_django.models import AgentEvent, AgentRun, RunSlot
@@ -278,7 +279,7 @@ def test_a_claim_raises_the_attempt_and_starts_a_lease(user: User, settings: Any
     run = make_run(user, "pending")
     claim(run)
     row: Any = AgentRun.objects.annotate(now=Now()).get(pk=run.pk)
-    assert (row.attempt, row.status, row.holder) == (1, "running", transitions.process_name())
+    assert (row.attempt, row.status, row.holder) == (1, "running", process_name())
     assert row.lease_ends_at is not None
     assert timedelta(seconds=30) < row.lease_ends_at - row.now <= timedelta(seconds=40)
     assert stored(run)["events"] == [(1, "run.started")]

@@ -20,7 +20,8 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 from rq.suspension import resume, suspend
 
-from agentic_django.engine import queues, transitions
+from agentic_django.engine import queues
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.models import AgentRun, ToolApproval
 from agentic_django.services import cancel_agent_run, decide_approval, submit_agent_run
 from tests.project import test_infrastructure
@@ -403,7 +404,7 @@ def test_an_agent_at_its_concurrency_limit_does_not_delay_other_agents(
     with in_scenario.worker("--processes=2"):
         wait_until(lambda: statuses()["completed"] == 12, timeout=60)
         assert AgentRun.objects.filter(agent_key="waiting", status="running").count() == 1
-        holder = transitions.run_rows().filter(agent_key="waiting").running().get()
+        holder = run_rows().filter(agent_key="waiting").running().get()
         cancel_agent_run(holder)
         following = AgentRun.objects.filter(agent_key="waiting", status="running")
         wait_until(lambda: following.exists(), timeout=ALLOWED)

@@ -25,7 +25,7 @@ from rq.suspension import is_suspended
 from agentic_django.concurrency import event_loop
 from agentic_django.concurrency.background_thread import BackgroundThread
 from agentic_django.concurrency.process_state import process
-from agentic_django.engine import transitions
+from agentic_django.engine.run_rows import run_rows
 from agentic_django.signals import logger
 from agentic_django.worker.backend import RunMayBeDue
 
@@ -252,5 +252,5 @@ def _run_id(job: Any) -> str:
 
 def pending_among(run_ids: Sequence[str]) -> set[str]:
     """Return those of the run ids whose runs are pending."""
-    pending = transitions.run_rows().pending().filter(pk__in=run_ids)
+    pending = run_rows().pending().filter(pk__in=run_ids)
     return {str(pk) for pk in pending.values_list("pk", flat=True)}
