@@ -382,7 +382,7 @@ def test_every_field_of_every_model_is_told() -> None:
             table = section("reference/models.md", f"## `{model.__name__}`").partition("\n### ")[0]
             told = set(first_names(table))
         else:
-            machinery = section("reference/models.md", "## Tables of the machinery")
+            machinery = section("reference/models.md", "## Internal tables")
             fields = {names(row[0])[0]: set(names(row[1])) for row in rows(machinery)[1:]}
             told = fields[model.__name__]
         assert told == made, model.__name__
