@@ -116,6 +116,11 @@ class Settings:
     CLIENT_RUN_OPTIONS = Option[Sequence[str]](
         Sequence[str], ("max_turns",), "A list of run options that clients may set."
     )
+    CLIENT_INPUT_ITEMS = Option[Sequence[str]](
+        Sequence[str],
+        ("user",),
+        "A list of roles and types of input items that clients may send, for example ['user'].",
+    )
     CONTEXT_FACTORY = Option[Hook | None](
         Hook | None, None, "A callable (run) -> context for tools, or its dotted path."
     )

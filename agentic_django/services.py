@@ -19,6 +19,7 @@ from agentic_django.conf import settings
 from agentic_django.engine import approvals, dispatch, lifecycle, recovery, sessions
 from agentic_django.exceptions import BadInput, Conflict, SessionBusy
 from agentic_django.models import ACTIVE, AgentRun, AgentSession, ToolApproval, database
+from agentic_django.openai_agents import input_items
 from agentic_django.permissions import is_owner, name_for_owner
 from agentic_django.serialization import to_jsonable
 from agentic_django.steps import submitted
@@ -82,7 +83,7 @@ def submit_agent_run(
         context=_data(context, "context"),
         metadata=_data(metadata, "metadata"),
     )
-    run.input_payload = validation.validated_input(input_payload)
+    run.input_payload = _input(input_payload)
     with transaction.atomic(using=database()):
         _assign_session(run, session_key, agent_key, on_busy)
         run.save(using=database(), force_insert=True)
@@ -94,6 +95,14 @@ def _enqueue(run: AgentRun) -> None:
     """Enqueue a run on commit, and make sure that this process recovers runs from then on."""
     dispatch.enqueue_on_commit(run)
     _sweep_on_commit()
+
+
+def _input(payload: Any) -> str | list[dict[str, Any]]:
+    """Return the input of a run as it is stored; raise BadInput for malformed items."""
+    valid = validation.validated_input(payload)
+    if not isinstance(valid, str):
+        input_items.check_items(valid)
+    return valid
 
 
 def _data(value: Data, name: str) -> dict[str, Any]:
@@ -173,7 +182,7 @@ def submit_pipeline_run(
         owner=owner,
         tenant=tenant,
         agent_key=submitted.AGENT_KEY,
-        input_payload=validation.validated_input(input_payload) if input_payload else [],
+        input_payload=_input(input_payload) if input_payload else [],
         context=_data(params, "params"),
         metadata={
             **_data(metadata, "metadata"),

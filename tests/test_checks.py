@@ -72,6 +72,7 @@ BAD_VALUES = [
     ("QUEUES", {"echo": 3}, "echo: "),
     ("DEFAULT_RUN_OPTIONS", ["max_turns"], "dictionary"),
     ("CLIENT_RUN_OPTIONS", "max_turns", "Sequence"),
+    ("CLIENT_INPUT_ITEMS", "user", "Sequence"),
     ("CONTEXT_FACTORY", 3, "callable"),
     ("CLASSIFY_ERROR", 3, "callable"),
     ("DEFAULT_MODEL", 5, "valid string"),
@@ -144,6 +145,7 @@ GOOD_VALUES = [
     ("CONCURRENCY_LIMIT", {"*": 200, "echo": 10}),
     ("RUN_TIMEOUT_SECONDS", 0.5),
     ("CLIENT_RUN_OPTIONS", []),
+    ("CLIENT_INPUT_ITEMS", []),
     ("APPROVERS", lambda user, approval: True),
     ("APPROVAL_TTL", 3600),
 ]
@@ -406,6 +408,13 @@ def test_an_unknown_client_option_is_an_error(settings: Any) -> None:
     error = messages_by_id()["agentic_django.E010"]
     assert "'max_turn'" in error.msg
     assert error.hint == "Did you mean 'max_turns'?"
+
+
+def test_an_unknown_kind_of_client_items_is_an_error(settings: Any) -> None:
+    settings.AGENTIC_DJANGO_CLIENT_INPUT_ITEMS = ["user", "file_id", "function_call", "asistant"]
+    error = messages_by_id()["agentic_django.E015"]
+    assert "'asistant'" in error.msg
+    assert error.hint == "Did you mean 'assistant'?"
 
 
 # Documentation

@@ -132,7 +132,7 @@ def test_session_created_is_announced_once_and_after_the_commit(user: User) -> N
             ],
             "Yes",
         ),
-        ([{"type": "function_call_output", "call_id": "1", "output": "x"}], ""),
+        ([{"type": "function_call", "call_id": "1", "name": "n", "arguments": "{}"}], ""),
     ],
 )
 def test_session_is_titled_by_the_start_of_what_was_said(

@@ -13,7 +13,7 @@ from agentic_django import validation
 from agentic_django.checks.reporting import TAG, error, is_valid, warning
 from agentic_django.conf import PREFIX, Settings, load, settings
 from agentic_django.exceptions import BadSetting, nearest_name, suggestion
-from agentic_django.openai_agents import runner
+from agentic_django.openai_agents import input_items, runner
 
 _HOOKS = ("AGENT_ACCESS", "APPROVERS", "CONTEXT_FACTORY", "CLASSIFY_ERROR", "COMPACT_HISTORY")
 
@@ -90,3 +90,15 @@ def check_client_options(**_: Any) -> Iterator[CheckMessage]:
         if name not in known:
             message = f"{PREFIX}CLIENT_RUN_OPTIONS has the unknown run option {name!r}."
             yield error(10, message, suggestion(name, known))
+
+
+@register(TAG)
+def check_client_items(**_: Any) -> Iterator[CheckMessage]:
+    """E015: the input items for clients name an unknown kind."""
+    if not is_valid("CLIENT_INPUT_ITEMS"):
+        return
+    known = (*input_items.KINDS, input_items.FILE_ID)
+    for name in settings.CLIENT_INPUT_ITEMS:
+        if name not in known:
+            message = f"{PREFIX}CLIENT_INPUT_ITEMS has the unknown kind of item {name!r}."
+            yield error(15, message, suggestion(name, known))

@@ -12,6 +12,7 @@ from agentic_django import services, validation
 from agentic_django.conf import settings
 from agentic_django.engine import events
 from agentic_django.models import AgentRun, database
+from agentic_django.openai_agents import input_items
 from agentic_django.permissions import check_agent_access
 from agentic_django.presentation import images
 from agentic_django.steps import submitted
@@ -46,6 +47,7 @@ def create(request: Request) -> HttpResponse:
 def _submit(request: Request, body: RunRequest) -> AgentRun:
     """Check the limits that hold for clients only, and submit the run."""
     validation.check_item_count(body.input)
+    input_items.check_client_items(body.input)
     validation.check_client_options(body.config)
     agent_key = body.agent_key
     if not agent_key:

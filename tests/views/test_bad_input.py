@@ -104,7 +104,7 @@ def test_json_that_is_nested_too_deeply_is_refused(client: Client) -> None:
 
 @pytest.mark.parametrize("field", ["input", "context"])
 def test_a_number_that_is_too_long_to_store_is_refused(client: Client, field: str) -> None:
-    item = '{"role": "user", "content": "Hi", "n": ' + "9" * 4100 + "}"
+    item = '{"role": "user", "content": ' + "9" * 4100 + "}"
     value = f"[{item}]" if field == "input" else item
     body = f'{{"input": {value}}}' if field == "input" else f'{{"input": "a", "context": {value}}}'
     response = send(client, body)
