@@ -31,7 +31,6 @@ import psycopg
 import pytest
 from packaging.requirements import Requirement
 from psycopg import sql
-from redis import Redis
 
 from tests.settings import ROOT
 from tests.support.markdown import Block, blocks
@@ -150,15 +149,16 @@ class Reader:
         full = ["sh", "-c", 'cd "$0" && exec "$@"', str(self.cwd), *command]
         log = self.directory / f"server-{port}.log"
         if "agentic_django_worker" in command:
-            server = Process(full, self.env, log, self._works)
+            server = Process(full, self.env, log, is_claiming)
         else:
             server = Process(full, self.env, log, answering(port))
             self.url = f"http://127.0.0.1:{port}"
         self._running.enter_context(server)
 
-    def _works(self, _: Process) -> bool:
-        with Redis.from_url(self.own["REDIS_URL"]) as client:
-            return bool(client.scard("rq:workers"))
+
+def is_claiming(worker: Process) -> bool:
+    """Whether a worker has written that it claims runs."""
+    return "claims runs of" in worker.output()
 
 
 def answering(port: int) -> Callable[[Process], bool]:
