@@ -18,7 +18,11 @@ from agentic_django.concurrency import event_loop
 from agentic_django.conf import load, settings
 from agentic_django.engine import fenced_writes
 from agentic_django.engine.attempt import Attempt
-from agentic_django.engine.session_items import append_items, read_items
+from agentic_django.engine.session_items import (
+    append_items,
+    read_items,
+    with_unique_call_ids,
+)
 from agentic_django.engine.sessions import get_or_create_session
 from agentic_django.models import AgentRun, AgentSession, database
 from agentic_django.serialization import to_jsonable
@@ -88,7 +92,9 @@ class RunHistory:
             only["created_at__lte"] = Subquery(began)
         items = read_items(session, limit, **only)
         self._later = len(items)
-        return [*(session.compacted_items or ()), *items] if session.compacted_through else items
+        if session.compacted_through:
+            items = [*(session.compacted_items or ()), *items]
+        return with_unique_call_ids(items)
 
     async def _compacted(self, compact: Callable[..., Any]) -> list[Any]:
         """Return the history as the host's function compacts it, and store it for later runs."""
@@ -141,7 +147,7 @@ class ItemStore:
 
     async def get_items(self, limit: int | None = None) -> list[Any]:
         """Return all items, or the last ``limit``, oldest first."""
-        return await sync_to_async(read_items)(self.session, limit)
+        return with_unique_call_ids(await sync_to_async(read_items)(self.session, limit))
 
     async def add_items(self, items: list[Any]) -> None:
         """Append items. Raises NotSerializable."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Self
 
 from django.db import Error
@@ -83,6 +84,26 @@ class Journal:
             self.before_call(key)
         return row
 
+    def recorded(self, key: str) -> StepCheckpoint | None:
+        """Return the row under a key, or None, without making a call."""
+        return self._rows.get(short_key(key))
+
+    @property
+    def size(self) -> int:
+        """The number of recorded rows."""
+        return len(self._rows)
+
+    @cached_property
+    def call_ids(self) -> set[str]:
+        """The ids of the tool calls that the run's models requested. A model call adds its own."""
+        responses = [row for row in self._rows.values() if row.kind == row.Kind.MODEL]
+        return {
+            item["call_id"]
+            for row in responses
+            for item in (row.result or {}).get("output", ())
+            if isinstance(item.get("call_id"), str)
+        }
+
     def find_by_prefix(self, prefix: str) -> list[StepCheckpoint]:
         """Return the rows whose keys have this prefix, in the order of recording."""
         return [row for key, row in self._rows.items() if key.startswith(prefix)]
@@ -112,9 +133,12 @@ class Journal:
         joined, write = self.attempt.joined_transaction, journal_entries.write_entries
         return await self._add(event_loop.write_batched(write, entry, joined=joined))
 
-    async def record_intent(self, key: str, kind: str, name: str) -> StepCheckpoint:
+    async def record_intent(
+        self, key: str, kind: str, name: str, fingerprint: str = ""
+    ) -> StepCheckpoint:
         """Write that a call which must not be repeated is about to be made."""
-        return await self._write(journal_entries.record_intent, self.attempt, key, kind, name)
+        write = journal_entries.record_intent
+        return await self._write(write, self.attempt, key, kind, name, fingerprint)
 
     async def record_repeat(self, intent: StepCheckpoint) -> StepCheckpoint:
         """Write that a call is made again because a person decided so."""

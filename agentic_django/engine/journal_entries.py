@@ -128,7 +128,9 @@ def save_entries(entries: Sequence[Entry]) -> None:
             entry.row.save(using=database(), force_insert=True)
 
 
-def record_intent(attempt: Attempt, key: str, kind: str, name: str) -> StepCheckpoint:
+def record_intent(
+    attempt: Attempt, key: str, kind: str, name: str, fingerprint: str = ""
+) -> StepCheckpoint:
     """Write that a call which must not be repeated is about to be made."""
     run = attempt.run
     row = StepCheckpoint(
@@ -138,6 +140,7 @@ def record_intent(attempt: Attempt, key: str, kind: str, name: str) -> StepCheck
         kind=kind,
         name=name,
         attempt=attempt.number,
+        fingerprint=fingerprint,
     )
     with fenced_writes.fenced(attempt):
         fenced_writes.update_run(attempt)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 from django.db import transaction
@@ -18,6 +20,7 @@ __all__ = [
     "append_run_items",
     "delete_run_items",
     "read_items",
+    "with_unique_call_ids",
 ]
 
 
@@ -28,6 +31,32 @@ def read_items(session: AgentSession, limit: int | None = None, **only: Any) -> 
         return list(rows.order_by("sequence").values_list("payload", flat=True))
     latest = rows.order_by("-sequence").values_list("payload", flat=True)[: max(limit, 0)]
     return list(latest)[::-1]
+
+
+def with_unique_call_ids(items: Iterable[Any]) -> list[Any]:
+    """Return the items of a history, in which no two calls have the same id.
+
+    The ids of a provider, or of a host's own code, may be unique within one response only. The SDK
+    drops the older of two calls with the same id.
+    """
+    used: set[str] = set()
+    open_calls: defaultdict[str, deque[str]] = defaultdict(deque)
+    return [_with_own_call_id(item, used, open_calls) for item in items]
+
+
+def _with_own_call_id(item: Any, used: set[str], open_calls: Mapping[str, deque[str]]) -> Any:
+    given = item.get("call_id") if isinstance(item, dict) else None
+    if not isinstance(given, str):
+        return item
+    if str(item.get("type", "")).endswith("_output"):
+        calls = open_calls[given]
+        own = calls.popleft() if calls else given
+    else:
+        ids = chain([given], (f"{given[:56]}-{number}" for number in count(2)))
+        own = next(each for each in ids if each not in used)
+        used.add(own)
+        open_calls[given].append(own)
+    return item if own == given else {**item, "call_id": own}
 
 
 def append_items(session: AgentSession, items: Sequence[Any], run: AgentRun | None = None) -> None:
@@ -81,12 +110,12 @@ def _reserve_unlocked(counts: dict[AgentSession, int]) -> None:
     present = {pk: both for pk, *both in free.values_list("pk", "item_count", "run_count")}
     if len(present) < len(counts):
         raise WouldBlock
-    for count in set(counts.values()):
-        mine = table.filter(pk__in=[each.pk for each, own in counts.items() if own == count])
-        mine.update(item_count=F("item_count") + count, updated_at=Now())
-    for session, count in counts.items():
+    for added in set(counts.values()):
+        mine = table.filter(pk__in=[each.pk for each, own in counts.items() if own == added])
+        mine.update(item_count=F("item_count") + added, updated_at=Now())
+    for session, added in counts.items():
         items, session.run_count = present[session.pk]
-        session.item_count = items + count
+        session.item_count = items + added
 
 
 def delete_run_items(run: AgentRun) -> None:

@@ -70,7 +70,7 @@ def _turn_items(
     recorded: Mapping[str, StepCheckpoint],
 ) -> list[Any]:
     """Return the items of a model's response, and the outputs of its calls."""
-    path = response.key.rpartition(":model:")[0]
+    path, _, number = response.key.rpartition(":model:")
     items: list[Any] = []
     for item in response.result["output"]:
         if item.get("type") not in _LOCAL_CALL_TYPES:
@@ -78,7 +78,8 @@ def _turn_items(
         elif items and items[-1].get("type") == "reasoning":  # Reasoning must not lack its call.
             items.pop()
     for call in [item for item in items if item.get("type") in _CALL_TYPES]:
-        row, result = recorded.get(short_key(f"{path}:tool:{call['call_id']}")), UNFINISHED
+        key = short_key(f"{path}:tool:{number}:{call['call_id']}")
+        row, result = recorded.get(key), UNFINISHED
         if row is not None and not row.is_intent and not row.error:
             result = row.result
         elif row is None and following is not None:  # A handoff is a call, but it is not recorded.

@@ -4,7 +4,7 @@ A key must be the same in every attempt, so it is made of names that do not depe
 in which concurrent calls end:
 
     /-.triage#1:model:2                             the second response of the agent "triage"
-    /-.triage#1:tool:c1                             its tool call with the id "c1"
+    /-.triage#1:tool:2:c1                           the tool call "c1" of that response
     /-.triage#1/c1.search#1:model:1                 a response of the agent that "c1" runs
 """
 
@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, islice
 from typing import Any, cast
 
 from agents.run_state import RunState
@@ -114,21 +114,50 @@ class CallScope:
         keys = (f"{self.path}:model:{fingerprint[:16]}#{n}" for n in count(1))
         return next(key for key in keys if self._claim(key))
 
-    def release_model_key(self, key: str) -> None:
-        """Leave the key of a failed model call to the next call with the same question."""
-        self._claimed_keys.discard(key)
-
     def claim_step_key(self, key: str) -> bool:
         """Return whether a step's key was not used here before. Two steps must not share one."""
         return self._claim(key)
 
     def tool_key(self, call_id: str) -> str:
-        """Return the key of a tool call."""
-        return f"{self.path}:tool:{call_id}"
+        """Return the key of a tool call that the latest response requested."""
+        return f"{self.path}:tool:{self.response_count}:{call_id}"
+
+    def claim_tool_call(self, call_id: str, fingerprint: str) -> tuple[str, str]:
+        """Return the id and the key of a tool call that a host's own code makes.
+
+        The host may give several calls the same id. Then a call gets the recorded result of a
+        call with the same tool and arguments, and calls that are equal in these are numbered.
+        """
+        prefix = f"{self._caller_path}:tool:"
+        ids = chain([call_id], (f"{call_id}#{n}" for n in count(2)))
+        free = ""
+        for new_id in islice(ids, self.journal.size + len(self._claimed_keys) + 1):
+            key = prefix + new_id
+            if key in self._claimed_keys:
+                continue
+            recorded = self.journal.recorded(key)
+            if recorded is None:
+                free = free or new_id
+            elif recorded.fingerprint == fingerprint:
+                free = new_id
+                break
+        self._claimed_keys.add(prefix + free)
+        return free, prefix + free
+
+    def release_key(self, key: str) -> None:
+        """Leave the key of a call that was not recorded to the next equal call."""
+        self._claimed_keys.discard(key)
 
     def new_call_id(self, tool: str, arguments: str) -> str:
         """Return an id for a tool call of a host's code that gave none."""
-        return self._numbered(f"{tool}.{digest(arguments)}")
+        name, prefix = f"{tool}.{digest(arguments)}", f"{self._caller_path}:tool:"
+        return self._numbered(prefix + name).removeprefix(prefix)
+
+    @property
+    def _caller_path(self) -> str:
+        """The path, with the tool call, step or guardrail of this scope that calls now."""
+        caller = _caller.get()
+        return self.path if caller == "-" else f"{self.path}/{caller.replace('/', '-')}"
 
     def _claim(self, key: str) -> bool:
         is_new = key not in self._claimed_keys

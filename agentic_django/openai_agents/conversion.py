@@ -25,6 +25,7 @@ from agentic_django.openai_agents import sdk_internals
 from agentic_django.serialization import to_jsonable
 
 __all__ = [
+    "call_fingerprint",
     "dump_response",
     "fingerprint",
     "load_response",
@@ -167,6 +168,13 @@ def fingerprint(instructions: str | None, model_input: Any, tools: Iterable[Any]
     """Return a hash of a model's input. It shows whether a new version of the code changed it."""
     names = sorted(getattr(tool, "name", type(tool).__name__) for tool in tools)
     text = json.dumps([instructions, model_input, names], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def call_fingerprint(tool: str, arguments: Any) -> str:
+    """Return a hash of a tool's name and a call's arguments. Equal JSON has the same hash."""
+    given = parsed_arguments(arguments) if isinstance(arguments, str) else arguments
+    text = json.dumps([tool, given], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

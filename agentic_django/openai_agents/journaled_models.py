@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from agents.items import ModelResponse
@@ -20,6 +21,7 @@ from agentic_django.engine.events import EventType
 from agentic_django.engine.journal_entries import CallResult, short_key
 from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents import conversion, pricing
+from agentic_django.openai_agents.call_ids import CallIds
 from agentic_django.openai_agents.call_scope import CallScope, current_scope
 from agentic_django.openai_agents.sdk_internals import DelegatingModel
 
@@ -75,6 +77,7 @@ class JournaledModel(DelegatingModel):
         with call.in_progress():
             response = await self.inner.get_response(*args, **kwargs)
             response.usage = conversion.usable_usage(response.usage)
+            response = replace(response, output=call.call_ids.made_unique(response.output))
             await call.record(response)
         return response
 
@@ -92,6 +95,8 @@ class JournaledModel(DelegatingModel):
         event: Any
         with call.in_progress() if call else nullcontext():
             async for event in self.inner.stream_response(*args, **kwargs):
+                if call:
+                    event = call.call_ids.made_unique_in_event(event)
                 if event.type == "response.output_item.done":
                     items.append(event.item)
                 elif call and event.type in _TEXT_DELTAS:
@@ -112,6 +117,7 @@ class JournaledModelCall:
             arguments["system_instructions"], arguments["input"], arguments["tools"]
         )
         self.key = scope.claim_model_key(self.fingerprint)
+        self.call_ids = CallIds(scope.journal.call_ids, arguments["input"])
         self.draft = drafts.PartialMessage(scope.journal.attempt, short_key(self.key))
         # An answer that follows a schema is for programs, not for people.
         schema = arguments.get("output_schema")
@@ -152,7 +158,8 @@ class JournaledModelCall:
         finally:
             self.draft.drop()
             if not self.is_recorded:
-                self.scope.release_model_key(self.key)
+                self.scope.release_key(self.key)
+                self.call_ids.release()
 
     async def record(self, response: ModelResponse) -> None:
         """Record the response with its usage, cost and events."""

@@ -1,11 +1,12 @@
 """Records the result of each tool call once, and returns the recorded result in later attempts.
 
 The journal wraps the function with which the SDK invokes a tool. For a call ``c1`` of ``pay`` that
-the agent "triage" makes, the wrapper does this, and returns from the first step that has a result:
+the first response of the agent "triage" requests, the wrapper does this, and returns from the first
+step that has a result:
 
     pay(amount=7), id c1
      │
-     ├─ find recorded   a result under "/-.triage#1:tool:c1": return it
+     ├─ find recorded   a result under "/-.triage#1:tool:1:c1": return it
      │                  an intent without a result: a person decides whether to call again
      ├─ decided         a person rejected the call: record the rejection, return it
      │                  a person edited the call: use the edited arguments
@@ -20,7 +21,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,12 +37,13 @@ from agents.tool_context import ToolContext
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType
 from agentic_django.engine.journal_entries import CallResult
-from agentic_django.exceptions import UnresolvedIntent
+from agentic_django.exceptions import AgentChanged, UnresolvedIntent
 from agentic_django.models import StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, sdk_internals
 from agentic_django.openai_agents.call_scope import (
     CallScope,
     CurrentCall,
+    current_call,
     current_scope,
     enter_call,
 )
@@ -114,22 +116,56 @@ class JournaledToolCall:
     ctx: ToolContext[Any]
     arguments: Any
     started_at: float
+    call_id: str = field(init=False)
+    """The id of the call. No other call of its scope has it."""
+    key: str = field(init=False)
+    """The key under which the call is recorded."""
+    fingerprint: str = field(init=False)
+    """A hash of the tool's name and the arguments."""
 
-    @property
-    def key(self) -> str:
-        """The key under which the call is recorded."""
-        return self.scope.tool_key(self.ctx.tool_call_id)
+    def __post_init__(self) -> None:
+        self.fingerprint = conversion.call_fingerprint(self.tool.name, self.arguments)
+        self.call_id = self.ctx.tool_call_id
+        self.key = self.scope.tool_key(self.call_id)
+        if self._is_made_by_host():
+            self.call_id, self.key = self.scope.claim_tool_call(self.call_id, self.fingerprint)
+
+    def _is_made_by_host(self) -> bool:
+        """Return whether no response of this scope requested the call: the host's code makes it.
+
+        A tool may call another tool with the context that it was given itself.
+        """
+        outer = current_call()
+        is_within_itself = outer is not None and outer.key == self.key
+        is_manual = isinstance(self.ctx, ManualToolContext)
+        return self.scope.is_host_code or is_manual or is_within_itself
 
     async def execute(self, call: Call) -> Any:
         """Return the result of the call, with the call as the current one."""
         run_id = str(self.scope.journal.run.pk)
-        with enter_call(CurrentCall(run_id, self.key, self.ctx.tool_call_id)):
-            if sdk_internals.is_agent_tool(self.tool):
-                return await self._run_agent_tool(call)
-            return await self._run_tool(call)
+        try:
+            with enter_call(CurrentCall(run_id, self.key, self.call_id)):
+                if sdk_internals.is_agent_tool(self.tool):
+                    return await self._run_agent_tool(call)
+                return await self._run_tool(call)
+        finally:
+            if self.scope.journal.recorded(self.key) is None:
+                self.scope.release_key(self.key)
+
+    def _find(self) -> StepCheckpoint | None:
+        """Return the row of this call. Raises AgentChanged if it is the row of another call."""
+        row = self.scope.journal.find(self.key)
+        if row is not None and row.fingerprint not in ("", self.fingerprint):
+            raise self.scope.journal.must_end(
+                AgentChanged(
+                    f"The call {self.call_id!r} of {self.tool.name!r} was recorded as a call of "
+                    f"{row.name!r}, or with other arguments. Start the run again."
+                )
+            )
+        return row
 
     async def _run_tool(self, call: Call) -> Any:
-        recorded = self.scope.journal.find(self.key)
+        recorded = self._find()
         if recorded is not None and recorded.is_intent:
             recorded = await self._resolve_intent(recorded)
         if recorded is not None and not recorded.is_intent:
@@ -141,7 +177,9 @@ class JournaledToolCall:
             self.arguments = self.ctx.tool_arguments = dumps(decided.answer)
         intent = recorded
         if intent is None and getattr(self.tool.on_invoke_tool, AT_MOST_ONCE, False):
-            intent = await self.scope.journal.record_intent(self.key, Kind.TOOL, self.tool.name)
+            intent = await self.scope.journal.record_intent(
+                self.key, Kind.TOOL, self.tool.name, self.fingerprint
+            )
         try:
             value = await call(self.arguments)
         except asyncio.CancelledError:
@@ -169,7 +207,7 @@ class JournaledToolCall:
             raise journal.request(
                 key,
                 kind=ToolApproval.Kind.INTENT,
-                call_id=self.ctx.tool_call_id,
+                call_id=self.call_id,
                 tool=self.tool.name,
                 agent=self.scope.agent,
                 arguments=conversion.parsed_arguments(self.arguments),
@@ -183,7 +221,7 @@ class JournaledToolCall:
     async def _run_agent_tool(self, call: Call) -> Any:
         """Run an agent that is a tool. Its own calls are replayed, so it is always run."""
         value = await call(self.arguments)
-        if not self._note_nested_approvals() and self.scope.journal.find(self.key) is None:
+        if not self._note_nested_approvals() and self._find() is None:
             await self._record(value, None, kind=Kind.CHILD)
         return value
 
@@ -235,12 +273,18 @@ class JournaledToolCall:
         seconds = time.monotonic() - self.started_at
         output = events.new_event(
             EventType.TOOL_OUTPUT,
-            call_id=self.ctx.tool_call_id,
+            call_id=self.call_id,
             tool=self.tool.name,
             output=stored,
             duration_seconds=round(seconds, 3),
         )
         result = CallResult(
-            key=self.key, kind=kind, name=self.tool.name, value=stored, seconds=seconds, error=error
+            key=self.key,
+            kind=kind,
+            name=self.tool.name,
+            value=stored,
+            seconds=seconds,
+            fingerprint=self.fingerprint,
+            error=error,
         )
         return await self.scope.journal.record(result, [output], intent)

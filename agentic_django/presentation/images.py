@@ -60,7 +60,7 @@ def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
     if not _NAME.fullmatch(call_id):
         return None
     rows = StepCheckpoint.objects.using(database()).filter(run=run).order_by("-id")
-    made = rows.filter(kind=Kind.TOOL, key__endswith=f":tool:{call_id}").first()
+    made = rows.filter(kind=Kind.TOOL, key__endswith=f":{call_id}").first()
     if made is not None:
         parts = list(_parts(made.result))
         url = parts[number - 1].get("image_url", "") if 0 < number <= len(parts) else ""

@@ -663,18 +663,6 @@ def test_an_approval_rule_gets_typed_arguments(scripted: Any, carry: Carry) -> N
     assert paid == [7]  # Not "8": the rule would have seen another value than the tool.
 
 
-def test_the_sdk_accepts_each_call_id_once(scripted: Any, carry: Carry) -> None:
-    """What a call is recorded under is its id, so an id must not stand for two."""
-    calls: list[str] = []
-    step = call_tool("look", call_id="call_0")
-    scripted("default", step, step, "Seen.", tools=[look_tool(calls)])
-    assert carry().final_output == "Seen."
-    assert len(calls) == 1
-    other = call_tool("see", call_id="call_0")
-    scripted("default", step, other, tools=[look_tool(calls), function_tool(see)])
-    assert "reused a completed tool call ID" in carry().error_detail
-
-
 def see() -> str:
     """See."""
     return "seen"
