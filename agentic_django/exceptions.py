@@ -158,6 +158,12 @@ class StepCancelledError(AgenticError):
     code = "cancelled"
 
 
+class WorkCancelled(AgenticError):
+    """A part of the run's work was cancelled, although nobody cancelled the run."""
+
+    code = "internal"
+
+
 class UserError(AgenticError):
     """This request cannot be completed."""
 

@@ -54,6 +54,7 @@ __all__ = [
     "is_executing_run",
     "is_interpreter_exiting",
     "is_process_loop",
+    "is_run_interrupted",
     "release_request_thread",
     "run_host_code",
     "run_in_records_pool",
@@ -138,6 +139,7 @@ def run_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         executor.serve(future)
     except BaseException:  # This thread was interrupted, and executes no more calls.
+        executor.is_interrupted = True
         future.cancel()
         raise
     finally:
@@ -252,6 +254,13 @@ def is_process_loop(loop: asyncio.AbstractEventLoop) -> bool:
 def is_executing_run() -> bool:
     """Whether this thread executes a run now, in ``run_on_loop``."""
     return process.get(ExecutingThread).is_executing
+
+
+def is_run_interrupted() -> bool:
+    """Whether the present run must stop because its thread was interrupted or the process ends."""
+    executor = _run_executor.get()
+    is_interrupted = isinstance(executor, CallerThreadExecutor) and executor.is_interrupted
+    return is_interrupted or is_interpreter_exiting()
 
 
 def is_interpreter_exiting() -> bool:

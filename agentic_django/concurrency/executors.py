@@ -30,6 +30,8 @@ class CallerThreadExecutor(Executor):
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
+        self.is_interrupted = False
+        """Whether the thread was interrupted while it waited: it executes no more calls."""
         self._count, self._count_lock = 0, threading.Lock()
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 

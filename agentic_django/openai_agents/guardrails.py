@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any
 
+from agentic_django.concurrency.cancellation import foreign_cancellation_fails
 from agentic_django.openai_agents.call_scope import enter_caller
 
 __all__ = ["name_guardrails"]
@@ -29,7 +30,9 @@ def _named(function: Callable[..., Any], name: str) -> Callable[..., Awaitable[A
     @wraps(function)
     async def check(*args: Any, **kwargs: Any) -> Any:
         context = getattr(args[0], "context", None) if args else None
-        with enter_caller(f"{getattr(context, 'tool_call_id', '')}{name}"):
+        caller = f"{getattr(context, 'tool_call_id', '')}{name}"
+        # The SDK treats a cancelled guardrail as passed.
+        with enter_caller(caller), foreign_cancellation_fails():
             output = function(*args, **kwargs)
             return await output if inspect.isawaitable(output) else output
 

@@ -34,10 +34,11 @@ from agents.exceptions import ToolTimeoutError
 from agents.tool import CustomTool, FunctionTool, default_tool_timeout_error_message
 from agents.tool_context import ToolContext
 
+from agentic_django.concurrency.cancellation import foreign_cancellation_fails
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType
 from agentic_django.engine.journal_entries import CallResult
-from agentic_django.exceptions import AgentChanged, UnresolvedIntent
+from agentic_django.exceptions import AgentChanged, UnresolvedIntent, WorkCancelled
 from agentic_django.models import StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, sdk_internals
 from agentic_django.openai_agents.call_scope import (
@@ -181,7 +182,7 @@ class JournaledToolCall:
                 self.key, Kind.TOOL, self.tool.name, self.fingerprint
             )
         try:
-            value = await call(self.arguments)
+            value = await self._value_of(call)
         except asyncio.CancelledError:
             await self._record_timeout(intent)
             raise
@@ -189,6 +190,21 @@ class JournaledToolCall:
             value = to_jsonable(value, f"result of {self.tool.name!r}")
         await self._record(value, intent)
         return value
+
+    async def _value_of(self, call: Call) -> Any:
+        """Make the call. If its own code raised CancelledError, return the message for the model.
+
+        The SDK handles other errors within ``call``, but a CancelledError only after this method.
+        Then the message would not be recorded.
+        """
+        try:
+            with foreign_cancellation_fails():
+                return await call(self.arguments)
+        except WorkCancelled as error:
+            text = await sdk_internals.tool_error_text(self.tool, self.ctx, error)
+            if text is None:
+                raise
+            return text
 
     def _replay(self, recorded: StepCheckpoint) -> Any:
         if recorded.error == _TIMED_OUT:

@@ -22,6 +22,7 @@ from agents.run_state import RunState
 from agents.tool import FunctionTool
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.cancellation import foreign_cancellation_fails
 from agentic_django.conf import load, settings
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType
@@ -73,8 +74,11 @@ def _tool_context(run: AgentRun) -> Any:
 
 async def _consume(result: RunResultStreaming, journal: Journal) -> None:
     try:
-        async for _ in result.stream_events():
-            pass
+        with foreign_cancellation_fails():
+            async for _ in result.stream_events():
+                pass
+            if result.run_loop_task is not None and result.run_loop_task.cancelled():
+                result.run_loop_task.result()
     except ModelBehaviorError as error:
         with suppress(AgentChanged):
             journal.check_used()

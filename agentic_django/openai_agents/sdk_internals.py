@@ -18,6 +18,7 @@ from agents.tool import (
     FunctionTool,
     _FailureHandlingFunctionToolInvoker,
     _get_function_tool_invoke_context,
+    maybe_invoke_function_tool_failure_error_function,
 )
 from agents.tool_context import ToolContext
 from pydantic import TypeAdapter
@@ -33,6 +34,7 @@ __all__ = [
     "is_structured_output",
     "narrow_context",
     "output_type_adapter",
+    "tool_error_text",
 ]
 
 type Call = Callable[[Any], Awaitable[Any]]
@@ -65,6 +67,15 @@ def is_structured_output(value: Any) -> bool:
 def narrow_context(invoker: Callable[..., Any], ctx: ToolContext[Any]) -> Any:
     """Return the context that the SDK would pass to this invoker, by its annotations."""
     return _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
+
+
+async def tool_error_text(tool: Any, ctx: ToolContext[Any], error: Exception) -> str | None:
+    """Return the message for the model about a tool's error, or None if the error ends the run."""
+    if not isinstance(tool, FunctionTool):
+        return None
+    return await maybe_invoke_function_tool_failure_error_function(
+        function_tool=tool, context=ctx, error=error
+    )
 
 
 def is_sdk_invoker(invoker: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from django.db import Error
 
 from agentic_django.concurrency import event_loop
+from agentic_django.concurrency.cancellation import foreign_cancellation_fails
 from agentic_django.engine import lifecycle
 from agentic_django.engine.journal import Journal
 from agentic_django.engine.lifecycle import Completion, Failure
@@ -37,10 +38,11 @@ def work_block(context: AttemptContext, result_name: str) -> Iterator[None]:
     """Surround the host code of an attempt, which sets ``context.result``.
 
     Raise the error that must end the attempt even if the host code swallowed it. Raise
-    AgentChanged if a decided tool call was not made, and NotSerializable for a result that is
-    not JSON; ``result_name`` stands in that message.
+    AgentChanged if a decided tool call was not made, WorkCancelled if host code raised
+    CancelledError by itself, and NotSerializable for a result that is not JSON; ``result_name``
+    stands in that message.
     """
-    with context.journal.enforced_end():
+    with context.journal.enforced_end(), foreign_cancellation_fails():
         yield
     context.journal.check_used()
     context.result = to_jsonable(context.result, result_name)

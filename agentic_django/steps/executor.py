@@ -206,9 +206,10 @@ class StepExecutor:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-        if task.cancelled():
-            raise StepError("The step's own work was cancelled.")
-        return task.result()
+        try:
+            return task.result()
+        except asyncio.CancelledError as error:
+            raise StepError("The step's own work was cancelled.") from error
 
     def _check_cancelled(self) -> None:
         if self.ctx.cancelled():

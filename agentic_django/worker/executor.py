@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from django.db import Error
 
@@ -12,7 +12,7 @@ from agentic_django.concurrency import database_connections, event_loop
 from agentic_django.conf import settings
 from agentic_django.engine import claims, heartbeat, journal, recovery
 from agentic_django.engine.attempt import Attempt
-from agentic_django.exceptions import RunSuspended, StaleAttempt
+from agentic_django.exceptions import RunSuspended, StaleAttempt, WorkCancelled
 from agentic_django.runtime import RunContext, attempt_end
 from agentic_django.signals import logger
 from agentic_django.worker import drivers
@@ -72,9 +72,22 @@ async def _execute(context: RunContext) -> None:
             with attempt_end.work_block(context, "final_output"):
                 driver = await event_loop.run_host_code(drivers.driver_for, run)
                 context.result = (await driver.perform(context)).final_output
+    except asyncio.CancelledError as cancelled:
+        if context.journal.attempt.has_lost_run or event_loop.is_run_interrupted():
+            raise
+        _absorb_cancellation()
+        error = WorkCancelled()
+        error.__cause__ = cancelled
     except (Exception, SystemExit, RunSuspended) as raised:  # noqa: BLE001 - any error of host code ends the attempt
         error = raised
     await attempt_end.end_attempt(context, error, run_verb=_run_verb, timed_out=timeout.expired())
+
+
+def _absorb_cancellation() -> None:
+    """Let the current task continue, which host code has cancelled."""
+    task = cast("asyncio.Task[object]", asyncio.current_task())
+    while task.cancelling():
+        task.uncancel()
 
 
 async def _run_verb(verb: Callable[..., None], *args: Any) -> None:

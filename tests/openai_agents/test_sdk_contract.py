@@ -40,6 +40,7 @@ NAMES = {
     "agents.run:set_default_agent_runner": "agentic_django.openai_agents.runner",
     "agents.tool:_FailureHandlingFunctionToolInvoker": INTERNALS,
     "agents.tool:_get_function_tool_invoke_context": INTERNALS,
+    "agents.tool:maybe_invoke_function_tool_failure_error_function": INTERNALS,
 }
 """Private, undocumented or experimental names, and the module that uses each."""
 
