@@ -16,6 +16,7 @@ from agents.models.interface import Model
 
 from agentic_django.openai_agents.call_scope import current_scope
 from agentic_django.openai_agents.guardrails import name_guardrails
+from agentic_django.openai_agents.host_callbacks import move_agent_callbacks
 from agentic_django.openai_agents.journaled_models import journaled_model
 from agentic_django.openai_agents.journaled_tools import journaled_tool
 
@@ -44,20 +45,19 @@ def _with_subclasses(kind: Any) -> Iterator[Any]:
 def _hooked(method: Callable[..., Awaitable[list[Any]]]) -> Callable[..., Awaitable[list[Any]]]:
     @wraps(method)
     async def get_all_tools(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        tools = await method(self, *args, **kwargs)
         scope = current_scope()
         if scope is None:
-            return tools
+            return await method(self, *args, **kwargs)
         scope.begin_turn(self.name)
         prepare_agent(self)
-        return [journaled_tool(tool) for tool in tools]
+        return [journaled_tool(tool) for tool in await method(self, *args, **kwargs)]
 
     setattr(get_all_tools, _HOOKED, True)
     return get_all_tools
 
 
 def prepare_agent(agent: Any) -> None:
-    """Journal an agent's model, if it is an instance, and name its guardrails.
+    """Journal an agent's model, if it is an instance; name its guardrails; move its callbacks.
 
     The agent is changed in place, once. A copy will not do: the SDK finds approvals, hand-offs
     and pending tool calls by the identity of the agents and tools that they belong to.
@@ -66,3 +66,4 @@ def prepare_agent(agent: Any) -> None:
         agent.model = journaled_model(agent.model)
     name_guardrails("input", getattr(agent, "input_guardrails", ()))
     name_guardrails("output", getattr(agent, "output_guardrails", ()))
+    move_agent_callbacks(agent)

@@ -1,4 +1,7 @@
-"""Gives each guardrail a name, so that agents run by concurrent guardrails have different keys."""
+"""Gives each guardrail a name, so that agents run by concurrent guardrails have different keys.
+
+A synchronous guardrail is called on the run's thread.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from agentic_django.concurrency.cancellation import foreign_cancellation_fails
 from agentic_django.openai_agents.call_scope import enter_caller
+from agentic_django.openai_agents.host_callbacks import on_run_thread
 
 __all__ = ["name_guardrails"]
 
@@ -27,13 +31,15 @@ def name_guardrails(kind: str, guardrails: Iterable[Any]) -> None:
 
 
 def _named(function: Callable[..., Any], name: str) -> Callable[..., Awaitable[Any]]:
+    moved = on_run_thread(function)
+
     @wraps(function)
     async def check(*args: Any, **kwargs: Any) -> Any:
         context = getattr(args[0], "context", None) if args else None
         caller = f"{getattr(context, 'tool_call_id', '')}{name}"
         # The SDK treats a cancelled guardrail as passed.
         with enter_caller(caller), foreign_cancellation_fails():
-            output = function(*args, **kwargs)
+            output = moved(*args, **kwargs)
             return await output if inspect.isawaitable(output) else output
 
     setattr(check, _NAMED, True)

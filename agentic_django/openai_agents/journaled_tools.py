@@ -49,6 +49,7 @@ from agentic_django.openai_agents.call_scope import (
     enter_call,
 )
 from agentic_django.openai_agents.guardrails import name_guardrails
+from agentic_django.openai_agents.host_callbacks import move_tool_callbacks
 from agentic_django.openai_agents.sdk_internals import Call, DelegatingInvoker
 from agentic_django.serialization import dumps, to_jsonable
 
@@ -73,6 +74,7 @@ def journaled_tool(tool: Any) -> Any:
     The tool is changed in place, once. A copy will not do: the SDK compares tools by identity
     when it continues a run after an approval.
     """
+    move_tool_callbacks(tool)
     if isinstance(tool, FunctionTool | CustomTool):
         name_guardrails("before", getattr(tool, "tool_input_guardrails", None) or ())
         name_guardrails("after", getattr(tool, "tool_output_guardrails", None) or ())

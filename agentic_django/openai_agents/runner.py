@@ -33,6 +33,8 @@ from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
 from agentic_django.openai_agents import conversion, providers
 from agentic_django.openai_agents.agents import hook_agent_classes, prepare_agent
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
+from agentic_django.openai_agents.guardrails import name_guardrails
+from agentic_django.openai_agents.host_callbacks import on_run_thread, with_moved_callbacks
 from agentic_django.openai_agents.journaled_models import JournaledProvider, journaled_model
 from agentic_django.openai_agents.tool_marks import approval_wording, is_editable
 
@@ -189,7 +191,7 @@ class JournalingRunner(AgentRunner):
 
 
 def _with_journal(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a runner's arguments with models, by name or instance, that record responses."""
+    """Return a runner's arguments with models that record responses, and moved callbacks."""
     config = _run_config(kwargs.get("run_config"))
     provider = config.model_provider
     if not isinstance(provider, JournaledProvider):
@@ -197,7 +199,14 @@ def _with_journal(kwargs: dict[str, Any]) -> dict[str, Any]:
         config = replace(config, model_provider=JournaledProvider(inner))
     if isinstance(config.model, Model):
         config = replace(config, model=journaled_model(config.model))
-    return {**kwargs, "run_config": config}
+    name_guardrails("run-input", config.input_guardrails or ())
+    name_guardrails("run-output", config.output_guardrails or ())
+    handlers = kwargs.get("error_handlers") or {}
+    return {
+        **kwargs,
+        "run_config": with_moved_callbacks(config),
+        "error_handlers": {name: on_run_thread(each) for name, each in handlers.items()},
+    }
 
 
 def install_runner() -> None:

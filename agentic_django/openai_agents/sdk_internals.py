@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import SimpleNamespace
+from types import CellType, SimpleNamespace
 from typing import Any
 
+from agents.handoffs import Handoff
 from agents.items import ItemHelpers
 from agents.models._openai_shared import get_default_openai_client, get_default_openai_key
 from agents.models.interface import Model
@@ -24,12 +25,16 @@ from agents.tool_context import ToolContext
 from pydantic import TypeAdapter
 
 __all__ = [
+    "APPROVAL_POLICY",
+    "FAILURE_ERROR_FUNCTION",
     "DelegatingInvoker",
     "DelegatingModel",
     "agent_behind_tool",
     "get_default_openai_client",
     "get_default_openai_key",
+    "handoff_cells",
     "is_agent_tool",
+    "is_of_sdk",
     "is_sdk_invoker",
     "is_structured_output",
     "narrow_context",
@@ -37,11 +42,42 @@ __all__ = [
     "tool_error_text",
 ]
 
+FAILURE_ERROR_FUNCTION = "_failure_error_function"
+"""The attribute of a tool or an MCP server with the host's ``failure_error_function``."""
+
+APPROVAL_POLICY = "_needs_approval_policy"
+"""The attribute of an MCP server with the host's ``require_approval``."""
+
+_HANDOFF_CALLBACKS = ("on_handoff", "is_enabled")
+
 type Call = Callable[[Any], Awaitable[Any]]
 """Calls a tool's own code with these arguments."""
 
 type AroundCall = Callable[[Any, Call, ToolContext[Any], Any], Awaitable[Any]]
 """Makes a tool call: ``around(tool, call, context, arguments)``."""
+
+
+def is_of_sdk(callback: Any) -> bool:
+    """Return whether a function or an object is the SDK's own, and not a host's."""
+    module = getattr(callback, "__module__", None) or type(callback).__module__
+    return module.partition(".")[0] == "agents"
+
+
+def handoff_cells(handoff: Handoff[Any, Any]) -> list[CellType]:
+    """Return the closure cells that hold a handoff's ``on_handoff`` and callable ``is_enabled``.
+
+    ``agents.handoff()`` keeps these callbacks in closures and not in attributes.
+    """
+    invoke: Any = handoff.on_invoke_handoff
+    inner = invoke.args[0] if isinstance(invoke, partial) and invoke.args else invoke
+    found: list[CellType] = []
+    functions: tuple[Any, Any] = (inner, handoff.is_enabled)
+    for function in functions:
+        code = getattr(function, "__code__", None)
+        if code is not None and is_of_sdk(function):
+            named = zip(code.co_freevars, function.__closure__ or (), strict=True)
+            found += [cell for name, cell in named if name in _HANDOFF_CALLBACKS]
+    return found
 
 
 def is_agent_tool(tool: Any) -> bool:

@@ -272,3 +272,36 @@ def test_a_model_gets_its_arguments_in_the_known_order(method: str) -> None:
         f"Model.{method}() has other parameters: change "
         "MODEL_ARGUMENTS in agentic_django.openai_agents.journaled_models."
     )
+
+
+def test_a_handoff_keeps_its_callbacks_where_the_journal_finds_them() -> None:
+    from agentic_django.openai_agents.sdk_internals import handoff_cells
+
+    def on_handoff(context: Any) -> None: ...
+    def is_enabled(context: Any, agent: Any) -> bool:
+        return True
+
+    made = agents.handoff(Agent(name="other"), on_handoff=on_handoff, is_enabled=is_enabled)
+    found = {cell.cell_contents for cell in handoff_cells(made)}
+    assert found >= {on_handoff, is_enabled}, f"Handoffs are made in another way: {INTERNALS}."
+
+
+def test_a_tool_and_an_mcp_server_keep_their_callbacks_where_the_journal_finds_them() -> None:
+    from agents.mcp import MCPServerStdio
+
+    from agentic_django.openai_agents import sdk_internals
+
+    def policy(*_: Any) -> bool:
+        return True
+
+    def failed(*_: Any) -> str:
+        return "It failed."
+
+    tool = function_tool(pay, failure_error_function=failed)
+    server = MCPServerStdio(
+        {"command": "true"}, require_approval=policy, failure_error_function=failed
+    )
+    message = f"Callbacks have other names: change {INTERNALS}."
+    assert getattr(tool, sdk_internals.FAILURE_ERROR_FUNCTION, None) is failed, message
+    assert getattr(server, sdk_internals.FAILURE_ERROR_FUNCTION, None) is failed, message
+    assert getattr(server, sdk_internals.APPROVAL_POLICY, None) is policy, message
