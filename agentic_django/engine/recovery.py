@@ -1,9 +1,9 @@
 """Recovers orphaned runs, enqueues runs that the queue lost, and expires approvals.
 
-Any process may sweep, because each change is guarded. A process that enqueues runs has a thread
-that sweeps while there are unfinished runs, and each attempt sweeps at its end. A row of
-``SweepMark`` keeps them from sweeping at the same time. A process whose task backend executes
-immediately has no such thread.
+Any process may sweep, because each change is guarded. A process that enqueues or displays runs
+has a thread that sweeps while unfinished runs exist. Each attempt sweeps at its end. A row of
+``SweepMark`` keeps processes from sweeping at the same time. If the task backend executes
+immediately, the process has no sweeping thread.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _BATCH = 500
 
 @dataclass(slots=True)
 class SweepResult:
-    """The numbers of runs that a sweep requeued, failed and enqueued again (``sent``).
+    """The numbers of runs that a sweep requeued, failed and enqueued again.
 
     ``expired`` is the number of approvals that nobody decided in time.
     """
 
     requeued: int = 0
     failed: int = 0
-    sent: int = 0
+    enqueued: int = 0
     expired: int = 0
 
 
@@ -71,9 +71,9 @@ def sweep_interval() -> float:
 def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) -> SweepResult:
     """Requeue or fail orphaned runs, enqueue runs that the queue lost, and expire approvals.
 
-    ``mode`` is "requeue", "fail" or "ignore" (by default what ``STARTUP_RECOVERY`` says).
-    ``force`` includes runs whose lease has not expired; use it if all workers are dead. A sweep
-    is short because it handles one batch of each; ``whole`` handles all.
+    ``mode`` is "requeue", "fail" or "ignore"; the default is the setting ``STARTUP_RECOVERY``.
+    ``force`` includes runs whose lease has not expired. Use it only if all workers are dead. A
+    sweep handles one batch of each kind, so that it is short. ``whole`` handles all rows.
     """
     mode = mode or settings.STARTUP_RECOVERY
     swept = SweepResult()
@@ -87,7 +87,7 @@ def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) 
         with _apart(run), transaction.atomic(using=database()):
             if dispatch.mark_enqueued(run):
                 dispatch.enqueue_on_commit(run)
-                swept.sent += 1
+                swept.enqueued += 1
     return swept
 
 
@@ -101,7 +101,7 @@ class Orphan:
 
 
 def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[Orphan]:
-    """Yield running runs whose lease has ended, or all running ones with ``force``."""
+    """Yield the running runs whose lease has expired. With ``force``, yield all running runs."""
     rows = run_rows().running() if force else run_rows().orphaned()
     others = rows.filter(holder=OuterRef("holder")).exclude(pk=OuterRef("pk"))
     rows = rows.annotate(lost_with_others=Exists(others)).order_by("lease_ends_at")
@@ -110,7 +110,7 @@ def orphaned_runs(*, force: bool = False, whole: bool = False) -> Iterator[Orpha
 
 
 def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
-    """Yield the first batch of rows; with ``whole`` all rows, in batches."""
+    """Yield the first batch of rows. With ``whole``, yield all rows, in batches."""
     if not whole:
         yield from found[:_BATCH]
         return
@@ -150,7 +150,7 @@ def _apart(run: AgentRun) -> Iterator[None]:
 
 
 def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
-    """Yield due runs that were not enqueued, or that the queue does not have any more."""
+    """Yield the due runs that were never enqueued, or that the queue has lost."""
     if queues.delivery() is queues.Delivery.ROWS:
         return
     patience = Now() - timedelta(seconds=sweep_interval())
@@ -168,8 +168,9 @@ def unqueued_runs(*, whole: bool = False) -> Iterator[AgentRun]:
 def _is_queued(run: AgentRun) -> bool:
     """Whether the queue still has the run's task.
 
-    A queue that cannot say is trusted for a minute. A running task of a pending run belongs to a
-    worker that has not claimed the run yet, or that died before; it is trusted for a lease.
+    If the queue cannot answer, the task counts as queued for a minute. If the task is running
+    while its run is pending, the worker has not claimed the run yet, or it died before it could.
+    Then the task counts as queued for the duration of a lease.
     """
     backend = queues.backend()
     if not run.task_id or run.enqueued_at is None:
@@ -191,13 +192,13 @@ def _was_sent_within(run: AgentRun, seconds: float) -> bool:
 
 
 def sweep_after_attempt() -> None:
-    """Sweep at the end of an attempt, if no process has swept lately."""
+    """Sweep at the end of an attempt, if no process has swept recently."""
     if not queues.executes_immediately():
         sweep_if_due()
 
 
 def sweep_if_due() -> None:
-    """Sweep if no process has swept lately. Errors are logged, and the next sweep tries again."""
+    """Sweep if no process has swept recently. Log errors, and leave the rest to the next sweep."""
     try:
         if _is_our_turn():
             sweep()
@@ -218,7 +219,7 @@ def _is_our_turn() -> bool:
 
 
 class Sweeper(BackgroundThread):
-    """Sweeps while there are unfinished runs, or approvals that expire."""
+    """Sweeps while unfinished runs exist, or open approvals that can expire."""
 
     name = "agentic-sweeper"
 
@@ -248,9 +249,9 @@ def _has_unfinished_work() -> bool:
 
 
 def start_sweeper() -> None:
-    """Start the sweeping thread, in a process that enqueues or shows runs.
+    """Start the sweeping thread, in a process that enqueues or displays runs.
 
-    With a task backend that executes immediately, do nothing.
+    Do nothing if the task backend executes immediately.
     """
     if not queues.executes_immediately():
         process.get(Sweeper).start()

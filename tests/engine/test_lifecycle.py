@@ -339,14 +339,14 @@ def test_a_run_in_back_off_keeps_its_position(
     following = make("Next", run.session)
     assert attempt(run).status == "pending"
     assert attempt(following).status == "pending"
-    assert recovery.sweep().sent == 0
+    assert recovery.sweep().enqueued == 0
     assert payloads(run, "run.retrying")[0] == {
         "attempt": 1,
         "reason": "provider_unreachable",
         "delay_seconds": 30.0,
     }
     AgentRun.objects.filter(pk=run.pk).update(available_at=Now())
-    assert recovery.sweep().sent == 1
+    assert recovery.sweep().enqueued == 1
     assert attempt(run).final_output == "Done."
     assert attempt(following).final_output == "Next."
 

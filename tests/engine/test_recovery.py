@@ -175,7 +175,7 @@ def test_one_run_that_ends_its_process_does_not_make_those_fail_that_fall_with_i
 def test_what_the_queue_has_is_not_sent_again(user: User, rq: None) -> None:
     sent = [submit(user, f"{n}") for n in range(5)]
     an_hour_later()
-    assert recovery.sweep().sent == 0
+    assert recovery.sweep().enqueued == 0
     assert sorted(queued()) == sorted(str(run.pk) for run in sent)
 
 
@@ -183,9 +183,9 @@ def test_a_queue_that_was_emptied_is_filled_again_once(user: User, rq: None, val
     sent = [submit(user, f"{n}") for n in range(5)]
     valkey.flush()
     an_hour_later()
-    assert [recovery.sweep().sent for _ in range(3)] == [5, 0, 0]
+    assert [recovery.sweep().enqueued for _ in range(3)] == [5, 0, 0]
     an_hour_later()
-    assert recovery.sweep().sent == 0
+    assert recovery.sweep().enqueued == 0
     assert sorted(queued()) == sorted(str(run.pk) for run in sent)
 
 
@@ -195,9 +195,9 @@ def test_an_enqueue_that_was_lost_is_made_up_for(
     with monkeypatch.context() as broken:
         broken.setattr(dispatch, "_enqueue", lambda run: None)
         run = submit(user)
-    assert recovery.sweep().sent == 0  # The sender may be just about to do it.
+    assert recovery.sweep().enqueued == 0  # The sender may be just about to do it.
     an_hour_later()
-    assert recovery.sweep().sent == 1
+    assert recovery.sweep().enqueued == 1
     assert queued() == [str(run.pk)]
 
 
@@ -210,9 +210,9 @@ def test_a_delivery_that_came_to_nothing_is_made_again(user: User, rq: None) -> 
     again = AgentRun.objects.filter(pk=run.pk)  # As if that delivery had found it not yet due.
     again.update(status="pending", available_at=Now(), finished_at=None)
     an_hour_later()
-    assert recovery.sweep().sent == 1
+    assert recovery.sweep().enqueued == 1
     assert attempt(run).status == "completed"
-    assert recovery.sweep().sent == 0
+    assert recovery.sweep().enqueued == 0
 
 
 def test_a_delivery_that_died_before_its_claim_is_made_again(user: User, rq: None) -> None:
@@ -221,9 +221,9 @@ def test_a_delivery_that_died_before_its_claim_is_made_again(user: User, rq: Non
     [job] = queue.jobs
     job.set_status(JobStatus.STARTED)
     queue.remove(job)
-    assert recovery.sweep().sent == 0  # It may be just about to claim the run.
+    assert recovery.sweep().enqueued == 0  # It may be just about to claim the run.
     an_hour_later()
-    assert recovery.sweep().sent == 1
+    assert recovery.sweep().enqueued == 1
     assert queued() == [str(run.pk)]
 
 
@@ -235,7 +235,7 @@ def test_a_run_that_its_conversation_holds_back_is_not_sent(user: User, rq: None
     )
     AgentRun.objects.create(session=session, agent_key="echo", input_payload="2")
     an_hour_later()
-    assert recovery.sweep().sent == 0
+    assert recovery.sweep().enqueued == 0
 
 
 def test_a_queue_that_is_away_does_not_end_the_looking(
@@ -331,4 +331,4 @@ def test_a_row_that_a_paused_process_holds_does_not_keep_others_from_being_found
     assert lost.status == "pending"
     swept = recovery.sweep()
     assert swept.requeued == 1
-    assert swept.sent >= 1
+    assert swept.enqueued >= 1

@@ -196,4 +196,4 @@ def test_a_run_whose_task_died_before_the_claim_is_enqueued_again(
     process.stop()  # Its thread would be faster now and then.
     DBTaskResult.objects.update(status="RUNNING")
     AgentRun.objects.filter(pk=run.pk).update(enqueued_at=Now() - timedelta(hours=5))
-    assert recovery.sweep().sent == 1
+    assert recovery.sweep().enqueued == 1

@@ -191,7 +191,7 @@ def test_recovery_enqueues_runs_that_the_queue_has_lost(
     run = make_run(user, "pending")
     AgentRun.objects.filter(pk=run.pk).update(updated_at=Now() - timedelta(hours=1))
     with django_capture_on_commit_callbacks(execute=True):
-        assert run_command("recover_runs")[2] == "Sent 1 run."
+        assert run_command("recover_runs")[2] == "Enqueued 1 run."
     run.refresh_from_db()
     assert run.status == "completed"
 
@@ -241,7 +241,7 @@ def test_recovery_handles_more_runs_than_one_sweep(
     assert run_command("recover_runs", "--mode=fail") == [
         "Requeued 0 runs.",
         "Failed 5 runs.",
-        "Sent 5 runs.",
+        "Enqueued 5 runs.",
         "Expired 0 approvals.",
     ]
     assert not AgentRun.objects.filter(status="running").exists()
@@ -258,7 +258,7 @@ def test_a_lost_run_after_many_queued_runs_is_enqueued(
     last = made[-1]
     AgentRun.objects.filter(pk=last.pk).update(enqueued_at=Now() - timedelta(minutes=30))
     monkeypatch.setattr(recovery, "_is_queued", lambda run: run.pk != last.pk)
-    assert run_command("recover_runs")[2] == "Sent 1 run."
+    assert run_command("recover_runs")[2] == "Enqueued 1 run."
 
 
 @pytest.mark.parametrize("mode", ["retry", "ignore", ""])
@@ -272,6 +272,6 @@ def test_recovery_works_from_a_shell(sqlite_project: Project) -> None:
     assert written.splitlines() == [
         "Requeued 0 runs.",
         "Failed 0 runs.",
-        "Sent 0 runs.",
+        "Enqueued 0 runs.",
         "Expired 0 approvals.",
     ]

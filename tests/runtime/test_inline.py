@@ -445,7 +445,7 @@ def test_no_queue_and_no_person_starts_an_inline_run(user: User, client: Client)
     with pytest.raises(LookupError):
         enqueue_agent_run(run.pk)
     assert claims.claim_run(str(run.pk)) is None
-    assert recovery.sweep().sent == 0
+    assert recovery.sweep().enqueued == 0
 
 
 async def failing(**options: Any) -> None:

@@ -56,5 +56,5 @@ def _count(mode: str, *, force: bool) -> SweepResult:
         or retries.fails_when_orphaned(orphan.run, lost_with_others=orphan.lost_with_others)
         for orphan in recovery.orphaned_runs(force=force, whole=True)
     ]
-    sent = sum(1 for _ in recovery.unqueued_runs(whole=True))
-    return SweepResult(requeued=fails.count(False), failed=fails.count(True), sent=sent)
+    enqueued = sum(1 for _ in recovery.unqueued_runs(whole=True))
+    return SweepResult(requeued=fails.count(False), failed=fails.count(True), enqueued=enqueued)
