@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, ClassVar
 
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+
+_MAX_FIELD = 500
+_MAX_REASON = 1000
+
+MAX_ERRORS = 20
+"""The number of reasons that an error about input lists, so that its text stays short."""
 
 
 class AgenticError(Exception):
@@ -44,8 +51,9 @@ class BadInput(AgenticError, ValueError):
     code = "bad_input"
 
     def __init__(self, message: str = "", *, errors: Mapping[str, str] | None = None) -> None:
-        self.errors = dict(errors or {})
-        """The reasons, by the name of the field."""
+        first = islice((errors or {}).items(), MAX_ERRORS)
+        self.errors = {field[:_MAX_FIELD]: text[:_MAX_REASON] for field, text in first}
+        """The first reasons, by the name of the field; long names and reasons are cut."""
         super().__init__(message or "; ".join(f"{f}: {text}" for f, text in self.errors.items()))
 
 

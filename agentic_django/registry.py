@@ -66,8 +66,9 @@ def get(key: str) -> Factory:
 
 def unknown_agent(key: str, known: Sequence[str]) -> UnknownAgent:
     """Return the error for a key that is not registered; it suggests one of the known keys."""
-    text = _("Unknown agent %(key)r.") % {"key": key}
-    return UnknownAgent(f"{text} {suggestion(key, known)}")
+    shown = key[:255]  # The key may come from a client. Keys of this length cannot be stored.
+    text = _("Unknown agent %(key)r.") % {"key": shown}
+    return UnknownAgent(f"{text} {suggestion(shown, known)}")
 
 
 def _all() -> dict[str, Factory]:

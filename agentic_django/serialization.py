@@ -23,12 +23,15 @@ __all__ = [
     "from_part",
     "is_storable",
     "loads",
+    "path_to",
     "text_of",
     "to_jsonable",
     "to_messages",
 ]
 
 _MAX_DEPTH = 500
+_MAX_NAME = 100
+_MAX_PATH = 400
 _MAX_NUMBER = 10**4000
 """Python refuses to convert numbers of more than 4,300 digits."""
 
@@ -73,12 +76,24 @@ def to_jsonable(value: Any, path: str = "value", depth: int = 0) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise NotSerializable(
-                    f"{path} has the key {key!r}; keys of JSON objects are strings."
+                    f"{path} has the key {key!r:.100}; keys of JSON objects are strings."
                 )
-        return {key: to_jsonable(v, f"{path}.{key}", depth + 1) for key, v in value.items()}
+        return {key: to_jsonable(v, path_to(path, key), depth + 1) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_jsonable(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+        return [to_jsonable(v, path_to(path, i), depth + 1) for i, v in enumerate(value)]
     return _special(value, path, depth)
+
+
+def path_to(path: str, key: str | int) -> str:
+    """Return the path of an entry in an error, such as ``context.orders[3]``.
+
+    Long names and paths are cut, so that a body of many entries below them costs linear time.
+    """
+    if len(path) > _MAX_PATH:
+        return path
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key:.{_MAX_NAME}}" if path else f"{key:.{_MAX_NAME}}"
 
 
 def _checked_number(value: float, path: str) -> float:

@@ -16,8 +16,8 @@ from django.utils.translation import gettext as _
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agentic_django.conf import settings
-from agentic_django.exceptions import BadInput, InputTooLarge, suggestion
-from agentic_django.serialization import to_jsonable
+from agentic_django.exceptions import MAX_ERRORS, BadInput, InputTooLarge, suggestion
+from agentic_django.serialization import path_to, to_jsonable
 
 __all__ = [
     "MAX_DEPTH",
@@ -89,10 +89,10 @@ def check_json(value: Any, path: str = "", depth: int = 0) -> None:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             _check_text(key, path or _("(field name)"))
-            check_json(inner, f"{path}.{key}".lstrip("."), depth + 1)
+            check_json(inner, path_to(path, key), depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            check_json(inner, f"{path}[{index}]", depth + 1)
+            check_json(inner, path_to(path, index), depth + 1)
 
 
 def _check_text(text: str, path: str) -> None:
@@ -109,12 +109,12 @@ def validated[M: BaseModel](model: type[M], data: Any, *, strict: bool = True) -
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
     errors = {}
-    for detail in details:
+    for detail in details[:MAX_ERRORS]:
         parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
         path = "".join(parts).lstrip(".") or "(body)"
         errors[path] = detail["msg"].removeprefix("Value error, ").removesuffix(".") + "."
         if detail["type"] == "extra_forbidden":
-            similar = suggestion(str(detail["loc"][-1]), model.model_fields)
+            similar = suggestion(str(detail["loc"][-1])[:100], model.model_fields)
             errors[path] = " ".join([_("Unknown field."), similar])
     raise BadInput(errors=errors)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from agents import TResponseInputItem
@@ -22,14 +23,13 @@ from openai.types.responses.response_output_message_param import Content as Outp
 from pydantic import TypeAdapter, ValidationError
 
 from agentic_django.conf import settings
-from agentic_django.exceptions import BadInput, suggestion
+from agentic_django.exceptions import MAX_ERRORS, BadInput, suggestion
 
 __all__ = ["FILE_ID", "KINDS", "check_client_items", "check_items", "kind_of"]
 
 FILE_ID = "file_id"
 """The name that ``AGENTIC_DJANGO_CLIENT_INPUT_ITEMS`` uses for files stored at the provider."""
 
-MAX_ERRORS = 20
 _TOLERATED = ("annotations", "detail", "logprobs", "status")
 """Fields that the SDK's types require, but the provider fills in itself."""
 
@@ -78,7 +78,7 @@ def check_items(items: Sequence[Mapping[str, Any]]) -> None:
     calls: dict[str, set[Any]] = {}
     for index, item in enumerate(items):
         kind, path = kind_of(item), f"input[{index}]"
-        found += _malformed(item, kind, path)
+        found += islice(_malformed(item, kind, path), MAX_ERRORS)
         if not found:  # A well-formed kind is a text, and well-formed ids can be compared.
             found += _unmatched(item, kind, path, calls)
         if len(found) >= MAX_ERRORS:
@@ -97,7 +97,7 @@ def check_client_items(items: Any) -> None:
     found: list[tuple[str, str]] = []
     for index, item in enumerate(items):
         if isinstance(item, dict):
-            found += _not_for_clients(item, f"input[{index}]")
+            found += islice(_not_for_clients(item, f"input[{index}]"), MAX_ERRORS)
         if len(found) >= MAX_ERRORS:
             break
     _refuse(found)
@@ -105,7 +105,7 @@ def check_client_items(items: Any) -> None:
 
 def _refuse(found: list[tuple[str, str]]) -> None:
     if found:
-        raise BadInput(errors=dict(found[:MAX_ERRORS]))
+        raise BadInput(errors=dict(found))
 
 
 # The form
@@ -123,7 +123,7 @@ def _malformed(item: Mapping[str, Any], kind: Any, path: str) -> Iterator[tuple[
         name = "role" if "type" not in item or item["type"] == "message" else "type"
         text = _("Unknown %(name)s. %(similar)s")
         known = ROLES if name == "role" else ("message", *_ITEMS)
-        yield f"{path}.{name}", text % {"name": name, "similar": suggestion(str(kind), known)}
+        yield f"{path}.{name}", text % {"name": name, "similar": suggestion(str(kind)[:100], known)}
 
 
 def _content_errors(item: Mapping[str, Any], role: str, path: str) -> Iterator[tuple[str, str]]:
@@ -143,7 +143,7 @@ def _content_errors(item: Mapping[str, Any], role: str, path: str) -> Iterator[t
 def _part_errors(part: Any, parts: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in parts:
-        yield path, _("Unknown type. %(similar)s") % {"similar": suggestion(str(kind), parts)}
+        yield path, _("Unknown type. %(similar)s") % {"similar": suggestion(str(kind)[:100], parts)}
         return
     found = list(_errors(parts[kind], part, path))
     yield from found
@@ -263,4 +263,7 @@ def _unknown_fields(form: Any, value: dict[str, Any], path: str) -> Iterator[tup
     known = get_type_hints(form)
     for name in value:
         if name not in known:
-            yield f"{path}.{name:.100}", " ".join([_("Unknown field."), suggestion(name, known)])
+            yield (
+                f"{path}.{name:.100}",
+                " ".join([_("Unknown field."), suggestion(name[:100], known)]),
+            )

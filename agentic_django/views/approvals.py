@@ -76,7 +76,7 @@ def _parse_decision(request: Request, approval: ToolApproval) -> DecisionRequest
     """Return the decision in the body. A form sends arguments and answers field by field."""
     if request.content_type not in schemas.FORM_TYPES:
         return schemas.parse_body(request, DecisionRequest)
-    posted = {name: str(value) for name, value in request.POST.items()}
+    posted = schemas.single_values({n: values for n, values in request.POST.lists() if any(values)})
     fields = DecisionRequest.model_fields
     data: dict[str, Any] = {name: posted[name] for name in fields if posted.get(name)}
     data.pop("arguments", None)

@@ -37,6 +37,7 @@ __all__ = [
     "parse_body",
     "parse_form",
     "parse_query",
+    "single_values",
 ]
 
 FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "")
@@ -132,13 +133,15 @@ class StreamQuery(BaseModel):
 def parse_query[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
     """Return the query string as a model; unknown parameters are ignored."""
     known = {name: v for name, v in request.GET.lists() if name in model.model_fields}
-    return validation.validated(model, _single_values(known), strict=False)
+    return validation.validated(model, single_values(known), strict=False)
 
 
 def parse_body[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
     """Return the body as a model; raise BadInput, InputTooLarge or RequestRefused (415)."""
     if request.content_type == "application/json":
         data, is_form = _parse_json_body(request), False
+    elif not _has_body(request):  # Some servers and clients name a type then, some do not.
+        data, is_form = {}, False
     elif request.content_type in FORM_TYPES:
         data, is_form = _parse_form_body(request, model), True
     else:
@@ -147,6 +150,11 @@ def parse_body[M: BaseModel](request: HttpRequest, model: type[M]) -> M:
         raise RequestRefused(Problem(415, "unsupported_media_type", detail))
     validation.check_json(data)
     return validation.validated(model, data, strict=not is_form)
+
+
+def _has_body(request: HttpRequest) -> bool:
+    """Whether a request that is not JSON has a body; a form is parsed already, so not read."""
+    return request.content_type in FORM_TYPES or bool(request.body)
 
 
 def check_length(request: HttpRequest) -> None:
@@ -192,8 +200,8 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the fields of a JSON object; raise BadInput for a field that is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _value in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        last = {name: index for index, (name, _value) in enumerate(pairs)}
+        twice = next(name for index, (name, _value) in enumerate(pairs) if last[name] != index)
         validation.check_json(twice, _("(field name)"))
         raise BadInput(errors={twice: _("This field is given more than once.")})
     return found
@@ -215,14 +223,14 @@ def _parse_form_body(request: HttpRequest, model: type[BaseModel]) -> dict[str, 
     lists.pop("csrfmiddlewaretoken", None)
     if request.FILES:
         raise BadInput(errors=dict.fromkeys(request.FILES, _("Files are not accepted here.")))
-    data: dict[str, Any] = {**_single_values(lists)}
+    data: dict[str, Any] = {**single_values(lists)}
     for name, field in model.model_fields.items():
         if name in data and field.annotation == dict[str, Any]:
             data[name] = _parse_json_object(data[name], name)
     return data
 
 
-def _single_values(lists: Mapping[str, Any]) -> dict[str, str]:
+def single_values(lists: Mapping[str, Any]) -> dict[str, str]:
     """Return the only value of each field; raise BadInput for a field that is given twice."""
     text = _("This field is given more than once.")
     twice = {name: text for name, values in lists.items() if len(values) > 1}

@@ -84,7 +84,8 @@ def stream(request: Request) -> HttpResponse:
 
     ``run`` names a run. ``session`` names a conversation with its current and future runs.
     """
-    names, session_key = request.GET.getlist("run"), request.GET.get("session")
+    names, sessions = request.GET.getlist("run"), request.GET.getlist("session")
+    session_key = schemas.single_values({"session": sessions})["session"] if sessions else None
     if not names and session_key is None:
         return _stream_scope(request, StreamScope(request.viewer))
     if len(names) > MAX_RUNS:

@@ -231,3 +231,42 @@ def test_a_text_is_answered_or_declined(client: Client, question: Any) -> None:
     assert client.post(address(run), {"decision": "answer"}, headers=JSON).status_code == 400
     client.post(address(run), {"decision": "answer", "answer": "So so."}, headers=PAGE)
     assert finish(run).final_output == "So so."
+
+
+def test_a_form_with_two_decisions_is_refused(client: Client, run: AgentRun) -> None:
+    body = "decision=reject&decision=approve"
+    kind = "application/x-www-form-urlencoded"
+    response = client.generic("POST", address(run), body, content_type=kind)
+    assert response.status_code == 400
+    assert [error["field"] for error in response.json()["errors"]] == ["decision"]
+    assert the(run).is_open
+
+
+def test_a_form_with_a_field_twice_is_refused(client: Client, run: AgentRun) -> None:
+    body = "decision=approve&field.amount=1&field.amount=500"
+    kind = "application/x-www-form-urlencoded"
+    response = client.generic("POST", address(run), body, content_type=kind)
+    assert response.status_code == 400
+    assert the(run).is_open
+
+
+@pytest.mark.parametrize("field", ["arguments", "answer"])
+def test_a_number_that_is_too_long_to_store_is_refused(
+    client: Client, run: AgentRun, field: str
+) -> None:
+    value = f'{{"amount": {"9" * 4200}}}'
+    decision = "approve" if field == "arguments" else "answer"
+    body = f'{{"decision": "{decision}", "{field}": {value}}}'
+    response = client.generic("POST", address(run), body, content_type="application/json")
+    assert response.status_code == 400
+    assert the(run).is_open
+
+
+def test_a_number_in_a_form_that_is_too_long_to_store_is_refused(
+    client: Client, run: AgentRun
+) -> None:
+    body = f"decision=approve&field.amount={'9' * 4200}"
+    kind = "application/x-www-form-urlencoded"
+    response = client.generic("POST", address(run), body, content_type=kind)
+    assert response.status_code == 400
+    assert the(run).is_open

@@ -521,3 +521,20 @@ def test_rate_is_right_where_requests_are_atomic(
     assert post(client, input="Hi").status_code == 429
     assert RateWindow.objects.get().count == 1
     assert AgentRun.objects.count() == 1
+
+
+# Bodies that are empty
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "application/json", ""])
+def test_a_post_without_a_body_needs_no_content_type(
+    client: Client, pending: AgentRun, kind: str
+) -> None:
+    for verb, status in (("cancel", "cancelled"), ("retry", "pending")):
+        response = client.generic("POST", address(verb, pending), b"", CONTENT_TYPE=kind)
+        assert response.status_code == 200, response.text
+        assert response.json()["status"] == status
+    response = client.generic("POST", "/agents/sessions/s/archive/", b"", CONTENT_TYPE=kind)
+    assert response.status_code == 200
+    response = client.generic("POST", "/agents/sessions/s/delete/", b"", CONTENT_TYPE=kind)
+    assert response.status_code == 204

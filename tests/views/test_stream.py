@@ -420,3 +420,9 @@ def test_question_and_decision_are_streamed(served: Any, ada: User) -> None:
         decided = stream.until(is_named("approval.decided")).data["payload"]
         assert (decided["decision"], decided["by"]) == ("rejected", "ada")
         watched.until(lambda message: "waiting" not in str(message.data.get("stamp", "waiting")))
+
+
+def test_a_stream_that_names_two_conversations_is_refused(client: Client) -> None:
+    response = client.get("/agents/stream/?session=a&session=b")
+    assert response.status_code == 400
+    assert [error["field"] for error in response.json()["errors"]] == ["session"]
