@@ -81,21 +81,17 @@ def _load() -> dict[str, Factory]:
     setting = settings.AGENT_REGISTRY or ()
     loaded: dict[str, Factory] = {}
     for path in [setting] if isinstance(setting, str) else setting:
-        for key, factory in _entries(path).items():
+        entries = load(path)()
+        if not isinstance(entries, Mapping):
+            kind = type(entries).__name__
+            raise BadSetting(f"{path!r} returned {kind}, not a dict of factories.")
+        for key, factory in entries.items():
+            if not callable(factory):
+                raise BadSetting(f"{path!r}: the factory of {key!r} is not callable.")
             if key in loaded:
                 _registry.loaded_again.add(key)
             loaded.setdefault(key, factory)
     return loaded
-
-
-def _entries(path: str) -> Mapping[str, Factory]:
-    entries = load(path)()
-    if not isinstance(entries, Mapping):
-        raise BadSetting(f"{path!r} returned {type(entries).__name__}, not a dict of factories.")
-    bad = [key for key, factory in entries.items() if not callable(factory)]
-    if bad:
-        raise BadSetting(f"{path!r}: the factory of {bad[0]!r} is not callable.")
-    return entries
 
 
 @receiver(setting_changed, dispatch_uid="agentic_django.registry")

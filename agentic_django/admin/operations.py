@@ -107,19 +107,24 @@ def operations(*, days: int = 1, agent: str = "", sort: str = "-runs") -> Figure
     ended = rows.filter(finished_at__gte=since)
     waiting = rows.due().aggregate(n=Count("*"), oldest=Min("available_at"))
     oldest = waiting["oldest"]
+    # The unfinished runs, and the runs that ended in the period.
+    shown = rows.filter(~Q(status__in=FINISHED) | Q(finished_at__gte=since)).order_by()
+    by_status = dict(shown.values_list("status").annotate(n=Count("*")))
+    bad = ended.filter(status__in=(Status.FAILED, Status.TIMED_OUT)).order_by()
+    by_code = bad.values_list("error_code").annotate(n=Count("*")).order_by("-n", "error_code")
     finished = _finished(ended, days)
     tokens, costs = _by_day(ended, "total_tokens", days), _by_day(ended, "cost_usd", days)
     return Figures(
         days=days,
         agent=agent,
-        states=_states(rows, since),
+        states=[RunCount(each.value, str(each.label), by_status.get(each, 0)) for each in Status],
         queue_age=max((timezone.now() - oldest).total_seconds(), 0.0) if oldest else None,
         queue_length=waiting["n"],
         lost=rows.orphaned().count(),
         per_hour=sum(bar.value for bar in finished) / (days * 24),
         finished=finished,
         by_hour=days == 1,
-        failures=_failures(ended),
+        failures=[RunCount(code, str(message_for_code(code)), n) for code, n in by_code[:20]],
         agents=_agents(ended, sort),
         tokens=tokens,
         total_tokens=sum(bar.value for bar in tokens),
@@ -132,20 +137,6 @@ def agent_keys() -> list[str]:
     """Return the keys of the agents that have runs, sorted."""
     keys = AgentRun.objects.using(database()).values_list("agent_key", flat=True)
     return sorted(keys.order_by().distinct())
-
-
-def _states(rows: RunQuerySet, since: datetime) -> list[RunCount]:
-    """Count the unfinished runs, and the runs that ended since a time."""
-    wanted = rows.filter(~Q(status__in=FINISHED) | Q(finished_at__gte=since))
-    counted = wanted.order_by().values_list("status").annotate(n=Count("*"))
-    found: dict[str, int] = dict(counted)
-    return [RunCount(state.value, str(state.label), found.get(state, 0)) for state in Status]
-
-
-def _failures(ended: RunQuerySet) -> list[RunCount]:
-    bad = ended.filter(status__in=(Status.FAILED, Status.TIMED_OUT)).order_by()
-    counted = bad.values_list("error_code").annotate(n=Count("*")).order_by("-n", "error_code")
-    return [RunCount(code, str(message_for_code(code)), n) for code, n in counted[:20]]
 
 
 # Agents

@@ -117,36 +117,30 @@ class HostCodeExecutor(Executor):
     def __init__(self, pools: ThreadPools) -> None:
         self.pools = pools
         self._lock = threading.Lock()
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._is_executing = False
 
     def submit[T](self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Queue a call after the run's earlier ones."""
         future: Future[T] = Future()
-        call = partial(_execute_with_connections, partial(fn, *args, **kwargs), future)
         with self._lock:
-            self._waiting.append(call)
+            self._waiting.append((partial(fn, *args, **kwargs), future))
             is_first, self._is_executing = not self._is_executing, True
         if is_first:
             self.pools.host_code.submit(self._execute_all)
         return future
 
     def _execute_all(self) -> None:
-        """Execute calls until none waits."""
+        """Execute calls until none waits, with the connections that Django gives a request."""
         while True:
             with self._lock:
                 self._is_executing = bool(self._waiting)
                 if not self._waiting:
                     return
-                call = self._waiting.popleft()
-            call()
-
-
-def _execute_with_connections[T](call: Callable[[], T], future: Future[T]) -> None:
-    """Execute a call with the database connections that Django gives a request."""
-    if future.set_running_or_notify_cancel():
-        close_old_connections()
-        _execute(call, future, before_result=close_old_connections)
+                call, future = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                close_old_connections()
+                _execute(call, future, before_result=close_old_connections)
 
 
 def _execute[T](

@@ -141,7 +141,11 @@ class Subscriber(BackgroundThread):
                 with closing(open_channel()) as channel:
                     self._test(channel)
                     pause = _FIRST_PAUSE
-                    self._receive_from(channel)
+                    while not self._is_stopped:
+                        messages = {each for text in channel.wait(0.5) for each in text.split("\n")}
+                        mine = [each for each in messages if each.startswith(self._prefix)]
+                        if mine:
+                            self._receive({each.removeprefix(self._prefix) for each in mine})
             except Exception as error:  # noqa: BLE001 - each driver has its own; subscribers poll
                 if self.is_healthy or pause == _FIRST_PAUSE:
                     logger.warning("No messages arrive from other processes; polling: %r", error)
@@ -162,14 +166,6 @@ class Subscriber(BackgroundThread):
                 self._receive(set())
                 return
         raise TimeoutError("A text sent on one connection does not arrive on another.")
-
-    def _receive_from(self, channel: Channel) -> None:
-        while not self._is_stopped:
-            messages = {each for text in channel.wait(0.5) for each in text.split("\n")}
-            prefix = self._prefix
-            values = {each.removeprefix(prefix) for each in messages if each.startswith(prefix)}
-            if values:
-                self._receive(values)
 
 
 def _close(channel: Channel | None) -> None:

@@ -48,8 +48,15 @@ def delete_old(policy: CleanupPolicy, *, dry_run: bool = False) -> Deleted:
     """
     if dry_run:
         return Deleted(**{kind: rows.count() for kind, rows in _old(policy).items()})
-    size = policy.batch_size
-    return Deleted(**{kind: _delete(rows, size) for kind, rows in _old(policy).items()})
+    deleted: dict[str, int] = {}
+    for kind, rows in _old(policy).items():
+        deleted[kind], full = 0, True
+        while full:
+            batch = list(rows.order_by("pk").values_list("pk", flat=True)[: policy.batch_size])
+            # Rows that do not match any more stay.
+            deleted[kind] += rows.filter(pk__in=batch).delete()[0] if batch else 0
+            full = len(batch) == policy.batch_size
+    return Deleted(**deleted)
 
 
 def _old(policy: CleanupPolicy) -> dict[str, QuerySet[Any]]:
@@ -71,16 +78,6 @@ def _old(policy: CleanupPolicy) -> dict[str, QuerySet[Any]]:
         "sessions": _sessions(policy),
         "rate_windows": windows,
     }
-
-
-def _delete(rows: QuerySet[Any], size: int) -> int:
-    """Delete rows in batches. Rows that no longer match when their batch is deleted stay."""
-    deleted, full = 0, True
-    while full:
-        batch = list(rows.order_by("pk").values_list("pk", flat=True)[:size])
-        deleted += rows.filter(pk__in=batch).delete()[0] if batch else 0
-        full = len(batch) == size
-    return deleted
 
 
 def _days_ago(days: float) -> Any:

@@ -90,20 +90,16 @@ class Heartbeat(BackgroundThread):
                     run_ids = [lease.attempt.run.pk for lease in leases]
                     fenced_writes.renew_leases(run_ids, elapsed)
                     renewed = time.monotonic()
-                _cancel_lost(leases)
+                rows = run_rows().running()
+                rows = rows.filter(pk__in=[lease.attempt.run.pk for lease in leases])
+                running = set(rows.values_list("pk", "attempt"))
+                for lease in leases:
+                    if (lease.attempt.run.pk, lease.attempt.number) not in running:
+                        lease.lose()
             except Exception as error:  # noqa: BLE001 - leases outlast a short absence of the database
                 logger.warning("Heartbeat failed: %r", error)
             with suppress(Error):
                 connections.close_all()
-
-
-def _cancel_lost(leases: set[Lease]) -> None:
-    rows = run_rows().running()
-    rows = rows.filter(pk__in=[lease.attempt.run.pk for lease in leases])
-    running = set(rows.values_list("pk", "attempt"))
-    for lease in leases:
-        if (lease.attempt.run.pk, lease.attempt.number) not in running:
-            lease.lose()
 
 
 def _release(leases: set[Lease]) -> None:

@@ -8,7 +8,7 @@ immediately, the process has no sweeping thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,7 +78,17 @@ def sweep(mode: str | None = None, *, force: bool = False, whole: bool = False) 
     mode = mode or settings.STARTUP_RECOVERY
     swept = SweepResult()
     if mode != "ignore":
-        _recover_orphaned(mode, swept, orphaned_runs(force=force, whole=whole), force=force)
+        for orphan in orphaned_runs(force=force, whole=whole):
+            run, same_attempt = orphan.run, Q(attempt=orphan.run.attempt)
+            with _apart(run), suppress(Conflict):
+                done = lifecycle.recover(
+                    run,
+                    same_attempt if force else same_attempt & lease_expired(),
+                    may_requeue=mode != "fail",
+                    lost_with_others=orphan.lost_with_others,
+                )
+                swept.requeued += done == "requeue"
+                swept.failed += done == "fail"
     for approval in approval_requests.approval_rows().overdue().select_related("run")[:_BATCH]:
         with _apart(approval.run), suppress(Conflict):
             approvals.expire(approval)
@@ -116,26 +126,6 @@ def _of(found: RunQuerySet, *, whole: bool) -> Iterator[AgentRun]:
         return
     for keys in batched(list(found.values_list("pk", flat=True)), _BATCH, strict=False):
         yield from found.filter(pk__in=keys)
-
-
-def _recover_orphaned(
-    mode: str, swept: SweepResult, found: Iterable[Orphan], *, force: bool
-) -> None:
-    """Requeue orphaned runs, or fail them in the mode "fail", and count both."""
-    for orphan in found:
-        run = orphan.run
-        guard = Q(attempt=run.attempt)
-        if not force:
-            guard &= lease_expired()
-        with _apart(run), suppress(Conflict):
-            done = lifecycle.recover(
-                run,
-                guard,
-                may_requeue=mode != "fail",
-                lost_with_others=orphan.lost_with_others,
-            )
-            swept.requeued += done == "requeue"
-            swept.failed += done == "fail"
 
 
 @contextmanager
@@ -232,7 +222,9 @@ class Sweeper(BackgroundThread):
         while True:
             try:
                 sweep_if_due()
-                if not _has_unfinished_work():
+                unfinished = run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
+                expiring = approval_requests.approval_rows().open().exclude(expires_at=None)
+                if not unfinished.exists() and not expiring.exists():
                     return
             except Error as error:
                 logger.warning("Cannot check for unfinished runs: %s", error)
@@ -240,12 +232,6 @@ class Sweeper(BackgroundThread):
                 connections.close_all()
             if not self._pause(sweep_interval()):
                 return
-
-
-def _has_unfinished_work() -> bool:
-    unfinished = run_rows().filter(status__in=(Status.PENDING, Status.RUNNING))
-    expiring = approval_requests.approval_rows().open().exclude(expires_at=None)
-    return unfinished.exists() or expiring.exists()
 
 
 def start_sweeper() -> None:

@@ -34,8 +34,17 @@ def to_input_items(messages: Sequence[Any], *, system: bool = False) -> list[Any
     """
     if isinstance(messages, str | Mapping):
         raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
-    plain = [m.to_dict() if isinstance(m, Message) else m for m in messages]
-    items = [item for m in plain for item in _read(to_jsonable(m, "message"), system=system)]
+    items: list[Any] = []
+    for given in messages:
+        message = given.to_dict() if isinstance(given, Message) else given
+        message = to_jsonable(message, "message")
+        if not isinstance(message, Mapping):
+            raise BadInput(f"A message is a dict with a role, not {type(message).__name__}.")
+        try:
+            items += _items(message, system=system)
+        except (KeyError, TypeError, AttributeError) as error:
+            role = message.get("role")
+            raise BadInput(f"A message of the role {role!r} cannot be read: {error!r}.") from error
     custom = {item["call_id"] for item in items if item.get("type") == "custom_tool_call"}
     for item in items:
         if item.get("type") == "function_call_output" and item["call_id"] in custom:
@@ -62,16 +71,6 @@ def system_instructions(messages: Sequence[Any]) -> str | None:
 
 
 _SYSTEM = ("system", "developer")
-
-
-def _read(message: Any, *, system: bool) -> list[Any]:
-    if not isinstance(message, Mapping):
-        raise BadInput(f"A message is a dict with a role, not {type(message).__name__}.")
-    try:
-        return _items(message, system=system)
-    except (KeyError, TypeError, AttributeError) as error:
-        role = message.get("role")
-        raise BadInput(f"A message of the role {role!r} cannot be read: {error!r}.") from error
 
 
 def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:

@@ -40,13 +40,14 @@ def ask_person(
     for number in count(1):
         decided = journal.decided(f"{prefix}#{number}")
         if decided is None:
+            form = schema.model_json_schema() if schema else {"type": "string", "minLength": 1}
             raise journal.request(
                 f"{prefix}#{number}",
                 kind=ToolApproval.Kind.QUESTION,
                 agent=journal.run.agent_key,
                 question=text,
                 options=list(options),
-                schema=None if options else _form_schema(schema),
+                schema=None if options else form,
             )
         if decided.decision != Decision.ANSWERED:
             is_expired = decided.decision == Decision.EXPIRED
@@ -57,7 +58,3 @@ def ask_person(
             return schema.model_validate(decided.answer)
         except ValidationError as error:
             text = f"{question}\n\n{error.errors()[0]['msg']}"
-
-
-def _form_schema(schema: type[BaseModel] | None) -> dict[str, Any]:
-    return schema.model_json_schema() if schema else {"type": "string", "minLength": 1}

@@ -41,7 +41,12 @@ def approval_list(request: Request) -> HttpResponse:
 @endpoint("GET", "HEAD", "POST")
 def detail(request: Request, pk: str) -> HttpResponse:
     """Show one approval, or decide it."""
-    approval = _get_approval(request, pk)
+    rows = approval_requests.approval_rows()
+    rows = rows.select_related("run__session", "run__owner", "decided_by")
+    approval = get_object_or_404(rows, pk=lookup.parse_uuid(pk))
+    is_visible = rows.visible_to(request.viewer).filter(pk=approval.pk).exists()
+    if not is_visible and not permissions.may_decide(request.user, approval):
+        raise Http404
     is_owner = approval.run.principal == request.viewer.principal
     expected = format_of(request)
     if request.method == "POST":
@@ -59,17 +64,6 @@ def detail(request: Request, pk: str) -> HttpResponse:
         return fragments.run_fragment(request, run)
     render = pages.approval if expected is Format.PAGE else fragments.approval
     return render(request, approval)
-
-
-def _get_approval(request: Request, pk: str) -> ToolApproval:
-    """Return an approval that the requester may see or decide."""
-    rows = approval_requests.approval_rows()
-    rows = rows.select_related("run__session", "run__owner", "decided_by")
-    approval = get_object_or_404(rows, pk=lookup.parse_uuid(pk))
-    is_visible = rows.visible_to(request.viewer).filter(pk=approval.pk).exists()
-    if not is_visible and not permissions.may_decide(request.user, approval):
-        raise Http404
-    return approval
 
 
 def _parse_decision(request: Request, approval: ToolApproval) -> DecisionRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -40,21 +39,21 @@ class Command(BaseCommand):
 
     def handle(self, *, mode: str, force: bool, dry_run: bool, **_: Any) -> None:
         """Recover the runs, and print a line for each count."""
-        recover = _count if dry_run else partial(recovery.sweep, whole=True)
-        swept = recover(mode, force=force)
+        if dry_run:
+            fails = [
+                mode == "fail"
+                or retries.fails_when_orphaned(each.run, lost_with_others=each.lost_with_others)
+                for each in recovery.orphaned_runs(force=force, whole=True)
+            ]
+            enqueued = len(list(recovery.unqueued_runs(whole=True)))
+            swept = SweepResult(
+                requeued=fails.count(False), failed=fails.count(True), enqueued=enqueued
+            )
+        else:
+            swept = recovery.sweep(mode, force=force, whole=True)
         for verb, count in asdict(swept).items():
             noun = "approval" if verb == "expired" else "run"
             runs = f"1 {noun}" if count == 1 else f"{count} {noun}s"
             self.stdout.write(
                 f"Would have {verb} {runs}." if dry_run else f"{verb.title()} {runs}."
             )
-
-
-def _count(mode: str, *, force: bool) -> SweepResult:
-    fails = [
-        mode == "fail"
-        or retries.fails_when_orphaned(orphan.run, lost_with_others=orphan.lost_with_others)
-        for orphan in recovery.orphaned_runs(force=force, whole=True)
-    ]
-    enqueued = sum(1 for _ in recovery.unqueued_runs(whole=True))
-    return SweepResult(requeued=fails.count(False), failed=fails.count(True), enqueued=enqueued)

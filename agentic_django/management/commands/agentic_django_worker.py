@@ -62,9 +62,10 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         """Start the processes, and replace those that die, until a signal or the end of a burst."""
+        by_delivery = {queues.Delivery.RQ: "rq", queues.Delivery.ROWS: "database"}
         worker_options = WorkerOptions(
             queue=options["queue"],
-            source=options["source"] or _source_for_backend(),
+            source=options["source"] or by_delivery.get(queues.delivery(), ""),
             concurrency=options["concurrency"],
             connections=options["connections"],
             threads=options["threads"],
@@ -110,24 +111,17 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _source_for_backend() -> str:
-    """Return the source that fits the task backend; refuse a backend that has its own workers."""
-    sources = {queues.Delivery.RQ: "rq", queues.Delivery.ROWS: "database"}
-    source = sources.get(queues.delivery())
-    if source is None:
-        raise CommandError(
-            f"TASKS[{settings.TASK_BACKEND!r}] is {type(queues.backend()).__name__}, which has its "
-            "own workers. Use django_tasks_rq.RQBackend, or "
-            "agentic_django.worker.backend.RowBackend, or pass --source database."
-        )
-    return source
-
-
 def _check_options(options: WorkerOptions) -> None:
     """Raise CommandError for options with which the processes could not work."""
     if not hasattr(os, "fork"):
         raise CommandError("This command needs fork(): run it on Linux, macOS or another Unix.")
     backend = queues.backend()
+    if not options.source:
+        raise CommandError(
+            f"TASKS[{settings.TASK_BACKEND!r}] is {type(backend).__name__}, which has its own "
+            "workers. Use django_tasks_rq.RQBackend, or "
+            "agentic_django.worker.backend.RowBackend, or pass --source database."
+        )
     if backend.queues and options.queue not in backend.queues:
         known = ", ".join(sorted(backend.queues))
         raise CommandError(f"Unknown queue {options.queue!r}. Choose one of: {known}.")

@@ -223,7 +223,12 @@ class Deliveries:
         sent. The call stops at the first part of the queue that has none.
         """
         while job_ids := self._queue.get_job_ids(self._offset, self._part_size):
-            stale = self._stale(job_ids)
+            connection, serializer = self._queue.connection, self._queue.serializer
+            jobs = Job.fetch_many(job_ids, connection=connection, serializer=serializer)
+            run_ids = {job.id: _run_id(job) for job in jobs if job is not None}
+            pending = self._pending_among([run_id for run_id in run_ids.values() if run_id])
+            kept = {key for key, run_id in run_ids.items() if not run_id or run_id in pending}
+            stale = [job_id for job_id in job_ids if job_id not in kept]  # Or not in Redis.
             self._offset += len(job_ids) - len(stale)
             if stale:
                 self.remove(stale)
@@ -231,15 +236,6 @@ class Deliveries:
                 break
         if len(job_ids) < self._part_size:
             self._offset = 0
-
-    def _stale(self, job_ids: Sequence[str]) -> list[str]:
-        """Return those of the jobs whose run is not pending, and those that do not exist."""
-        connection, serializer = self._queue.connection, self._queue.serializer
-        jobs = Job.fetch_many(job_ids, connection=connection, serializer=serializer)
-        run_ids = {job.id: _run_id(job) for job in jobs if job is not None}
-        pending = self._pending_among([run_id for run_id in run_ids.values() if run_id])
-        kept = {job_id for job_id, run_id in run_ids.items() if not run_id or run_id in pending}
-        return [job_id for job_id in job_ids if job_id not in kept]
 
 
 def _run_id(job: Any) -> str:
