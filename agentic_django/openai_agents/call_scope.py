@@ -5,7 +5,8 @@ in which concurrent calls end:
 
     /-.triage#1:model:2                             the second response of the agent "triage"
     /-.triage#1:tool:2:c1                           the tool call "c1" of that response
-    /-.triage#1/c1.search#1:model:1                 a response of the agent that "c1" runs
+    /-.triage#1/c1.search.5f1c…#1:model:1           a response of the agent that "c1" runs, with a
+                                                    digest of the agent's input
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from agents.run_state import RunState
 
 from agentic_django.engine.journal import Journal
 from agentic_django.exceptions import RunSuspended
+from agentic_django.openai_agents import sdk_internals
 
 __all__ = [
     "CallScope",
@@ -44,8 +46,9 @@ class CallScope:
     """The part of a journal that belongs to one run of the SDK, or to a host's own code.
 
     Model responses are numbered. Tool calls are named by the id that the model gave them, since
-    concurrent ones end in any order. A host's own code (``is_host_code``) may skip calls that are
-    recorded, so its model calls are named by their question, and equal ones are numbered.
+    concurrent ones end in any order. A host's own code (``is_host_code``, or the code of a tool or
+    guardrail) may skip calls that are recorded and gather others. So its model calls and agents are
+    named by their question, and equal ones are numbered.
     """
 
     journal: Journal
@@ -56,7 +59,7 @@ class CallScope:
     agent_has_changed: bool = False
     """Whether no response of the present agent is recorded since its last turn began."""
     children: dict[str, CallScope] = field(default_factory=dict)
-    """The latest scope of each agent that was run from this one."""
+    """The latest scope of each agent that was run from this one, with and without its question."""
     resumed: CallScope | None = None
     """The scope in which the next run of an agent continues, after a decision."""
     _name_counts: Counter[str] = field(default_factory=Counter)
@@ -91,10 +94,17 @@ class CallScope:
             return scope
         name = self._child_name(agent)
         if isinstance(given, RunState):
-            return self.children[name]
-        path = self._numbered(f"{name}.{digest(given)}" if self.is_host_code else name)
-        self.children[name] = CallScope(self.journal, path, agent)
-        return self.children[name]
+            question = f"{name}.{digest(sdk_internals.original_input(given))}"
+            return self.children.get(question, self.children[name])
+        # The run's own agent has one question. Others may be run at once, in any order.
+        question = name if self._is_root else f"{name}.{digest(given)}"
+        scope = CallScope(self.journal, self._numbered(question), agent)
+        self.children[name] = self.children[question] = scope
+        return scope
+
+    @property
+    def _is_root(self) -> bool:
+        return not self.path and not self.is_host_code
 
     def latest_child(self, agent: str) -> CallScope:
         """Return the scope of an agent that the current call has run already."""
@@ -107,11 +117,13 @@ class CallScope:
 
     # Keys
 
-    def claim_model_key(self, fingerprint: str) -> str:
-        """Return the key of the next model call, with a fingerprint of its question."""
-        if not self.is_host_code:
-            return f"{self.path}:model:{self.response_count + 1}"
-        keys = (f"{self.path}:model:{fingerprint[:16]}#{n}" for n in count(1))
+    def model_key(self, number: int) -> str:
+        """Return the key of a response of this scope's agent, by its number."""
+        return f"{self.path}:model:{number}"
+
+    def claim_question_key(self, fingerprint: str) -> str:
+        """Return the key of a model call that a host's own code makes, by its question."""
+        keys = (f"{self._caller_path}:model:{fingerprint[:16]}#{n}" for n in count(1))
         return next(key for key in keys if self._claim(key))
 
     def claim_step_key(self, key: str) -> bool:

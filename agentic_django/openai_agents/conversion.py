@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "fingerprint",
     "load_response",
     "parsed_arguments",
+    "question_fingerprint",
     "replay_event",
     "response_events",
     "storable_tool_value",
@@ -168,6 +169,21 @@ def fingerprint(instructions: str | None, model_input: Any, tools: Iterable[Any]
     """Return a hash of a model's input. It shows whether a new version of the code changed it."""
     names = sorted(getattr(tool, "name", type(tool).__name__) for tool in tools)
     text = json.dumps([instructions, model_input, names], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def question_fingerprint(arguments: Mapping[str, Any], model: Any) -> str:
+    """Return a hash of all that an answer depends on, for arguments of ``Model.get_response``."""
+    schema, options = arguments["output_schema"], vars(arguments["model_settings"])
+    has_schema = schema is not None and not schema.is_plain_text()
+    question = fingerprint(arguments["system_instructions"], arguments["input"], arguments["tools"])
+    context = [
+        question,
+        str(getattr(model, "model", type(model).__name__)),
+        {name: value for name, value in options.items() if value is not None and name != "retry"},
+        schema.json_schema() if has_schema else None,
+    ]
+    text = json.dumps(context, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -58,17 +58,28 @@ class JournaledProvider(ModelProvider):
         return journaled_model(self.inner.get_model(model_name))
 
 
-def journaled_model(model: Model) -> Model:
-    """Return a model that records its responses, around this one unless it does so itself."""
-    return model if isinstance(model, JournaledModel) else JournaledModel(model)
+def journaled_model(model: Model, *, is_direct: bool = False) -> Model:
+    """Return a model that records its responses, around this one unless it does so itself.
+
+    ``is_direct`` says that a host's own code calls it, and not the SDK for the turn of an agent.
+    """
+    if isinstance(model, JournaledModel):
+        if model.is_direct == is_direct:
+            return model
+        model = model.inner
+    return JournaledModel(model, is_direct=is_direct)
 
 
 class JournaledModel(DelegatingModel):
     """A host's model that records its responses."""
 
+    def __init__(self, inner: Model, *, is_direct: bool = False) -> None:
+        super().__init__(inner)
+        self.is_direct = is_direct
+
     async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """Return the recorded response, or call the inner model and record its response."""
-        call = JournaledModelCall.of(args, kwargs, self.inner)
+        call = JournaledModelCall.of(args, kwargs, self)
         if call is None:
             return await self.inner.get_response(*args, **kwargs)
         recorded = call.replay()
@@ -86,7 +97,7 @@ class JournaledModel(DelegatingModel):
 
         The response is recorded before its last event is yielded.
         """
-        call = JournaledModelCall.of(args, kwargs, self.inner)
+        call = JournaledModelCall.of(args, kwargs, self)
         recorded = call.replay() if call else None
         if recorded is not None:
             yield conversion.replay_event(recorded)
@@ -109,26 +120,35 @@ class JournaledModel(DelegatingModel):
 class JournaledModelCall:
     """One model call within a run. ``arguments`` are those of ``Model.get_response``, by name."""
 
-    def __init__(self, scope: CallScope, arguments: dict[str, Any], model: Any = None) -> None:
+    def __init__(
+        self, scope: CallScope, arguments: dict[str, Any], model: JournaledModel | None = None
+    ) -> None:
         self.scope = scope
-        self.model = model
+        self.model = model.inner if model else None
+        self.is_turn = not scope.is_host_code and not (model and model.is_direct)
+        """Whether it is a turn of the scope's agent, and not a call of a host's own code."""
+        self.is_nested = scope.is_nested or not (self.is_turn or scope.is_host_code)
         self.handoffs = arguments["handoffs"]
         self.fingerprint = conversion.fingerprint(
             arguments["system_instructions"], arguments["input"], arguments["tools"]
         )
-        self.key = scope.claim_model_key(self.fingerprint)
+        if self.is_turn:
+            self.key = scope.model_key(scope.response_count + 1)
+        else:
+            self.fingerprint = conversion.question_fingerprint(arguments, self.model)
+            self.key = scope.claim_question_key(self.fingerprint)
         self.call_ids = CallIds(scope.journal.call_ids, arguments["input"])
         self.draft = drafts.PartialMessage(scope.journal.attempt, short_key(self.key))
         # An answer that follows a schema is for programs, not for people.
         schema = arguments.get("output_schema")
         is_text = schema is None or schema.is_plain_text()
-        self.draft.is_wanted = not scope.is_nested and is_text and events.shows_messages()
+        self.draft.is_wanted = not self.is_nested and is_text and events.shows_messages()
         self.is_recorded = False
         self.started_at = time.monotonic()
 
     @classmethod
     def of(
-        cls, args: tuple[Any, ...], kwargs: dict[str, Any], model: Any = None
+        cls, args: tuple[Any, ...], kwargs: dict[str, Any], model: JournaledModel | None = None
     ) -> JournaledModelCall | None:
         """Return the call with these arguments of ``Model.get_response``, or None outside a run."""
         scope = current_scope()
@@ -144,7 +164,7 @@ class JournaledModelCall:
         row = self.scope.journal.find(self.key)
         if row is None:
             return None
-        self.scope.end_turn()
+        self._end_turn()
         if row.fingerprint != self.fingerprint:
             text = f"The recorded response of {self.key} is used, although its input has changed."
             self.scope.journal.defer(events.new_event(EventType.LOG, message=text, level="warning"))
@@ -178,10 +198,14 @@ class JournaledModelCall:
             has_draft=self.draft.is_written,
         )
         new_events = conversion.response_events(
-            response, scope.agent, nested=scope.is_nested, handoffs=self.handoffs
+            response, scope.agent, nested=self.is_nested, handoffs=self.handoffs
         )
-        if scope.agent_has_changed and not scope.is_nested:
+        if scope.agent_has_changed and not self.is_nested:
             new_events.insert(0, events.new_event(EventType.AGENT_UPDATED, agent=scope.agent))
         await scope.journal.record(result, new_events)
         self.is_recorded = True
-        scope.end_turn()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self.is_turn:
+            self.scope.end_turn()

@@ -66,11 +66,11 @@ def get_model(name: str | Model | None = None) -> Model:
     ``AGENTIC_DJANGO_DEFAULT_MODEL``. Raises BadSetting for an unknown model, or without a name.
     """
     if isinstance(name, Model):
-        return journaled_model(name)
+        return journaled_model(name, is_direct=True)
     name = name or settings.DEFAULT_MODEL
     if name is None:
         raise BadSetting("Name a model, or set AGENTIC_DJANGO_DEFAULT_MODEL.")
     try:
-        return journaled_model(shared_provider().get_model(name))
+        return journaled_model(shared_provider().get_model(name), is_direct=True)
     except (agents.UserError, ImportError) as error:
         raise BadSetting(f"Unknown model {name!r}: {error}") from error

@@ -15,6 +15,7 @@ from agents.handoffs import Handoff
 from agents.items import ItemHelpers
 from agents.models._openai_shared import get_default_openai_client, get_default_openai_key
 from agents.models.interface import Model
+from agents.run_state import RunState
 from agents.tool import (
     FunctionTool,
     _FailureHandlingFunctionToolInvoker,
@@ -38,6 +39,7 @@ __all__ = [
     "is_sdk_invoker",
     "is_structured_output",
     "narrow_context",
+    "original_input",
     "output_type_adapter",
     "tool_error_text",
 ]
@@ -88,6 +90,11 @@ def is_agent_tool(tool: Any) -> bool:
 def agent_behind_tool(tool: FunctionTool) -> Any:
     """Return the agent that a tool runs, for a tool made by ``Agent.as_tool``."""
     return tool._agent_instance
+
+
+def original_input(state: RunState[Any]) -> Any:
+    """Return the input with which the run of a state began."""
+    return state._original_input
 
 
 def output_type_adapter(tool: Any) -> TypeAdapter[Any] | None:

@@ -23,6 +23,8 @@ from agents.tool import ToolOutputText
 from agents.tool_context import ToolContext
 from pydantic import BaseModel
 
+from agentic_django.openai_agents import sdk_internals
+
 INTERNALS = "agentic_django.openai_agents.sdk_internals"
 
 JOURNALED_TOOLS = "agentic_django.openai_agents.journaled_tools"
@@ -52,6 +54,13 @@ def test_the_sdk_still_has_each_name_that_the_journal_uses(name: str, user: str)
     for part in path.split("."):
         found = getattr(found, part, None)
     assert found is not None, f"The Agents SDK no longer has {name}, which {user} uses."
+
+
+def test_a_state_has_the_input_with_which_its_run_began() -> None:
+    gated = function_tool(pay, needs_approval=True)
+    model = ScriptedModel([[function_call("pay", {"amount": 7}, call_id="c1")]])
+    result = asyncio.run(Runner.run(Agent(name="a", model=model, tools=[gated]), "Pay."))
+    assert sdk_internals.original_input(result.to_state()) == "Pay."
 
 
 def pay(amount: int) -> str:
