@@ -14,6 +14,7 @@ from typing import Any
 from agents.agent import AgentBase
 from agents.models.interface import Model
 
+from agentic_django.openai_agents import mcp_servers
 from agentic_django.openai_agents.call_scope import current_scope
 from agentic_django.openai_agents.guardrails import name_guardrails
 from agentic_django.openai_agents.host_callbacks import move_agent_callbacks
@@ -50,6 +51,10 @@ def _hooked(method: Callable[..., Awaitable[list[Any]]]) -> Callable[..., Awaita
             return await method(self, *args, **kwargs)
         scope.begin_turn(self.name)
         prepare_agent(self)
+        try:
+            await mcp_servers.connect(self.mcp_servers)
+        except Exception as error:  # noqa: BLE001 - an outer agent must not get it as a tool's result
+            raise scope.journal.must_end(error) from None
         return [journaled_tool(tool) for tool in await method(self, *args, **kwargs)]
 
     setattr(get_all_tools, _HOOKED, True)

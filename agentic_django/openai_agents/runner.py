@@ -30,7 +30,7 @@ from agentic_django.engine.journal import Journal
 from agentic_django.engine.journal_entries import CallResult
 from agentic_django.exceptions import AgentChanged
 from agentic_django.models import AgentRun, StepCheckpoint, ToolApproval
-from agentic_django.openai_agents import conversion, providers
+from agentic_django.openai_agents import conversion, mcp_servers, providers
 from agentic_django.openai_agents.agents import hook_agent_classes, prepare_agent
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
 from agentic_django.openai_agents.guardrails import name_guardrails
@@ -41,6 +41,7 @@ from agentic_django.openai_agents.tool_marks import approval_wording, is_editabl
 __all__ = ["JournalingRunner", "host_options", "install_runner", "run_agent", "sdk_options"]
 
 
+@mcp_servers.servers_of_attempt()
 async def run_agent(
     agent: agents.Agent[Any], journal: Journal, given: Any, history: Session | None = None
 ) -> Any:

@@ -18,7 +18,7 @@ from agentic_django.engine import events, fenced_writes
 from agentic_django.engine.events import Event, EventType
 from agentic_django.engine.journal import Journal, load_journal
 from agentic_django.models import AgentRun, AgentSession
-from agentic_django.openai_agents import providers, runner
+from agentic_django.openai_agents import mcp_servers, providers, runner
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
 from agentic_django.runtime import inline, model_calls, questions, recorded_steps
 from agentic_django.runtime.model_calls import Answer
@@ -239,8 +239,9 @@ class RunContext:
         runner.install_runner()
         scope = CallScope(self.journal, is_host_code=True)
         try:
-            with enter_scope(scope):
-                yield
+            async with mcp_servers.servers_of_attempt():
+                with enter_scope(scope):
+                    yield
         except BaseException as error:
             await scope.end_tasks(error)
             raise
