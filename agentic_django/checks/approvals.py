@@ -15,7 +15,6 @@ from agentic_django.checks.reporting import is_valid, warning
 from agentic_django.conf import settings
 from agentic_django.engine import approval_requests
 from agentic_django.exceptions import BadSetting
-from agentic_django.models import ToolApproval
 from agentic_django.openai_agents.sdk_internals import agent_behind_tool, is_agent_tool
 from agentic_django.runtime import inline
 from agentic_django.steps import submitted
@@ -48,11 +47,12 @@ def check_waiting_runs(databases: Any = None, **_: Any) -> Iterator[CheckMessage
         message = f"Runs of the agent {key!r} wait for a person, but it is not registered."
         yield warning(20, message, _HINT)
     known = {key: _tool_names(key) for key in waiting_keys & keys}
-    missing = {
-        (approval.agent, approval.tool)
-        for approval in waiting
-        if _is_missing(known.get(approval.run.agent_key), approval)
-    }
+    missing = set()
+    for approval in waiting:
+        by_agent = known.get(approval.run.agent_key)
+        tools = None if by_agent is None else by_agent.get(approval.agent, set())
+        if tools is not None and approval.tool not in tools:
+            missing.add((approval.agent, approval.tool))
     for agent, tool in sorted(missing):
         message = (
             f"A run waits for a decision about {tool!r}, which the agent {agent!r} no longer has."
@@ -81,10 +81,3 @@ def _tool_names(agent_key: str) -> ToolNames | None:
         pending += [h for h in agent.handoffs if isinstance(h, agents.Agent)]
         pending += [agent_behind_tool(tool) for tool in functions if is_agent_tool(tool)]
     return found or None
-
-
-def _is_missing(known: ToolNames | None, approval: ToolApproval) -> bool:
-    if known is None:
-        return False
-    tools = known.get(approval.agent, set())
-    return tools is not None and approval.tool not in tools

@@ -126,7 +126,16 @@ class DraftWriter(BackgroundThread):
                 watched = {}
                 with suppress(Error):
                     connections.close_all()
-            self._reschedule(due, watched)
+            with self._condition:
+                self._writing = frozenset()
+                now = time.monotonic()
+                for draft in due:
+                    is_watched = watched.get(draft.run.pk, False)
+                    pause = WATCHED_SECONDS if is_watched else UNWATCHED_SECONDS
+                    draft.due = now + pause + len(draft.text) / _CHARACTERS_PER_SECOND
+                    if draft.is_wanted and draft.run.pk not in watched:  # Locked, or no database.
+                        self._grown.setdefault(draft)
+                self._condition.notify_all()
 
     def _take(self) -> frozenset[PartialMessage]:
         """Wait for drafts that are due and return them; return none when the thread must end."""
@@ -145,19 +154,6 @@ class DraftWriter(BackgroundThread):
                 soonest = min((draft.due for draft in self._grown), default=idle_until)
                 self._condition.wait(max(soonest - now, 0.001))
             return frozenset()
-
-    def _reschedule(self, due: frozenset[PartialMessage], watched: dict[Any, bool]) -> None:
-        """Set the time of the next write, and keep the drafts that could not be written."""
-        with self._condition:
-            self._writing = frozenset()
-            now = time.monotonic()
-            for draft in due:
-                is_watched = watched.get(draft.run.pk, False)
-                pause = WATCHED_SECONDS if is_watched else UNWATCHED_SECONDS
-                draft.due = now + pause + len(draft.text) / _CHARACTERS_PER_SECOND
-                if draft.is_wanted and draft.run.pk not in watched:  # Locked, or no database.
-                    self._grown.setdefault(draft)
-            self._condition.notify_all()
 
 
 def _write(due: Iterable[PartialMessage]) -> dict[Any, bool]:

@@ -190,22 +190,16 @@ def sweep_after_attempt() -> None:
 def sweep_if_due() -> None:
     """Sweep if no process has swept recently. Log errors, and leave the rest to the next sweep."""
     try:
-        if _is_our_turn():
+        marks = SweepMark.objects.using(database())
+        old = marks.filter(pk=1, swept_at__lt=Now() - timedelta(seconds=sweep_interval()))
+        is_due = bool(old.update(swept_at=Now()))
+        if not is_due and not marks.filter(pk=1).exists():  # No process has ever swept.
+            marks.bulk_create([SweepMark(pk=1)], ignore_conflicts=True)
+            is_due = True
+        if is_due:
             sweep()
     except Exception as error:  # noqa: BLE001 - the queue or the database is away; asked again
         logger.warning("Sweep failed: %r", error)
-
-
-def _is_our_turn() -> bool:
-    marks = SweepMark.objects.using(database())
-    if marks.filter(pk=1, swept_at__lt=Now() - timedelta(seconds=sweep_interval())).update(
-        swept_at=Now()
-    ):
-        return True
-    if marks.filter(pk=1).exists():
-        return False
-    marks.bulk_create([SweepMark(pk=1)], ignore_conflicts=True)
-    return True
 
 
 class Sweeper(BackgroundThread):

@@ -75,19 +75,14 @@ async def _execute(context: RunContext) -> None:
     except asyncio.CancelledError as cancelled:
         if context.journal.attempt.has_lost_run or event_loop.is_run_interrupted():
             raise
-        _absorb_cancellation()
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        while task.cancelling():  # By host code. The task still has to write the end.
+            task.uncancel()
         error = WorkCancelled()
         error.__cause__ = cancelled
     except (Exception, SystemExit, RunSuspended) as raised:  # noqa: BLE001 - any error of host code ends the attempt
         error = raised
     await attempt_end.end_attempt(context, error, run_verb=_run_verb, timed_out=timeout.expired())
-
-
-def _absorb_cancellation() -> None:
-    """Let the current task continue, which host code has cancelled."""
-    task = cast("asyncio.Task[object]", asyncio.current_task())
-    while task.cancelling():
-        task.uncancel()
 
 
 async def _run_verb(verb: Callable[..., None], *args: Any) -> None:

@@ -274,9 +274,18 @@ def test_looking_ends_with_the_last_unfinished_run_and_begins_again(
 
 
 def test_one_look_at_a_time_is_enough(user: User, rq: None) -> None:
-    assert [recovery._is_our_turn() for _ in range(3)] == [True, False, False]
+    def statuses_after_sweep() -> list[str]:
+        recovery.sweep_if_due()
+        return list(AgentRun.objects.order_by("created_at").values_list("status", flat=True))
+
+    lost_run(user)
+    assert statuses_after_sweep() == ["pending"]
+    lost_run(user)
+    assert statuses_after_sweep() == ["pending", "running"]
     SweepMark.objects.update(swept_at=Now() - timedelta(seconds=6))
-    assert [recovery._is_our_turn() for _ in range(3)] == [True, False, False]
+    assert statuses_after_sweep() == ["pending", "pending"]
+    lost_run(user)
+    assert statuses_after_sweep() == ["pending", "pending", "running"]
 
 
 def test_each_attempt_looks_when_it_ends(user: User, rq: None) -> None:

@@ -34,25 +34,22 @@ class Command(BaseCommand):
 
     def handle(self, *, dry_run: bool, **options: Any) -> None:
         """Delete rows, and print the count of each kind."""
-        deleted = cleanup.delete_old(_policy(options), dry_run=dry_run)
+        if problem := Settings.options()[f"{PREFIX}CLEANUP_POLICY"].problem():
+            raise CommandError(f"{PREFIX}CLEANUP_POLICY is invalid: {problem}.")
+        names = ("events_days", "runs_days", "sessions_days", "batch_size")
+        given = {name: options[name] for name in names if options[name] is not None}
+        try:
+            policy = CleanupPolicy.model_validate({**settings.CLEANUP_POLICY, **given})
+        except ValidationError as error:
+            sentences = []
+            for detail in error.errors():
+                option = f"--{str(detail['loc'][0]).replace('_', '-')}"
+                sentences.append(
+                    f"{option}={detail['input']}: {detail['msg']}. "
+                    f"Give a number, for example {option}=30."
+                )
+            raise CommandError(" ".join(sentences)) from None
+        deleted = cleanup.delete_old(policy, dry_run=dry_run)
         verb = "Would delete" if dry_run else "Deleted"
         for kind, count in asdict(deleted).items():
             self.stdout.write(f"{verb} {kind.replace('_', ' ')}: {count}")
-
-
-def _policy(options: dict[str, Any]) -> CleanupPolicy:
-    if problem := Settings.options()[f"{PREFIX}CLEANUP_POLICY"].problem():
-        raise CommandError(f"{PREFIX}CLEANUP_POLICY is invalid: {problem}.")
-    names = ("events_days", "runs_days", "sessions_days", "batch_size")
-    given = {name: options[name] for name in names if options[name] is not None}
-    try:
-        return CleanupPolicy.model_validate({**settings.CLEANUP_POLICY, **given})
-    except ValidationError as error:
-        sentences = []
-        for detail in error.errors():
-            option = f"--{str(detail['loc'][0]).replace('_', '-')}"
-            sentences.append(
-                f"{option}={detail['input']}: {detail['msg']}. "
-                f"Give a number, for example {option}=30."
-            )
-        raise CommandError(" ".join(sentences)) from None
