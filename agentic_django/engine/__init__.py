@@ -1,1 +1,1 @@
-"""The life of a run as data and rules. Nothing here imports the Agents SDK or handles HTTP."""
+"""The life cycle of a run. This package does not import the Agents SDK and does not handle HTTP."""

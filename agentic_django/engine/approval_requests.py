@@ -1,4 +1,4 @@
-"""Writes the requests of a run to people: the rows of ``ToolApproval`` before their decision."""
+"""Writes a run's requests to people: the rows of ``ToolApproval`` before they are decided."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def create_requests(requests: Sequence[ToolApproval]) -> None:
 
 
 def reopen_requests(run: AgentRun) -> None:
-    """Reopen requests that ended a run, because a person retries it.
+    """Reopen the requests that ended a run, because a person retries it.
 
-    These are interrupted calls that a person failed, and questions that expired.
+    These are interrupted calls that a person marked as failed, and questions that expired.
     """
     failed = Q(decision=ToolApproval.Decision.FAIL)
     expired = Q(kind=ToolApproval.Kind.QUESTION, decision=ToolApproval.Decision.EXPIRED)
@@ -49,7 +49,7 @@ def reopen_requests(run: AgentRun) -> None:
 
 
 def approval_event(event_type: EventType, approval: ToolApproval, **details: Any) -> Event:
-    """Return an event about an approval, to be appended to its run."""
+    """Return an event about an approval, to be appended to the approval's run."""
     return new_event(
         event_type,
         approval_id=str(approval.pk),

@@ -1,7 +1,7 @@
-"""Decides approvals: who may decide, which decision fits, the write, and the run's next status.
+"""Decides approvals: checks the user and the decision, writes it, and resumes the run.
 
-An approval is decided once, because the write is guarded. Each decision locks its run first. The
-last decision that a run waits for requeues it.
+An approval is decided only once, because the write is guarded. Each decision locks the run first.
+The last decision that a run waits for requeues the run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MAX_CHECKED = 1000
-"""A list of approvals calls ``AGENTIC_DJANGO_APPROVERS`` for at most this many, the oldest."""
+"""A list of approvals calls ``AGENTIC_DJANGO_APPROVERS`` for at most this many, oldest first."""
 
 Decision = ToolApproval.Decision
 Kind = ToolApproval.Kind
@@ -44,7 +44,7 @@ def awaiting(user: Any, viewer: Viewer) -> list[ToolApproval]:
     """Return the open approvals that a user may decide, oldest first.
 
     ``viewer`` is the same user, with a tenant. A viewer without a tenant gets the approvals of
-    all tenants that ``AGENTIC_DJANGO_APPROVERS`` lets the user decide.
+    every tenant for which ``AGENTIC_DJANGO_APPROVERS`` allows the user to decide.
     """
     found = approval_rows().open().select_related("run__owner", "run__session")
     if settings.APPROVERS is None:
@@ -62,10 +62,11 @@ def approve_or_reject(
     reason: str = "",
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Approve a call, with edited arguments if they are given, or reject a call or a question.
+    """Approve a call, optionally with edited arguments, or reject a call or a question.
 
-    ``by`` is None for the host's own code, which may always decide. Raises BadInput, NotAllowed,
-    and Conflict if the approval is decided already or its run is not waiting.
+    ``by`` is None for the host's own code, which may always decide. Raises BadInput if the decision
+    does not fit the approval, NotAllowed if the user may not decide, and Conflict if the approval
+    is already decided or its run is not waiting.
     """
     if approve and approval.kind in (Kind.QUESTION, Kind.INTENT):
         raise BadInput(_("This question needs an answer, not an approval."))
@@ -84,7 +85,7 @@ def approve_or_reject(
 
 
 def answer_question(approval: ToolApproval, answer: Any, *, by: Any = None) -> None:
-    """Answer a question of a run's own code. Raises as ``approve_or_reject`` does."""
+    """Answer a question of a run's own code. Raises the errors of ``approve_or_reject``."""
     if approval.kind != Kind.QUESTION:
         raise BadInput(_("This is not a question."))
     valid = validated_answer(approval, answer)
@@ -95,10 +96,10 @@ def answer_question(approval: ToolApproval, answer: Any, *, by: Any = None) -> N
 def resolve_interrupted_call(
     approval: ToolApproval, outcome: str, *, by: Any = None, reason: str = "", result: Any = None
 ) -> None:
-    """Resolve a call that may have happened and must not be repeated without a decision.
+    """Resolve an interrupted call that may have happened and must not be repeated automatically.
 
-    ``outcome`` is done, with the call's result, repeat or fail. Raises as ``approve_or_reject``
-    does.
+    ``outcome`` is ``done`` (with the call's ``result``), ``repeat`` or ``fail``. Raises the errors
+    of ``approve_or_reject``.
     """
     if approval.kind != Kind.INTENT:
         raise BadInput(_("This is not an interrupted call."))
@@ -110,12 +111,12 @@ def resolve_interrupted_call(
 
 
 def expire(approval: ToolApproval) -> None:
-    """Reject an approval that nobody decided in time. Its run continues."""
+    """Reject an approval that nobody decided in time, so that its run continues."""
     _decide(approval, Decision.EXPIRED)
 
 
 def validated_answer(approval: ToolApproval, answer: Any) -> Any:
-    """Return an answer, or edited arguments, that fit an approval; raise BadInput otherwise."""
+    """Return a valid answer, or valid edited arguments. Raises BadInput if they do not fit."""
     if approval.options:
         if answer not in approval.options:
             listed = ", ".join(map(str, approval.options))
@@ -132,7 +133,7 @@ def validated_answer(approval: ToolApproval, answer: Any) -> Any:
 
 
 def _refuse_unless_allowed(approval: ToolApproval, by: Any, edited: Any = None) -> None:
-    """Raise NotAllowed for a user who may not decide the request, or the edited request."""
+    """Raise NotAllowed if a user may not decide the request, or may not decide the edited one."""
     forms = [approval]
     if approval.is_editable and edited is not None:
         forms.append(copy(approval))
@@ -144,9 +145,9 @@ def _refuse_unless_allowed(approval: ToolApproval, by: Any, edited: Any = None) 
 def _decide(
     approval: ToolApproval, decision: str, *, by: Any = None, reason: str = "", answer: Any = None
 ) -> None:
-    """Write a decision, and resume the run if it was the last that the run waited for.
+    """Write a decision, and resume the run if it waits for no other decision.
 
-    Raises Conflict if the approval is decided already, or if its run is not waiting.
+    Raises Conflict if the approval is already decided, or if its run is not waiting.
     """
     run = approval.run
     with transaction.atomic(using=database()):
@@ -174,7 +175,7 @@ def _decide(
 
 
 def _refuse_if_decided(approval: ToolApproval) -> None:
-    """Reload an approval, and raise Conflict with the decision if it is decided."""
+    """Reload an approval. Raises Conflict, which names the decision, if it is already decided."""
     approval.refresh_from_db()
     if not approval.is_open:
         raise Conflict(decision_sentence(approval))

@@ -1,7 +1,7 @@
-"""Holds what one attempt of a run knows in memory; ``AgentRun`` holds columns only.
+"""Holds the state of one attempt in memory. ``AgentRun`` holds only columns.
 
-An attempt begins with a claim, belongs to one process, and ends with the write that completes,
-parks, fails, cancels or requeues its run.
+An attempt begins with a claim and belongs to one process. It ends with the write that completes,
+suspends, fails, cancels or requeues its run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["Attempt"]
 class Attempt:
     """One attempt to execute a run, from its claim to its end.
 
-    ``joined_transaction`` says that the claim is part of its caller's transaction: nobody else
-    can see the run's changes until that commits.
+    ``joined_transaction`` is true if the claim is part of the caller's transaction. Other
+    connections cannot see the run's changes until that transaction commits.
     """
 
     def __init__(self, run: AgentRun, *, joined_transaction: bool = False) -> None:
@@ -35,7 +35,7 @@ class Attempt:
         """Whether this attempt may have written partial messages."""
         self.started = time.monotonic()
         self.lock = threading.RLock()
-        """Held during a write: an attempt may write from two threads, one at a time."""
+        """Held during a write, because two threads of an attempt may write."""
         self._replaced: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -43,11 +43,11 @@ class Attempt:
 
     @property
     def active_seconds(self) -> float:
-        """Return how long the run has been executed, by this attempt and by earlier ones."""
+        """Return the seconds for which this attempt and earlier ones have executed the run."""
         return self.run.active_seconds + time.monotonic() - self.started
 
     def assign(self, columns: Mapping[str, Any]) -> None:
-        """Set columns of the run in memory that were just written to its row.
+        """Set the attributes of the run to the values that were just written to its row.
 
         Values that the database computes are left out.
         """
@@ -59,7 +59,7 @@ class Attempt:
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:
-        """Undo the assignments of this block if it fails, because its transaction rolls back."""
+        """Undo assignments made in this block if it fails, because its transaction rolls back."""
         outer = self._replaced
         replaced: dict[str, Any] = {}
         self._replaced = replaced

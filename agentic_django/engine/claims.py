@@ -1,7 +1,8 @@
-"""Claims due runs for this process: each run by one attempt, and one run per session at a time.
+"""Claims due runs for this process.
 
-A claim raises the run's ``attempt`` in one guarded UPDATE. Of several claims at the same moment
-one succeeds.
+Only one attempt holds a run, and a session runs one at a time. A claim increments the run's
+``attempt`` in one guarded UPDATE. If several processes claim a run at the same moment, one
+succeeds.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ __all__ = ["claim_due", "claim_inline", "claim_run"]
 
 
 def claim_run(run_id: str) -> Attempt | None:
-    """Claim the run with this id if it is due, else the most urgent due run of its queue."""
+    """Claim the run with this id if it is due. Otherwise claim its queue's most urgent due run."""
     named = _runs_with_relations().filter(pk=run_id).first()
     if named is None:
         return None
     if named.status == AgentRun.Status.PENDING and not named.is_inline:
         if (attempt := next(_claim_each([named]), None)) is not None:
             return attempt
-        if concurrency_limits.limits():  # The delivery is used up: enqueue when a slot is free.
+        if concurrency_limits.limits():  # The job is used up: enqueue when a slot is free.
             run_rows().pending().filter(pk=run_id).update(enqueued_at=None)
     others = _due_on(queues.queue_for_agent(named.agent_key)).exclude(pk=run_id)
     return next(_claim_each(others.by_urgency()[:3]), None)
@@ -51,7 +52,7 @@ def claim_due(queue: str, most: int) -> list[Attempt]:
 
 
 def claim_inline(run: AgentRun, *, joined_transaction: bool) -> Attempt | None:
-    """Claim a run that its host executes in this process; return None if its session is busy."""
+    """Claim a run that its host executes in this process. Return None if the session is busy."""
     due = run_rows().startable().filter(is_inline=True)
     return _claim(run, due, joined_transaction=joined_transaction)
 
@@ -82,7 +83,7 @@ def _is_in_transaction() -> bool:
 
 
 def _claim(run: AgentRun, due: RunQuerySet, *, joined_transaction: bool) -> Attempt | None:
-    """Claim one run if it is among those that are due and a concurrency slot is free."""
+    """Claim one run if it is due and a concurrency slot is free."""
     columns = {"attempt": run.attempt + 1, "event_count": run.event_count + 1, **_claimed_columns()}
     try:
         with transaction.atomic(using=database()):
@@ -110,7 +111,7 @@ def _claim_batch(due: RunQuerySet, most: int) -> list[Attempt]:
         raised = {"attempt": F("attempt") + 1, "event_count": F("event_count") + 1}
         claimable = run_rows().pending().filter(pk__in=[run.pk for run in runs])
         count = claimable.update(**raised, **_claimed_columns(), **_claim_times())
-        if count != len(runs):  # Without row locks another process can be faster.
+        if count != len(runs):  # Without row locks, another process may have claimed it first.
             raise IntegrityError
         for run in runs:
             numbers = {"attempt": run.attempt + 1, "event_count": run.event_count + 1}

@@ -1,7 +1,7 @@
-"""Retention: deletes old rows in batches, as the cleanup policy says.
+"""Deletes old rows in batches, according to the cleanup policy.
 
-Each DELETE repeats the conditions, so a run that is retried or a session that continues in the
-meantime stays. Each batch is a transaction of its own. Ages are measured by the database's clock.
+Each DELETE repeats the conditions, so it keeps a run that is retried in the meantime, and a session
+that is used again. Each batch is a separate transaction. Ages are measured by the database's clock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RATE_WINDOW_DAYS = 2  # Twice the longest period of a rate limit.
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """The number of deleted rows of each kind, without the rows deleted by a cascade."""
+    """The number of deleted rows of each kind, excluding rows deleted by a cascade."""
 
     events: int = 0
     runs: int = 0
@@ -41,10 +41,11 @@ class Deleted:
 
 
 def delete_old(policy: CleanupPolicy, *, dry_run: bool = False) -> Deleted:
-    """Delete the rows that a policy does not keep, and return their numbers.
+    """Delete the rows that a policy does not keep, and return the number of each kind.
 
-    A dry run only counts. A run is deleted with its events and its journal, a session with its
-    runs and items. The items that a deleted run wrote stay in their session.
+    With ``dry_run``, only count the rows. A run is deleted with its events and its journal. A
+    session is deleted with its runs and items. The items that a deleted run wrote stay in their
+    session.
     """
     if dry_run:
         return Deleted(**{kind: rows.count() for kind, rows in _old(policy).items()})
@@ -53,7 +54,7 @@ def delete_old(policy: CleanupPolicy, *, dry_run: bool = False) -> Deleted:
         deleted[kind], full = 0, True
         while full:
             batch = list(rows.order_by("pk").values_list("pk", flat=True)[: policy.batch_size])
-            # Rows that do not match any more stay.
+            # Rows that no longer match are kept.
             deleted[kind] += rows.filter(pk__in=batch).delete()[0] if batch else 0
             full = len(batch) == policy.batch_size
     return Deleted(**deleted)
@@ -85,7 +86,7 @@ def _days_ago(days: float) -> Any:
 
 
 def _runs(policy: CleanupPolicy) -> QuerySet[AgentRun]:
-    """Return runs that ended long ago, without ancestors and descendants of unfinished runs."""
+    """Return the runs that ended long ago, except ancestors and descendants of unfinished runs."""
     rows = AgentRun.objects.using(database())
     if policy.runs_days is None:
         return rows.none()
@@ -106,7 +107,7 @@ def _sessions(policy: CleanupPolicy) -> QuerySet[AgentSession]:
     old = rows.filter(updated_at__lt=_days_ago(policy.sessions_days))
     if not policy.sessions_require_empty:
         return old.exclude(Exists(runs.filter(status__in=ACTIVE)))
-    # Runs that this policy deletes do not count, so that a dry run returns the right number.
+    # Runs that this policy deletes are ignored, so that a dry run returns the right number.
     kept = runs.exclude(pk__in=_runs(policy).values("pk"))
     items = AgentSessionItem.objects.using(database()).filter(session=OuterRef("pk"))
     return old.exclude(Exists(kept)).exclude(Exists(items))

@@ -1,6 +1,6 @@
-"""Slots that limit how many runs are running, exactly, across processes and machines.
+"""Limits the number of running runs with slots, exactly, across processes and machines.
 
-A running run has a row of ``RunSlot`` for each limit that applies to it.
+A running run holds one row of ``RunSlot`` for each limit that applies to it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from agentic_django.models.querysets import RunQuerySet
 __all__ = ["ALL_AGENTS", "acquire", "full_keys", "limits", "release", "with_free_slot"]
 
 ALL_AGENTS = "*"
-"""The key of the limit for all agents together."""
+"""The key of the limit that applies to all agents together."""
 
 
 def limits() -> Mapping[str, int]:
-    """Return the limits by agent key, with ``ALL_AGENTS`` for all agents; empty if none is set."""
+    """Return the limits by agent key (``ALL_AGENTS`` for all agents). Empty if no limit is set."""
     limit = settings.CONCURRENCY_LIMIT
     if limit is None:
         return {}
@@ -32,15 +32,15 @@ def limits() -> Mapping[str, int]:
 def acquire(run: AgentRun) -> bool:
     """Acquire the slots that a run needs, in the transaction of its claim.
 
-    Returns False if a limit is reached. The caller then rolls back, which releases the slots
-    that were acquired before. Each slot is a row with a unique number: of two claims that insert
-    the same number one succeeds, and the other tries the next number.
+    Return False if a limit is reached. The caller then rolls back, which releases the slots that
+    were already acquired. Each slot is a row with a unique number. If two claims insert the same
+    number, one succeeds and the other tries the next number.
     """
     caps = limits()
     for key in (ALL_AGENTS, run.agent_key):
         if key not in caps or _insert_free_slot(run, key, caps[key]):
             continue
-        # Slots may be left of runs that ended while no limit was set.
+        # Runs that ended while no limit was set may have left slots.
         slots = _slots().filter(key=key)
         deleted = slots.exclude(run__status=Status.RUNNING).delete()[0]
         deleted += slots.filter(run=run).delete()[0]
@@ -52,7 +52,7 @@ def acquire(run: AgentRun) -> bool:
 def _insert_free_slot(run: AgentRun, key: str, limit: int) -> bool:
     used = set(_slots().filter(key=key).values_list("number", flat=True))
     free = [number for number in range(1, limit + 1) if number not in used]
-    random.shuffle(free)  # Simultaneous claims should try different numbers.
+    random.shuffle(free)  # Concurrent claims should try different numbers.
     for number in free:
         _slots().bulk_create([RunSlot(run=run, key=key, number=number)], ignore_conflicts=True)
         if _slots().filter(run=run, key=key, number=number).exists():
@@ -77,7 +77,7 @@ def full_keys() -> set[str]:
 
 
 def with_free_slot(due: RunQuerySet) -> RunQuerySet:
-    """Return the runs that no reached limit keeps waiting."""
+    """Return the runs whose limits are not reached."""
     full = full_keys()
     if ALL_AGENTS in full:
         return due.none()

@@ -1,4 +1,4 @@
-"""Enqueues due runs once the transaction that made them due is committed."""
+"""Enqueues runs after the transaction that made them due has committed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["allowed_delay", "enqueue_next", "enqueue_on_commit", "mark_enqueued"
 
 
 def allowed_delay(delay: float) -> float:
-    """Return a delay in seconds, or 0 if the task backend executes immediately and cannot wait."""
+    """Return a delay in seconds, or 0 if the task backend executes tasks immediately."""
     return 0.0 if queues.executes_immediately() else delay
 
 
 def enqueue_on_commit(run: AgentRun) -> None:
-    """Enqueue a run once the transaction is committed.
+    """Enqueue a run after the transaction has committed.
 
     If the queue cannot be reached, the error is logged and the run stays pending. The next sweep
     enqueues it.
@@ -41,14 +41,14 @@ def _enqueue(run: AgentRun) -> None:
 
 
 def enqueue_next(ended: Sequence[AgentRun]) -> None:
-    """Enqueue the runs that waited for the sessions or the slots of runs that end now."""
+    """Enqueue the runs that waited for the sessions or slots of the runs that end now."""
     if not ended:
         return
     due = run_rows().due().exclude(pk__in=[run.pk for run in ended])
     sessions = [run.session_id for run in ended if run.session_id]
     following = list(due.filter(session__in=sessions)) if sessions else []  # One per session.
     if limits := concurrency_limits.limits():
-        # Runs whose delivery found no free slot are not enqueued any more.
+        # Runs whose job found no free slot are no longer in the queue.
         waiting = concurrency_limits.with_free_slot(due.filter(enqueued_at=None)).by_urgency()
         if concurrency_limits.ALL_AGENTS in limits:
             following += waiting[: len(ended)]
@@ -59,10 +59,10 @@ def enqueue_next(ended: Sequence[AgentRun]) -> None:
 
 
 def mark_enqueued(run: AgentRun) -> bool:
-    """Record that a run is enqueued again; return False if another process was faster."""
+    """Record that a run is enqueued again. Return False if another process did so first."""
     same = run_rows().pending().filter(pk=run.pk)
     if run.enqueued_at is None:
         same = same.filter(enqueued_at__isnull=True)
-    else:  # Not "equal": SQLite compares texts, and stores fewer digits than are compared.
+    else:  # Not "equal": SQLite compares strings, and stores fewer digits than it compares.
         same = same.filter(enqueued_at__lte=run.enqueued_at)
     return bool(same.skip_locked().update(enqueued_at=Now()))

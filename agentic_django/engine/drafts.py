@@ -1,8 +1,8 @@
 """Writes partial messages: the text of a model's message before the message is complete.
 
-A draft is not an event, and it is not in the journal. One thread writes the drafts of all runs of
-the process, fenced by the attempt: often while somebody watches the run, once a second otherwise.
-The transaction that records the message or ends the run deletes the draft.
+A draft is neither an event nor a journal entry. One thread writes the drafts of all runs of the
+process, fenced by the attempt. It writes often while somebody watches the run, and once a second
+otherwise. The transaction that records the message or ends the run deletes the draft.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from agentic_django.signals import logger
 __all__ = ["PartialMessage", "delete_draft", "delete_drafts"]
 
 FIRST_SECONDS = 0.05
-"""The delay before the first write. A message that is complete by then needs no draft."""
+"""The delay before the first write. A message that completes earlier needs no draft."""
 
 WATCHED_SECONDS = 0.08
 UNWATCHED_SECONDS = 1.0
@@ -40,7 +40,7 @@ _IDLE_SECONDS = 2.0
 
 
 class PartialMessage:
-    """The text of a model call that has not ended yet."""
+    """The text of a model call that has not ended."""
 
     def __init__(self, attempt: Attempt, key: str) -> None:
         self.attempt = attempt
@@ -106,7 +106,7 @@ class DraftWriter(BackgroundThread):
             self.start()
 
     def remove(self, draft: PartialMessage) -> None:
-        """Do not write a draft any more."""
+        """Stop writing a draft."""
         with self._condition:
             self._grown.pop(draft, None)
 
@@ -122,7 +122,7 @@ class DraftWriter(BackgroundThread):
             try:
                 watched = _write(due)
             except Exception as error:  # noqa: BLE001 - no database; the drafts are written later
-                logger.warning("Drafts are not written now: %r", error)
+                logger.warning("Cannot write partial messages: %r", error)
                 watched = {}
                 with suppress(Error):
                     connections.close_all()
@@ -138,7 +138,7 @@ class DraftWriter(BackgroundThread):
                 self._condition.notify_all()
 
     def _take(self) -> frozenset[PartialMessage]:
-        """Wait for drafts that are due and return them; return none when the thread must end."""
+        """Wait for drafts that are due, and return them. Return none if the thread must end."""
         idle_until = time.monotonic() + _IDLE_SECONDS
         with self._condition:
             while not self._is_stopped:
@@ -157,7 +157,7 @@ class DraftWriter(BackgroundThread):
 
 
 def _write(due: Iterable[PartialMessage]) -> dict[Any, bool]:
-    """Write drafts, and return the runs that could be locked, with whether each is watched.
+    """Write drafts. Return the runs that could be locked, and whether each is watched.
 
     The lock is the fence. A run that another transaction has locked is skipped, so this thread
     never waits.

@@ -1,4 +1,4 @@
-"""The types of events, who may see them, and how they are appended and read."""
+"""Defines the types of events and their visibility, and appends and reads events."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ EVENT_KINDS: dict[str, EventKind] = {
     EventType.LOG: EventKind(_DEBUG, ("message", "level")),
     EventType.ERROR: EventKind(_DEBUG, ("error", "type")),
 }
-"""Each type with its payload's fields and its default visibility. Others are internal."""
+"""The payload's fields and the default visibility, by event type. Other types are internal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event that is not written yet."""
+    """An event that has not been written."""
 
     event_type: str
     payload: dict[str, Any]
@@ -108,7 +108,7 @@ _LONGEST_TYPE = 64
 
 
 def new_event(event_type: str, visibility: str | None = None, /, **payload: Any) -> Event:
-    """Return an event to append. Without a visibility it has that of its type."""
+    """Return an event to append. The default visibility is that of its type."""
     seen_by = str(visibility or default_visibility(event_type))
     if seen_by not in Visibility.values:
         allowed = ", ".join(Visibility.values)
@@ -122,9 +122,9 @@ def new_event(event_type: str, visibility: str | None = None, /, **payload: Any)
 
 
 def default_visibility(event_type: str) -> str:
-    """Return the visibility of a type: from the setting, else the default, else internal.
+    """Return the visibility of a type: from the setting, else the type's default, else internal.
 
-    An invalid value in the setting means internal. A system check reports it.
+    An invalid value in the setting counts as internal. A system check reports it.
     """
     kind = EVENT_KINDS.get(event_type)
     default = kind.visibility if kind else Visibility.INTERNAL
@@ -140,8 +140,8 @@ def shows_messages() -> bool:
 def readable_levels(*, staff: bool = False, asked: str = Visibility.USER) -> tuple[str, ...]:
     """Return the visibilities of events that a user may read.
 
-    Owners may read ``user`` events, and ``debug`` events if ``SHOW_DEBUG_EVENTS`` is set. Staff
-    may request ``debug`` events. Raises PermissionError for other users who request them.
+    Owners may read ``user`` events, and ``debug`` events if ``SHOW_DEBUG_EVENTS`` is set. Staff may
+    request ``debug`` events. Raises PermissionError if another user requests them.
     """
     if asked != Visibility.USER and not (staff or settings.SHOW_DEBUG_EVENTS):
         raise PermissionError("Only staff may read debug events.")
@@ -151,7 +151,7 @@ def readable_levels(*, staff: bool = False, asked: str = Visibility.USER) -> tup
 
 
 def enabled(new_events: Sequence[Event]) -> list[Event]:
-    """Return the events to write: all, or without ``ENABLE_EVENTS`` those of the run itself."""
+    """Return the events to write: all, or only a run's status events without ``ENABLE_EVENTS``."""
     if settings.ENABLE_EVENTS:
         return list(new_events)
     return [event for event in new_events if event.event_type.startswith("run.")]
@@ -161,7 +161,7 @@ def append_events(run: AgentRun, new_events: Sequence[Event]) -> None:
     """Write events whose numbers the caller has reserved by increasing ``run.event_count``.
 
     Call this in the transaction of the change that the events describe, after the guarded write
-    to the run, which increases the counter. Signals are sent on commit.
+    that increases the run's counter. Signals are sent on commit.
     """
     append_for_runs([(run, new_events)])
 

@@ -1,7 +1,7 @@
 """Writes to the row of a run, each guarded by the attempt or the status that it expects.
 
-The guarded write is the first statement of its transaction: it locks the row, or it fails because
-the attempt has lost the run. In-memory columns are assigned after the statement succeeded.
+The guarded write is the first query of its transaction. It locks the row, or it fails because the
+attempt has lost the run. The attributes in memory are assigned after the query succeeds.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Status = AgentRun.Status
 def fenced(*attempts: Attempt, waits: bool = True) -> Iterator[None]:
     """Open one transaction for writes of these attempts.
 
-    If it fails, the runs in memory get the columns back that were assigned meanwhile. With
-    ``waits=False``, raise WouldBlock if another thread of an attempt is writing.
+    If it fails, attributes that were assigned to the runs in memory are restored. With
+    ``waits=False``, raises WouldBlock if another thread of an attempt is writing.
     """
     with ExitStack() as stack:
         for attempt in sorted(attempts, key=lambda each: (str(each.run.pk), each.number)):
@@ -120,9 +120,9 @@ def ending_change(
 def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
     """Write changes of different runs with their events: all or none.
 
-    Call it first in a transaction. Raises StaleAttempt if an attempt has lost its run; with
-    ``waits=False`` also if another transaction has locked a row. Of several runs the error names
-    any.
+    Call it first in a transaction. Raises StaleAttempt if an attempt has lost its run. With
+    ``waits=False``, also raises it if another transaction has locked a row. The error names any one
+    of the runs.
     """
     with fenced(*(each.attempt for each in changes), waits=waits):
         by_shape: dict[Any, list[RunChange]] = {}
@@ -145,7 +145,7 @@ def write_changes(changes: Sequence[RunChange], *, waits: bool = True) -> None:
 
 
 def _value_for(name: str, alike: list[RunChange]) -> Any:
-    """Return the value of a column if all runs get the same one, else a CASE over the runs."""
+    """Return a column's value if it is the same for all runs, else a CASE over the runs."""
     first, *others = [each.columns[name] for each in alike]
     # JSON values are not compared, because 1 equals True in Python.
     is_comparable = first is None or isinstance(first, str) or type(first) is int
@@ -185,7 +185,7 @@ def record_usage(run: AgentRun, usage: dict[str, Any]) -> None:
 def lock_waiting(run: AgentRun) -> bool:
     """Lock a waiting run until the transaction ends, and reload it.
 
-    Return False if the run is not waiting any more.
+    Return False if the run is no longer waiting.
     """
     waiting = run_rows().filter(pk=run.pk, status=Status.WAITING)
     is_waiting = bool(waiting.update(updated_at=Now()))
@@ -194,13 +194,13 @@ def lock_waiting(run: AgentRun) -> bool:
 
 
 def refuse_unless_waiting(run: AgentRun) -> None:
-    """Raise Conflict, which names the run's status, for a decision that comes too late."""
+    """Raise Conflict, which names the run's status, unless the run waits for a decision."""
     if run.status != Status.WAITING:
         raise Conflict(_REFUSED["decide"] % {"status": run.get_status_display()})
 
 
 def append_while_waiting(run: AgentRun, new_events: Sequence[Event]) -> None:
-    """Write events of a run that stays waiting; call ``lock_waiting`` first."""
+    """Write events of a run that continues to wait. Call ``lock_waiting`` first."""
     new_events = events.enabled(new_events)
     run_rows().filter(pk=run.pk).update(event_count=F("event_count") + len(new_events))
     run.refresh_from_db()
@@ -212,7 +212,7 @@ _REFUSED: dict[str, Any] = {
     "cancel": _("Cannot stop this run: its status is %(status)s."),
     "retry": _("Cannot retry this run: its status is %(status)s."),
 }
-"""The message for a person, by the verb that the run's status refuses."""
+"""The messages for users, by the verb that the run's status does not allow."""
 
 
 def change_status(
@@ -224,8 +224,8 @@ def change_status(
 ) -> None:
     """Make a transition of a run from outside its attempt, and reload the run.
 
-    Raises Conflict if the run's status is not a source of the transition. With a guard, also if
-    the guard does not match or another transaction has locked the row.
+    Raises Conflict if the transition does not start from the run's status. With a guard, also
+    raises Conflict if the guard does not match, or if another transaction has locked the row.
     """
     step, new_events = TRANSITIONS[verb], events.enabled(new_events)
     columns |= {"status": step.target, "event_count": F("event_count") + len(new_events)}

@@ -1,7 +1,7 @@
 """Renews the leases of this process's attempts, and cancels attempts that have lost their run.
 
-One thread serves all attempts of the process, so a tool that blocks cannot stop it. It looks once
-a second: the task of a run that is cancelled elsewhere ends within two seconds.
+One thread serves all attempts of the process, so a tool that blocks cannot stop it. It checks once
+a second. If a run is cancelled elsewhere, its task ends within two seconds.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Lease:
                 event_loop.cancel_task(self.task)
 
     def end(self) -> None:
-        """Leave the task alone from now on: it has other work."""
+        """Do not cancel the task from now on, because it has other work."""
         with self._lock:
             self._has_ended = True
 
 
 class Heartbeat(BackgroundThread):
-    """Renews the leases of the attempts of this process; runs while there are any."""
+    """Renews the leases of the attempts of this process. Runs while it has leases."""
 
     name = "agentic-heartbeat"
 
@@ -68,7 +68,7 @@ class Heartbeat(BackgroundThread):
             self.start()
 
     def remove(self, lease: Lease) -> None:
-        """Renew a lease no longer."""
+        """Stop renewing a lease."""
         with self._condition:
             self._leases.discard(lease)
 
@@ -103,7 +103,7 @@ class Heartbeat(BackgroundThread):
 
 
 def _release(leases: set[Lease]) -> None:
-    """Queue runs again, so that another process continues them before the leases end."""
+    """Requeue runs, so that another process can resume them before their leases expire."""
     for lease in leases:
         try:
             lifecycle.release(lease.attempt)
@@ -118,7 +118,7 @@ def lease_count() -> int:
 
 
 def release_all() -> None:
-    """Queue all runs of this process again, because it ends."""
+    """Requeue all runs of this process, because it is shutting down."""
     _release(process.get(Heartbeat).leases())
 
 

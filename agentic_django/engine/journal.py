@@ -1,7 +1,7 @@
-"""Records the result of each model call, tool call, step and child run, and finds it again.
+"""Records the result of each model call, tool call, step and child run, and looks it up.
 
 A result is written once, in one transaction with its events, guarded by the attempt. A recorded
-call is never made again; a call that was not recorded may be made again by the next attempt.
+call is never made again. The next attempt may repeat a call that was not recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Journal", "load_journal", "total_usage"]
 
 
 class Journal:
-    """The recorded results of a run's generation, as one attempt reads and adds to them.
+    """The recorded results of a run's generation. One attempt reads them and adds to them.
 
     A subclass may override ``before_call``, ``after_record`` and ``load`` to observe an attempt
     or to inject faults; ``journal_class`` chooses the class.
@@ -42,9 +42,9 @@ class Journal:
         self.attempt = attempt
         self.run = attempt.run
         self.requests: dict[str, ToolApproval] = {}
-        """Approvals and questions that this attempt will store when it parks, by key."""
+        """The approvals and questions that this attempt stores when it suspends its run, by key."""
         self.nested_keys: dict[int, tuple[Any, str]] = {}
-        """Calls of nested agents that wait for a person, by identity, with their keys."""
+        """The keys of nested agents' calls that wait for a person, by the identity of the call."""
         self._approvals = {row.key: row for row in approvals}
         self._used_decisions: set[str] = set()
         self._rows = {row.key: row for row in recorded if row.generation == self.run.generation}
@@ -54,12 +54,12 @@ class Journal:
 
     @classmethod
     def load(cls, attempt: Attempt) -> Self:
-        """Return the journal of an attempt. The first attempt reads nothing, without a query."""
+        """Return the journal of an attempt. The first attempt has no rows, so it makes no query."""
         return cls(attempt) if attempt.number == 1 else cls.read(attempt)
 
     @classmethod
     def read(cls, attempt: Attempt) -> Self:
-        """Return the journal of an attempt with all rows that are stored now."""
+        """Return the journal of an attempt, with all rows that are stored at this moment."""
         run = attempt.run
         rows = StepCheckpoint.objects.using(database()).filter(run=run)
         approvals = ToolApproval.objects.using(database())
@@ -70,15 +70,15 @@ class Journal:
         )
 
     def before_call(self, key: str) -> None:
-        """Do nothing. A hook, called when nothing is recorded under a key: the call comes next."""
+        """A hook, called before a call for which nothing is recorded under its key."""
 
     def after_record(self, row: StepCheckpoint) -> None:
-        """Do nothing. A hook, called when a result or an intent was written."""
+        """A hook, called after a result or an intent was written."""
 
     # Find
 
     def find(self, key: str) -> StepCheckpoint | None:
-        """Return the row under a key, or None: the caller then makes the call."""
+        """Return the row under a key. If it is None, the caller makes the call."""
         row = self._rows.get(short_key(key))
         if row is None:
             self.before_call(key)
@@ -114,7 +114,7 @@ class Journal:
         return row.result if row else None
 
     def usage(self) -> dict[str, Any]:
-        """Return the sum of the recorded model calls' usage, earlier generations included."""
+        """Return the total usage of the recorded model calls, including earlier generations."""
         return total_usage([*self._earlier, *self._rows.values()])
 
     # Record
@@ -125,7 +125,7 @@ class Journal:
         new_events: Sequence[Event] = (),
         replaces: StepCheckpoint | None = None,
     ) -> StepCheckpoint:
-        """Write a result with its events, over its intent or an earlier result if given.
+        """Write a result with its events. It overwrites ``replaces``, an intent or earlier result.
 
         Raises StaleAttempt if the attempt has lost the run.
         """
@@ -136,16 +136,16 @@ class Journal:
     async def record_intent(
         self, key: str, kind: str, name: str, fingerprint: str = ""
     ) -> StepCheckpoint:
-        """Write that a call which must not be repeated is about to be made."""
+        """Record, before a call that must not be repeated, that it is about to be made."""
         write = journal_entries.record_intent
         return await self._write(write, self.attempt, key, kind, name, fingerprint)
 
     async def record_repeat(self, intent: StepCheckpoint) -> StepCheckpoint:
-        """Write that a call is made again because a person decided so."""
+        """Record that a call is made again, because a person decided that."""
         return await self._write(journal_entries.record_repeat, self.attempt, intent)
 
     async def save_state(self, state: Any) -> None:
-        """Write a state for later attempts; it replaces the one before."""
+        """Write a state for later attempts. It replaces the previous one."""
         row = self._rows.get(STATE_KEY)
         is_new = row is None or row.result != state
         await self._write(journal_entries.save_state, self.attempt, state, is_new)
@@ -155,7 +155,7 @@ class Journal:
         self._deferred.append(event)
 
     def pop_deferred(self) -> list[Event]:
-        """Return the events that wait for a write, and leave none."""
+        """Remove and return the events that wait for a write."""
         deferred, self._deferred = self._deferred, []
         return deferred
 
@@ -187,7 +187,7 @@ class Journal:
         return row
 
     def request(self, key: str, **columns: Any) -> RunSuspended:
-        """Add an approval or question to this attempt, and return the error that parks the run."""
+        """Add an approval or question to this attempt. Return the error that suspends the run."""
         key = short_key(key)
         run = self.run
         for name in ("call_id", "tool", "agent", "question", "action"):
@@ -197,7 +197,7 @@ class Journal:
         return self.must_end(RunSuspended())
 
     def check_used(self) -> None:
-        """Raise AgentChanged if a tool call that a person decided was not made again."""
+        """Raise AgentChanged if a tool call that a person decided was not made."""
         for key, row in self._approvals.items():
             is_used = key in self._used_decisions or key in self._rows
             if row.kind == ToolApproval.Kind.TOOL and not row.is_open and not is_used:
@@ -210,18 +210,18 @@ class Journal:
     # The end of the attempt
 
     def must_end[E: BaseException](self, error: E) -> E:
-        """Remember that this error ends the attempt, even if host code swallows it; return it.
+        """Store and return the error that ends the attempt, even if host code swallows it.
 
-        The first error counts.
+        If several errors must end the attempt, the first one does.
         """
         self._end = self._end or error
         return error
 
     @contextmanager
     def enforced_end(self) -> Iterator[None]:
-        """Raise the error that must end the attempt, if there is one, after this block.
+        """After this block, raise the error that must end the attempt, if one is stored.
 
-        Wrap every block in which host code or the SDK may swallow that error or replace it.
+        Wrap every block in which host code or the SDK may swallow or replace that error.
         """
         try:
             yield
@@ -229,13 +229,13 @@ class Journal:
             self.raise_end()
 
     def raise_end(self) -> None:
-        """Raise the error that must end the attempt, if there is one."""
+        """Raise the error that must end the attempt, if one is stored."""
         if self._end is not None:
             raise self._end
 
 
 journal_class: type[Journal] = Journal
-"""The class of journals that attempts load. Tests replace it by a subclass with hooks."""
+"""The journal class that attempts load. Tests replace it with a subclass that has hooks."""
 
 
 def load_journal(attempt: Attempt) -> Journal:
@@ -244,7 +244,7 @@ def load_journal(attempt: Attempt) -> Journal:
 
 
 def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, Any]:
-    """Return the sum of recorded model calls' usage; its cost only if all calls have a price."""
+    """Return the total usage of recorded model calls, with the cost if all have a price."""
     total: Counter[str] = Counter()
     counts = [row.usage for row in rows if row.usage]
     for usage in counts:

@@ -52,7 +52,7 @@ class CallResult:
     fingerprint: str = ""
     error: str = ""
     has_draft: bool = False
-    """Whether a partial message of it was written, to be deleted with the recording."""
+    """Whether a partial message was written. Recording the result deletes it."""
 
 
 def short_key(key: str) -> str:
@@ -64,7 +64,7 @@ def short_key(key: str) -> str:
 
 @dataclass(slots=True)
 class Entry:
-    """A result as it is written: its row, its events, and the row that it replaces."""
+    """A result to write: its row, its events, and the row that it replaces."""
 
     attempt: Attempt
     row: StepCheckpoint
@@ -97,7 +97,7 @@ def write_entries(entries: Sequence[Entry], *, waits: bool = True) -> list[StepC
     Raises StaleAttempt if an attempt has lost its run; see ``fenced_writes.write_changes``.
     """
     changes: dict[Attempt, fenced_writes.RunChange] = {}
-    for entry in entries:  # Calls that an attempt made in parallel may end together.
+    for entry in entries:  # Parallel calls of one attempt may end at the same time.
         change = changes.setdefault(entry.attempt, fenced_writes.RunChange(entry.attempt))
         change.new_events = [*change.new_events, *entry.new_events]
         change.columns |= entry.run_columns
@@ -131,7 +131,7 @@ def save_entries(entries: Sequence[Entry]) -> None:
 def record_intent(
     attempt: Attempt, key: str, kind: str, name: str, fingerprint: str = ""
 ) -> StepCheckpoint:
-    """Write that a call which must not be repeated is about to be made."""
+    """Record, before a call that must not be repeated, that it is about to be made."""
     run = attempt.run
     row = StepCheckpoint(
         run=run,
@@ -149,7 +149,7 @@ def record_intent(
 
 
 def record_repeat(attempt: Attempt, intent: StepCheckpoint) -> StepCheckpoint:
-    """Write that this attempt repeats a call whose intent an earlier attempt recorded."""
+    """Record that this attempt repeats a call whose intent an earlier attempt recorded."""
     with fenced_writes.fenced(attempt):
         fenced_writes.update_run(attempt)
         intent.attempt = attempt.number
@@ -158,7 +158,7 @@ def record_repeat(attempt: Attempt, intent: StepCheckpoint) -> StepCheckpoint:
 
 
 def save_state(attempt: Attempt, state: Any, is_new: bool) -> StepCheckpoint:
-    """Write a state over the run's earlier one; a new one counts as progress."""
+    """Write a run's state over its earlier one. The first state counts as progress."""
     run = attempt.run
     result = CallResult(STATE_KEY, StepCheckpoint.Kind.STATE, "state", state, 0.0)
     row, rows = _row(attempt, result), StepCheckpoint.objects.using(database())
@@ -171,7 +171,7 @@ def save_state(attempt: Attempt, state: Any, is_new: bool) -> StepCheckpoint:
 
 
 def _progress_columns(is_new: bool) -> dict[str, Any]:
-    """Reset the count of failures if something new was recorded: the attempt was not in vain."""
+    """Reset the count of failures if something new was recorded, because the run made progress."""
     return {"failures": 0} if is_new else {}
 
 

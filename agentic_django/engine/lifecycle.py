@@ -1,7 +1,9 @@
-"""Ends attempts and moves runs: each verb is one transaction over row, events and session items.
+"""Implements the verbs that change a run's status.
 
-The verbs of an attempt are guarded by its number and raise StaleAttempt if it has lost the run. The
-verbs of people and of the sweep are guarded by the run's status and raise Conflict.
+Each is one transaction. The transaction writes the row, the events and the session items. The verbs
+of an attempt are guarded by its number. They raise StaleAttempt if it has lost the run. The verbs
+of people and of the sweep are guarded by the run's status. They raise Conflict if it does not
+match.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ _JSON_NULL = models.Value("null", output_field=models.TextField())
 
 
 def complete(completions: Sequence[Completion], *, waits: bool = True) -> list[None]:
-    """Complete runs with their outputs, and add their items to the sessions: all or none.
+    """Complete all runs or none: write their outputs, and add their items to the sessions.
 
     Raises StaleAttempt if an attempt has lost its run; see ``fenced_writes.write_changes``.
     """
@@ -111,7 +113,7 @@ def complete(completions: Sequence[Completion], *, waits: bool = True) -> list[N
 
 
 def _may_be_followed(completion: Completion) -> bool:
-    """Whether another run may wait for this one; writing items has just read ``run_count``."""
+    """Whether another run may wait for this one. Writing the items has just read ``run_count``."""
     run = completion.run
     if run.session is None or concurrency_limits.limits():
         return bool(concurrency_limits.limits())
@@ -124,7 +126,7 @@ def suspend(
     usage: dict[str, int],
     new_events: Sequence[Event] = (),
 ) -> None:
-    """Park a run until people have decided the attempt's approvals and questions."""
+    """Suspend a run until people have decided the attempt's approvals and questions."""
     run = attempt.run
     requested = [
         approval_requests.approval_event(EventType.APPROVAL_REQUESTED, row) for row in requests
@@ -143,7 +145,7 @@ def suspend(
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run failed: a code with its sentence for users, the exception for operators."""
+    """The cause of a failure: a code and its message for users, the exception for operators."""
 
     code: str
     error: BaseException | None = None
@@ -180,9 +182,9 @@ def fail(attempt: Attempt, failure: Failure, new_events: Sequence[Event] = ()) -
 def retry_later(
     attempt: Attempt, failure: Failure, after: float = 0.0, new_events: Sequence[Event] = ()
 ) -> None:
-    """Queue a run again after a failure that may pass, or fail it if this was the last attempt.
+    """Requeue a run after a temporary failure, or fail it if this was the last attempt.
 
-    ``after`` is the shortest delay in seconds.
+    ``after`` is the minimum delay in seconds.
     """
     run = attempt.run
     if retries.is_last_attempt(run):
@@ -198,9 +200,9 @@ def retry_later(
 
 
 def release(attempt: Attempt) -> None:
-    """Queue a run again because this process ends.
+    """Requeue a run, because this process is shutting down.
 
-    An inline run fails instead: only its host can resume it.
+    An inline run fails instead, because only its host can resume it.
     """
     run = attempt.run
     if run.is_inline:
@@ -213,7 +215,7 @@ def release(attempt: Attempt) -> None:
 
 
 def cancel_attempt(attempt: Attempt) -> None:
-    """Cancel a run because its own code wants that."""
+    """Cancel a run at the request of its own code."""
     event = events.new_event(EventType.RUN_CANCELLED, by="", by_owner=False)
     with fenced_writes.fenced(attempt):
         fenced_writes.end_attempt(attempt, "cancel", [event])
@@ -227,10 +229,10 @@ def cancel_attempt(attempt: Attempt) -> None:
 def recover(
     run: AgentRun, guard: models.Q, *, may_requeue: bool = True, lost_with_others: bool = False
 ) -> str:
-    """Queue or fail a run whose worker died; return the verb, "requeue" or "fail".
+    """Requeue or fail a run whose worker died. Return the verb: "requeue" or "fail".
 
-    ``lost_with_others`` says that the worker died with several runs. Raises Conflict if the guard
-    does not match any more: the worker is back, or another process was faster.
+    ``lost_with_others`` is true if the worker died with several runs. Raises Conflict if the guard
+    no longer matches, because the worker is back or another process has recovered the run.
     """
     if not may_requeue or retries.fails_when_orphaned(run, lost_with_others=lost_with_others):
         failure = Failure("lost")
@@ -252,7 +254,7 @@ def recover(
 
 
 def resume(run: AgentRun, new_events: Sequence[Event]) -> None:
-    """Queue a waiting run again, because people have decided all that it waits for."""
+    """Requeue a waiting run, because people have decided all its approvals and questions."""
     all_events = [*new_events, _retrying_event(run, "decided")]
     with transaction.atomic(using=database()):
         fenced_writes.change_status(run, "resume", all_events, **_queued_columns())
@@ -261,7 +263,7 @@ def resume(run: AgentRun, new_events: Sequence[Event]) -> None:
 
 
 def cancel(run: AgentRun, by: str = "", *, by_owner: bool = False) -> None:
-    """Cancel a run for a person. Raises Conflict if it has ended."""
+    """Cancel a run at a person's request. Raises Conflict if it has ended."""
     event = events.new_event(EventType.RUN_CANCELLED, by=by, by_owner=by_owner)
     with transaction.atomic(using=database()):
         fenced_writes.change_status(run, "cancel", [event], **_ended_columns())
@@ -270,10 +272,10 @@ def cancel(run: AgentRun, by: str = "", *, by_owner: bool = False) -> None:
 
 
 def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
-    """Queue a run that failed, timed out or was cancelled again, for a person.
+    """Requeue a failed, timed out or cancelled run at a person's request.
 
-    It continues from its journal; with ``fresh`` it starts a new generation with an empty one.
-    Raises Conflict if the run has another status, or if its session has a later run.
+    The run continues from its journal. With ``fresh``, it starts a new generation with an empty
+    journal. Raises Conflict if the run has another status, or if its session has a later run.
     """
     details = {"anew": True} if fresh else {}
     event = _retrying_event(run, f"by {by}" if by else "asked", **details)
@@ -308,7 +310,7 @@ def _keep_unfinished(run: AgentRun) -> None:
     """
     recorded = StepCheckpoint.objects.using(database()).filter(run=run)
     fenced_writes.record_usage(run, journal.total_usage(recorded))
-    if run.attempt:  # A run that never started adds nothing: earlier runs have yet to end.
+    if run.attempt:  # A run that never started adds nothing, because earlier runs have not ended.
         session_items.append_run_items([(run, unfinished_turns.unfinished_items(run))])
         drafts.delete_drafts(run)
     dispatch.enqueue_next([run])

@@ -1,8 +1,8 @@
 """Routes runs to the queues of the task backend.
 
-``AGENTIC_DJANGO_QUEUES`` names a queue for each agent. The task that a queue delivers is declared
-in ``agentic_django.tasks``; it registers itself here with ``run_task``, so this module does not
-import it.
+``AGENTIC_DJANGO_QUEUES`` names a queue for each agent. The task is declared in
+``agentic_django.tasks`` and registers itself here with ``run_task``, so this module does not import
+it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ else:
 class RunTask(BaseTask):
     """The task that delivers a run's id to a worker.
 
-    Django validates a task when it is declared. This one is validated when it is enqueued: a
-    host whose backend does not have its queue gets a system check, not an error at import.
+    Django validates a task when it is declared. This one is validated when it is enqueued. So a
+    host whose backend does not have the queue gets a system check, not an error at import.
     """
 
     def __post_init__(self) -> None:
-        """Do not validate yet; see the class."""
+        """Skip the validation. See the class docstring."""
 
 
 class Delivery(StrEnum):
@@ -65,11 +65,11 @@ KNOWN_BACKENDS = {
     "django_tasks.backends.immediate.ImmediateBackend": Delivery.IMMEDIATE,
     "django_tasks_rq.backend.RQBackend": Delivery.RQ,
 }
-"""The backends that cannot declare their delivery themselves, by the path of their class."""
+"""The delivery of backends that cannot declare it themselves, by the path of their class."""
 
 
 class DeferredRuns(threading.local):
-    """The runs that a thread enqueues when it has executed its present run."""
+    """The runs that a thread enqueues after its current run has ended."""
 
     def __init__(self) -> None:
         self.runs: deque[tuple[str, str]] = deque()
@@ -92,13 +92,13 @@ def backend() -> BaseTaskBackend:
 
 
 def queue_for_agent(agent_key: str | None) -> str:
-    """Return the queue for an agent's runs; ``"*"`` in the setting stands for all other agents."""
+    """Return the queue for an agent's runs. ``"*"`` in the setting means all other agents."""
     queues = settings.QUEUES
     return queues.get(agent_key or "*", queues.get("*", "default"))
 
 
 def agents_on_queue(queue: str) -> tuple[set[str], bool]:
-    """Return the agent keys that are set for a queue, and whether it serves all others."""
+    """Return the agent keys that are set for a queue, and whether it serves all other agents."""
     queues = settings.QUEUES
     named = {key for key, name in queues.items() if name == queue and key != "*"}
     return named, queue == queue_for_agent(None)
@@ -125,8 +125,8 @@ def delivery() -> Delivery:
 def executes_immediately(agent_key: str | None = None) -> bool:
     """Whether enqueueing an agent's run executes it before the call returns.
 
-    Without an agent, whether this is so for all agents. A queue of RQ with ``ASYNC`` set to
-    False executes its jobs immediately.
+    Without an agent, whether this is true for all agents. An RQ queue with ``ASYNC`` set to False
+    executes its jobs immediately.
     """
     if delivery() is not Delivery.RQ:
         return delivery() is Delivery.IMMEDIATE
@@ -138,8 +138,8 @@ def executes_immediately(agent_key: str | None = None) -> bool:
 def enqueue(run_id: str, agent_key: str) -> TaskResult[..., Any] | None:
     """Enqueue the task for a run; return None if that is deferred.
 
-    With a backend that executes immediately, a run that another run enqueues would nest in it.
-    That run is deferred: the outermost run enqueues it at its own end.
+    If the backend executes immediately, a run that another run enqueues would be nested in it. That
+    run is deferred. The outermost run enqueues it when it ends.
     """
     if event_loop.is_executing_run() and executes_immediately(agent_key):
         process.get(DeferredRuns).runs.append((run_id, agent_key))

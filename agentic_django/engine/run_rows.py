@@ -1,4 +1,4 @@
-"""Functions that all writers of a run's row share: its table, its holder, its signals."""
+"""Functions that all writers of a run's row share: its queryset, its holder, its signals."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["process_name", "run_rows", "send_signal_on_commit"]
 
 
 def process_name() -> str:
-    """Return the name of this process among those that hold runs."""
+    """Return the name under which this process holds runs."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def run_rows() -> RunQuerySet:
-    """Return the runs, in the database that holds them."""
+    """Return a queryset of the runs in the app's database."""
     return AgentRun.objects.using(database())
 
 
 def send_signal_on_commit(signal: Any, run: AgentRun, **kwargs: Any) -> None:
-    """Send a signal about a run once the transaction is committed."""
+    """Send a signal about a run after the transaction has committed."""
     send_it = partial(signals.announce, signal, AgentRun, run=run, **kwargs)
     transaction.on_commit(send_it, using=database(), robust=True)

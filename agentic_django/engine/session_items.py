@@ -25,7 +25,7 @@ __all__ = [
 
 
 def read_items(session: AgentSession, limit: int | None = None, **only: Any) -> list[Any]:
-    """Return the items of a session, oldest first. ``limit`` keeps the latest items."""
+    """Return the items of a session, oldest first. With ``limit``, return the latest items."""
     rows = AgentSessionItem.objects.using(database()).filter(session=session, **only)
     if limit is None:
         return list(rows.order_by("sequence").values_list("payload", flat=True))
@@ -69,7 +69,7 @@ def append_run_items(
 ) -> None:
     """Append the items of runs to their sessions. Runs without a session are skipped.
 
-    With ``waits=False``, raise WouldBlock if another transaction has locked a session.
+    With ``waits=False``, raises WouldBlock if another transaction has locked a session.
     """
     _append(
         [(run.session, items, run) for run, items in added if run.session is not None],
@@ -85,7 +85,7 @@ def _append(
         return
     with transaction.atomic(using=database()):
         if waits:
-            for session, items, _ in added:  # The statement also reads the counter of runs.
+            for session, items, _ in added:  # The query also reads the counter of runs.
                 session.item_count = F("item_count") + len(items)
                 session.run_count = F("run_count")
                 session.updated_at = Now()
@@ -101,9 +101,9 @@ def _append(
 
 
 def _reserve_unlocked(counts: dict[AgentSession, int]) -> None:
-    """Increase the counters of items of sessions that no other transaction has locked.
+    """Increase the item counters of sessions that no other transaction has locked.
 
-    Raises WouldBlock if one is locked.
+    Raises WouldBlock if another transaction has locked a session.
     """
     table = AgentSession.objects.using(database())
     free = skip_locked_rows(table.filter(pk__in=[session.pk for session in counts]))

@@ -33,8 +33,8 @@ def get_or_create_session(
 ) -> tuple[AgentSession, bool]:
     """Return the owner's session with a key, and whether it was created.
 
-    Without a key, create a session with a new key. ``columns`` are set only on a session that is
-    created. Raises BadInput for an invalid key. Sends ``agent_session_created`` on commit.
+    Without a key, create a session with a new key. ``columns`` are set only on a new session.
+    Raises BadInput if the key is invalid. Sends ``agent_session_created`` on commit.
     """
     identity = {"tenant": tenant, "principal": principal_of(owner)}
     columns["owner"] = owner
@@ -55,12 +55,12 @@ def get_or_create_session(
 def cancel_unfinished_runs(session: AgentSession, by: str = "", *, by_owner: bool = False) -> None:
     """Cancel all unfinished runs of a session, in the caller's transaction.
 
-    The last run is cancelled first, so that none of them starts in between. All runs are locked
-    before the session, in the order in which a worker locks them.
+    The last run is cancelled first, so that none of the others starts in between. All runs are
+    locked before the session, in the order in which a worker locks them.
     """
     unfinished = run_rows().filter(session=session, status__in=ACTIVE)
     for run in list(unfinished.select_for_update().order_by("-position")):
-        with suppress(Conflict):  # The run ended by itself.
+        with suppress(Conflict):  # The run has ended.
             lifecycle.cancel(run, by, by_owner=by_owner)
 
 
@@ -75,7 +75,7 @@ def delete_session(session: AgentSession, *, by: str = "") -> None:
 
 
 def rename_session(session: AgentSession, title: str) -> None:
-    """Give a session another title, of at most 255 characters."""
+    """Change the title of a session. A title has at most 255 characters."""
     _update(session, title=title)
 
 
@@ -85,6 +85,6 @@ def archive_session(session: AgentSession, *, archived: bool = True) -> None:
 
 
 def _update(session: AgentSession, **columns: Any) -> None:
-    """Write columns without changing ``updated_at``, which is the time of the last use."""
+    """Write columns, but not ``updated_at``, which is the time of the last use."""
     AgentSession.objects.using(database()).filter(pk=session.pk).update(**columns)
     session.refresh_from_db(fields=columns)

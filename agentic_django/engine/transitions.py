@@ -1,4 +1,4 @@
-"""The table of status changes of a run."""
+"""Defines the status transitions of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rebuilds the items of a run that did not complete from its journal.
 
-The items that an attempt has buffered are lost with it. The user's input stays in the session,
-and each call gets an output, because models reject a history that has a call without an output.
+The items that an attempt has buffered are lost with it. The user's input stays in the session. Each
+call gets an output, because models reject a history with a call that has no output.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _PART_FIELDS = {
     "image": ("image_url", "file_id", "detail"),
     "file": ("file_data", "file_url", "file_id", "filename"),
 }
-"""The types of structured outputs of tools, and their fields."""
+"""The types of tools' structured outputs, and their fields."""
 
 _REQUIRED_FIELDS = {
     "text": ("text",),
     "image": ("image_url", "file_id"),
     "file": ("file_data", "file_url", "file_id"),
 }
-"""The fields of which a structured output must have at least one."""
+"""A structured output must have at least one of these fields."""
 
 _IMAGE_DETAILS = (None, "low", "high", "auto")
 
@@ -82,7 +82,7 @@ def _turn_items(
         row, result = recorded.get(key), UNFINISHED
         if row is not None and not row.is_intent and not row.error:
             result = row.result
-        elif row is None and following is not None:  # A handoff is a call, but it is not recorded.
+        elif row is None and following is not None:  # A handoff is a call, but not recorded.
             result = json.dumps({"assistant": following.name})
         items.append(call_output(call, result))
     return items
@@ -91,8 +91,8 @@ def _turn_items(
 def call_output(call: Mapping[str, Any], result: Any) -> dict[str, Any]:
     """Return the output item of a tool call, as the Agents SDK makes it.
 
-    Text stays text. A text, image or file that a tool returned in the SDK's structured form, or
-    a list of these, becomes a list of content parts. Other values become text.
+    A string stays a string. A structured output of the SDK (text, image or file), or a list of
+    structured outputs, becomes a list of content parts. Other values become strings.
     """
     item = {"call_id": call["call_id"], "output": result, "type": f"{call['type']}_output"}
     caller = call.get("caller")
