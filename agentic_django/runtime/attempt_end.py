@@ -1,6 +1,6 @@
-"""Decides how an attempt ends, and writes it: completed, parked, cancelled, failed or queued again.
+"""Ends an attempt: the run is completed, suspended, cancelled, failed or requeued.
 
-Worker processes and inline runs end their attempts here. Their differences are parameters.
+Worker processes and inline runs both end their attempts here. Their differences are parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["AttemptContext", "end_attempt", "work_block"]
 
 
 class AttemptContext(Protocol):
-    """The parts of a ``RunContext`` that the end of an attempt needs."""
+    """The attributes of a ``RunContext`` that the end of an attempt needs."""
 
     journal: Journal
     history: RunHistory
@@ -37,10 +37,10 @@ class AttemptContext(Protocol):
 def work_block(context: AttemptContext, result_name: str) -> Iterator[None]:
     """Surround the host code of an attempt, which sets ``context.result``.
 
-    Raise the error that must end the attempt even if the host code swallowed it. Raise
-    AgentChanged if a decided tool call was not made, WorkCancelled if host code raised
-    CancelledError by itself, and NotSerializable for a result that is not JSON; ``result_name``
-    stands in that message.
+    Raises the error that must end the attempt, even if the host code swallowed it. Raises
+    AgentChanged if a decided tool call was not made. Raises WorkCancelled if the host code raised
+    CancelledError itself. Raises NotSerializable if the result is not JSON; ``result_name`` names
+    the result in that message.
     """
     with context.journal.enforced_end(), foreign_cancellation_fails():
         yield
@@ -56,15 +56,16 @@ async def end_attempt(
     decide: Callable[[BaseException], RetryDecision] = decide_retry,
     timed_out: bool = False,
 ) -> BaseException | None:
-    """Write how an attempt ends by the error that its work raised; None completes the run.
+    """End an attempt according to the error that its work raised. None completes the run.
 
     ``run_verb`` calls a verb of ``lifecycle`` on a thread with a database connection. ``decide``
-    chooses the code of a failure, and whether the run is queued again. ``timed_out`` says that
-    the error is only the end of the run's time.
+    chooses the code of a failure, and whether the run is requeued. ``timed_out`` is true if the
+    error only means that the run has exceeded its time limit.
 
-    Return the error that ended the attempt: a completion that cannot be written fails the run.
+    Return the error that ended the attempt. If a completion cannot be written, the run fails.
     Raises StaleAttempt if the attempt has lost the run. Raises Django's ``Error`` if the database
-    is away: the run stays with the attempt until its lease ends, and is executed again.
+    cannot be reached. Then the run belongs to the attempt until its lease expires, and is executed
+    again.
     """
     journal, attempt = context.journal, context.journal.attempt
     if error is None:
@@ -94,7 +95,7 @@ async def end_attempt(
 
 
 async def _complete(context: AttemptContext) -> Exception | None:
-    """Complete the run, or return why its output cannot be stored."""
+    """Complete the run, or return the error if its output cannot be stored."""
     completion = Completion(
         context.journal.attempt,
         context.result,

@@ -1,4 +1,4 @@
-"""The object through which a host's code works on its run, and the forms that code may take."""
+"""The context of a run for a host's code, and the interface of that code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["AgentRuntime", "RunContext", "Runtime"]
 
 
 class RunContext:
-    """One attempt of a run: its input, and all that a host's code may do within it.
+    """One attempt of a run: its input, and the operations that a host's code may use.
 
     Methods that write raise StaleAttempt if the attempt has lost its run.
     """
@@ -41,9 +41,9 @@ class RunContext:
         self.history = RunHistory(journal.attempt)
         """The conversation, as a session of the SDK."""
         self.state: dict[str, Any] = copy.deepcopy(journal.saved_state() or {})
-        """A dict for the host's own use. ``checkpoint()`` saves it."""
+        """A dict for the host's code. ``checkpoint()`` saves it."""
         self.result: Any = None
-        """The output of the run. Code in a ``RunContext.open`` block sets it, or a RunResult."""
+        """The output of the run, or a RunResult. Code in a ``RunContext.open`` block sets it."""
 
     @classmethod
     @asynccontextmanager
@@ -59,14 +59,14 @@ class RunContext:
     ) -> AsyncIterator[RunContext]:
         """Create a run, or resume the one with this id, and execute it in this block.
 
-        It is for code that runs already: the run has a lease, a journal and events like any
-        other, but it is never queued. It completes when the block ends, with ``result`` as its
-        output. An exception fails it, and then the same ``run_id`` resumes it. Synchronous steps
-        and tools run on the host's own thread.
+        Use it in code that is already running. The run has a lease, a journal and events like any
+        other run, but it is never queued. It completes when the block ends, with ``result`` as its
+        output. An exception fails the run. Open it again with the same ``run_id`` to resume it.
+        Synchronous steps and tools run on the host's own thread.
 
-        Raises Conflict if the run has completed or is executed elsewhere, or if its conversation
-        is busy. Raises StepCancelledError if the run is cancelled, or claimed by another process,
-        while the block runs.
+        Raises Conflict if the run has completed, if another process executes it, or if its
+        conversation has another unfinished run. Raises StepCancelledError if the run is cancelled,
+        or claimed by another process, while the block runs.
         """
         given = input_messages if isinstance(input_messages, str) else list(input_messages)
         first = {"params": params, "metadata": metadata, "input_messages": given}
@@ -86,7 +86,7 @@ class RunContext:
 
     @property
     def run_id(self) -> str:
-        """The run's id as text."""
+        """The run's id as a string."""
         return str(self.run.pk)
 
     @property
@@ -122,7 +122,7 @@ class RunContext:
         return metadata
 
     def cancelled(self) -> bool:
-        """Return whether this attempt has lost its run: cancelled, or claimed by another worker."""
+        """Return whether this attempt has lost its run to a cancellation or to another worker."""
         return self.journal.attempt.has_lost_run
 
     # Events
@@ -138,7 +138,7 @@ class RunContext:
         await self.write([events.new_event(event_type, visibility, **payload)])
 
     async def emit_user_message(self, text: str) -> None:
-        """Show a text to the user while the run continues."""
+        """Show a message to the user while the run continues."""
         await self.emit(EventType.MESSAGE, {"text": text, "agent": self.run.agent_key})
 
     async def emit_error(self, error: BaseException | str) -> None:
@@ -156,7 +156,7 @@ class RunContext:
     # State, steps and questions
 
     async def checkpoint(self, state: dict[str, Any] | None = None) -> None:
-        """Save a state, by default ``state``. It replaces the state saved last."""
+        """Save a state, by default ``self.state``. It replaces the last saved state."""
         await self.journal.save_state(to_jsonable(self.state if state is None else state, "state"))
 
     async def get_checkpoint(self) -> dict[str, Any] | None:
@@ -167,12 +167,13 @@ class RunContext:
     async def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return the result recorded under a name, or call a function and record its result.
 
-        A name ("embed:42") must be unique within the step or tool call that surrounds it, or
-        else within the run. Several steps may be gathered: if the code around them fails, those
-        that have not ended are cancelled. A synchronous function runs on the run's thread.
+        A name such as "embed:42" must be unique within the surrounding step or tool call, or within
+        the run if there is none. Steps may run concurrently, for example in ``asyncio.gather``. If
+        the surrounding code fails, unfinished steps are cancelled. A synchronous function runs on
+        the run's thread.
 
-        Raises BadSetting for a name that is used twice or cannot be used. Raises NotSerializable,
-        and records nothing, for a result that is not JSON.
+        Raises BadSetting if the name is invalid or is used twice. Raises NotSerializable, and
+        records nothing, if the result is not JSON.
         """
         return await recorded_steps.execute_step(self.journal, name, partial(fn, *args, **kwargs))
 
@@ -184,12 +185,12 @@ class RunContext:
         schema: type[BaseModel] | None = None,
         key: str = "",
     ) -> Any:
-        """Ask a person, and return the answer. The run waits until there is one.
+        """Ask a person a question, and return the answer.
 
-        The answer is one of ``options``, an instance of ``schema`` (a pydantic model with plain
-        fields, shown as a form), or a text. Once it is there, the code is executed again from its
-        start, so put work that must not be repeated into steps. A question is asked once within a
-        step or tool call; ``key`` distinguishes equal questions.
+        The run waits for it. The answer is one of ``options``, an instance of ``schema`` (a
+        pydantic model with plain fields, shown as a form), or a string. After the answer, the code
+        is executed again from its start. Put work that must not be repeated into steps. A question
+        is asked once within a step or tool call; ``key`` distinguishes equal questions.
 
         Raises Declined if the person declines, or does not answer within
         AGENTIC_DJANGO_APPROVAL_TTL.
@@ -201,7 +202,7 @@ class RunContext:
     def model(self, name: str | Model | None = None) -> Model:
         """Return a model of the SDK whose responses are recorded.
 
-        ``name`` is a name or an instance; None means AGENTIC_DJANGO_DEFAULT_MODEL.
+        ``name`` is a name or a model object. None means ``AGENTIC_DJANGO_DEFAULT_MODEL``.
         """
         return providers.get_model(name)
 
@@ -220,10 +221,10 @@ class RunContext:
         return await model_calls.generate(messages, tools=tools, using=model, **options)
 
     async def run_agent(self, agent: agents.Agent[Any], given: Any) -> Any:
-        """Run an SDK agent on a text or on items, and return its final output.
+        """Run an SDK agent on a string or on items, and return its final output.
 
-        All its calls are recorded. Several agents may be gathered: if one must wait for a
-        person, the others end first, or ask their own questions.
+        All its calls are recorded. Agents may run concurrently, for example in ``asyncio.gather``.
+        If one must wait for a person, the others first end or ask their own questions.
         """
         with (current_scope() or CallScope(self.journal)).track_task():
             return await runner.run_agent(agent, self.journal, given)
@@ -234,7 +235,7 @@ class RunContext:
     async def recording(self) -> AsyncIterator[None]:
         """Record the model and tool calls made in this block.
 
-        If the block fails, the tasks that it has left running are cancelled.
+        If the block fails, its unfinished tasks are cancelled.
         """
         runner.install_runner()
         scope = CallScope(self.journal, is_host_code=True)

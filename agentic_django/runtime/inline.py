@@ -40,7 +40,7 @@ AGENT_KEY = ".inline"
 def claim_or_create(
     run_id: str | UUID | None, user: Any, conversation_id: str | None, first: Mapping[str, Any]
 ) -> Attempt:
-    """Create a run with these columns and claim it, or claim the run of this id to resume it.
+    """Create a run with these columns and claim it, or claim the run with this id to resume it.
 
     Raises Conflict, and changes nothing, if the run cannot start now.
     """
@@ -104,8 +104,8 @@ def _make(
 async def execute(context: AttemptContext) -> AsyncIterator[None]:
     """Execute an inline run in this block, and end the run with the block.
 
-    Raises RunWaiting if the run waits for a person, and StepCancelledError if it was cancelled or
-    claimed elsewhere meanwhile.
+    Raises RunWaiting if the run waits for a person. Raises StepCancelledError if the run was
+    cancelled or claimed by another process.
     """
     attempt = context.journal.attempt
     error: BaseException | None = None
@@ -126,7 +126,7 @@ async def execute(context: AttemptContext) -> AsyncIterator[None]:
         end = attempt_end.end_attempt(
             context, error, run_verb=event_loop.run_sync, decide=_decide_failure
         )
-        error = await asyncio.shield(end)  # Even if the host's task is cancelled meanwhile.
+        error = await asyncio.shield(end)  # Even if the host's task is cancelled.
     except StaleAttempt:
         raise StepCancelledError from None
     if isinstance(error, RunSuspended):
@@ -136,16 +136,16 @@ async def execute(context: AttemptContext) -> AsyncIterator[None]:
 
 
 def _decide_failure(error: BaseException) -> RetryDecision:
-    """Return the code of a failure. The run is never queued again: only its host resumes it."""
-    if isinstance(error, SystemExit):  # The host's process ends.
+    """Return the code of a failure. The run is not requeued, because only its host resumes it."""
+    if isinstance(error, SystemExit):  # The host's process is exiting.
         return RetryDecision("lost")
     return RetryDecision(decide_retry(error).code)
 
 
 async def _absorb_cancellation(task: asyncio.Task[object], cancellations: int) -> None:
-    """Absorb the cancellation by which the heartbeat ended an attempt that has lost its run.
+    """Absorb the cancellation with which the heartbeat ended an attempt that has lost its run.
 
-    It may not have arrived yet. The host's next ``await`` must not meet it.
+    The cancellation may not have arrived yet. The host's next ``await`` must not receive it.
     """
     if task.cancelling() == cancellations:
         with suppress(asyncio.CancelledError):

@@ -29,8 +29,8 @@ class Message:
 def to_input_items(messages: Sequence[Any], *, system: bool = False) -> list[Any]:
     """Return the SDK's input items for messages in the chat format.
 
-    Messages of the system are left out unless ``system`` is true. Raises BadInput unless
-    ``messages`` is a list of messages that can be read.
+    System messages are left out unless ``system`` is true. Raises BadInput if ``messages`` is not a
+    list of valid messages.
     """
     if isinstance(messages, str | Mapping):
         raise BadInput(f"Give a list of messages, not {type(messages).__name__}.")
@@ -64,7 +64,7 @@ def run_input_items(messages: Sequence[Any]) -> list[Any]:
 
 
 def system_instructions(messages: Sequence[Any]) -> str | None:
-    """Return the text of the system messages among messages in the chat format, or None."""
+    """Return the text of the system messages in a list of chat messages, or None."""
     plain = [m for m in messages if not isinstance(m, Message)]
     texts = [str(_text(m["content"])) for m in plain if m.get("role") in _SYSTEM]
     return "\n\n".join(texts) or None
@@ -97,7 +97,7 @@ def _items(message: Mapping[str, Any], *, system: bool) -> list[Any]:
 
 
 def _text(content: Any) -> Any:
-    """Return content as text if it is a list of parts with text."""
+    """Return content as a string if it is a list of text parts."""
     text = text_of(content) if isinstance(content, list) else None
     return content if text is None else text
 

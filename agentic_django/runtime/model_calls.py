@@ -1,7 +1,7 @@
-"""Makes one model call for a loop that a host writes itself. Within a run it is recorded.
+"""Makes one model call for a host's own loop. Within a run, the call is recorded.
 
-Messages are those of OpenAI's chat format: ``role`` (system, user, assistant, tool),
-``content``, ``tool_calls`` and ``tool_call_id``.
+Messages are in OpenAI's chat format: ``role`` (system, user, assistant, tool), ``content``,
+``tool_calls`` and ``tool_call_id``.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ async def generate(
 ) -> Answer:
     """Call a model once, and return its answer.
 
-    ``tools`` is a ToolRegistry or a list of tools: the app's, the SDK's, or in the format of
-    OpenAI's chat API. ``options`` are fields of the SDK's ``ModelSettings``. Raises BadInput for
-    an unknown option.
+    ``tools`` is a ToolRegistry or a list of tools. A tool is an app tool, an SDK tool, or a dict in
+    the format of OpenAI's chat API. ``options`` are fields of the SDK's ``ModelSettings``. Raises
+    BadInput if an option is unknown.
     """
     known = [option.name for option in fields(agents.ModelSettings)]
     for name in options.keys() - set(known):  # The SDK would ignore them.

@@ -1,4 +1,4 @@
-"""Questions that a host's code asks a person; the run waits for the answer."""
+"""Asks the questions of a host's code to a person. The run waits for the answer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def ask_person(
 ) -> Any:
     """Return a person's answer to a question.
 
-    Raises RunSuspended if nobody has answered yet, and Declined if the person declined or the
-    time limit expired. If the pydantic model refuses an answer, the question is repeated with
+    Raises RunSuspended if nobody has answered yet. Raises Declined if the person declined, or if
+    the question expired. If the pydantic model rejects an answer, the question is asked again with
     the reason.
     """
     if options and schema is not None:

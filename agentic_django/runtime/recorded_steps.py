@@ -1,4 +1,4 @@
-"""Calls a host's functions as named steps: the result of each is recorded once."""
+"""Calls a host's functions as named steps, and records the result of each once."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _LONGEST_NAME = 255
 async def execute_step(journal: Journal, name: str, call: Callable[[], Any]) -> Any:
     """Return the result recorded under a name, or call a function and record its result.
 
-    The name must be unique within the step or tool call that surrounds it. Raises BadSetting for
-    a name that cannot be used, and NotSerializable for a result that is not JSON.
+    The name must be unique within the surrounding step or tool call. Raises BadSetting if the name
+    is invalid or is used twice. Raises NotSerializable if the result is not JSON.
     """
     check_step_name(name)
     outer = current_call()
@@ -58,7 +58,7 @@ async def execute_step(journal: Journal, name: str, call: Callable[[], Any]) -> 
 async def enter_step(journal: Journal, name: str, key: str) -> AsyncIterator[None]:
     """Record the calls made in this block as part of a step.
 
-    If the block fails, the tasks that it has left running are cancelled.
+    If the block fails, its unfinished tasks are cancelled.
     """
     outer = current_scope()
     scope = CallScope(journal, f"{outer.path if outer else ''}//{key}", is_host_code=True)
@@ -71,7 +71,7 @@ async def enter_step(journal: Journal, name: str, key: str) -> AsyncIterator[Non
 
 
 def check_step_name(name: Any) -> None:
-    """Raise BadSetting unless this can be the name of a step: a text of 1 to 255 characters."""
+    """Raise BadSetting if the name of a step is not a valid string of 1 to 255 characters."""
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
         raise BadSetting(
             f"A step's name is text of 1 to {_LONGEST_NAME} characters, not {name!r:.60}."

@@ -15,10 +15,10 @@ __all__ = ["RunResult", "items_after_input", "messages_of_input"]
 class RunResult:
     """The result of a run.
 
-    ``final_output`` is any JSON value. ``final_messages``, in the chat format or as the SDK's
-    items, are added to the conversation after the run's input. If they repeat the input, only the
-    messages after it are added. Without them, a text output is added as the agent's message.
-    Raises BadInput for messages that cannot be read.
+    ``final_output`` is any JSON value. ``final_messages`` are in the chat format or are SDK items.
+    They are added to the conversation after the run's input. If they repeat the input, only the
+    messages after it are added. Without ``final_messages``, a string output is added as the agent's
+    message. Raises BadInput if a message is invalid.
     """
 
     final_output: Any = None
@@ -29,12 +29,12 @@ class RunResult:
 
 
 def messages_of_input(payload: Any) -> list[Any]:
-    """Return a run's input, a text or a list of messages, as a list of messages."""
+    """Return a run's input, which is a string or a list of messages, as a list of messages."""
     return [{"role": "user", "content": payload}] if isinstance(payload, str) else list(payload)
 
 
 def items_after_input(messages: Sequence[Any], result: RunResult) -> tuple[list[Any], list[Any]]:
-    """Return the SDK's items of a run's input, and those of its result without that input."""
+    """Return the SDK's items of a run's input, and the items of its result without that input."""
     given = run_input_items(messages)
     items = to_input_items(result.final_messages, system=True)
     n = len(given)

@@ -1,4 +1,4 @@
-"""Tools for a loop that a host writes itself. Within a run their results are recorded."""
+"""Tools for a host's own loop. Within a run, their results are recorded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _asynchronous(fn: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(fn):
         return fn
 
-    # The signature of a callable object is that of its class's __call__.
+    # A callable object has the signature of its class's __call__.
     signature_source = fn if inspect.isroutine(fn) else type(fn).__call__.__get__(fn)
 
     @wraps(signature_source)
@@ -81,7 +81,7 @@ class ToolRegistry:
     _tools: dict[str, Tool] = field(default_factory=dict)
 
     def register(self, tool: Tool | Callable[..., Any]) -> Tool:
-        """Add a tool or a function. Raises BadInput if its name is registered already."""
+        """Add a tool or a function. Raises BadInput if its name is already registered."""
         new = tool if isinstance(tool, Tool) else Tool.from_function(tool)
         if new.name in self._tools:
             raise BadInput(f"A tool {new.name!r} is registered already. Choose another name.")
@@ -98,12 +98,12 @@ class ToolRegistry:
     async def execute(
         self, name: str, arguments: str | Mapping[str, Any], *, call_id: str | None = None
     ) -> Any:
-        """Call a tool with arguments as JSON text or a dict, and return its result as JSON.
+        """Call a tool with arguments, a JSON string or a dict, and return its result as JSON.
 
-        An exception of the tool becomes a text for the model, as the SDK writes it. Within a run
-        the result is recorded under ``call_id``, the id that the model gave the call. Without an
-        id, calls are distinguished by their arguments, and equal calls by their order. Raises
-        BadInput for an unknown name, and NotSerializable for a result that is not JSON.
+        If the tool raises, the result is the SDK's error message for the model. Within a run, the
+        result is recorded under ``call_id``, the id that the model gave the call. Without an id,
+        calls are distinguished by their arguments, and equal calls by their order. Raises BadInput
+        if the name is unknown. Raises NotSerializable if the result is not JSON.
         """
         if name not in self._tools:
             known = ", ".join(self._tools) or "none"
