@@ -5,13 +5,15 @@ A rule is written here once. Querysets apply ``owned_by`` in their method ``visi
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import Q
 
 from agentic_django import registry
-from agentic_django.conf import load, settings
+from agentic_django.conf import Hook, load, settings
 from agentic_django.exceptions import NotAllowed
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ __all__ = [
     "principal_of",
     "usable_agents",
 ]
+
+logger = logging.getLogger("agentic_django")
 
 
 def principal_of(user: AbstractBaseUser | AnonymousUser | None) -> str:
@@ -85,21 +89,37 @@ def usable_agents(request: HttpRequest) -> list[str]:
 
 def _may_use(request: HttpRequest, agent_key: str) -> bool:
     hook = settings.AGENT_ACCESS
-    return hook is None or bool(load(hook)(request, agent_key))
+    return hook is None or _permits(hook, request, agent_key)
 
 
 def may_decide(user: Any, approval: Any) -> bool:
     """Whether a user may decide an approval.
 
-    ``AGENTIC_DJANGO_APPROVERS`` says so. Without this setting only the run's owner may decide.
+    ``AGENTIC_DJANGO_APPROVERS`` decides this. Without this setting only the run's owner may decide.
     """
     if user is None or not user.is_authenticated:
         return False
     hook = settings.APPROVERS
     if hook is not None:
-        return bool(load(hook)(user, approval))
+        return _permits(hook, user, approval)
     viewer = Viewer.for_user(user, approval.run.tenant)
     return bool(viewer.principal) and viewer.principal == approval.run.principal
+
+
+def _permits(hook: Hook, *arguments: Any) -> bool:
+    """Whether a hook of the host permits something. A hook that raises denies, and is logged."""
+    function = load(hook)
+    try:
+        answer = function(*arguments)
+        if not isawaitable(answer):
+            return bool(answer)
+    except Exception:  # A hook may raise anything, for example on arguments that a model made up.
+        logger.exception("The hook %r raised an exception, so it denies.", hook)
+        return False
+    if iscoroutine(answer):
+        answer.close()
+    logger.error("The hook %r is asynchronous, so it denies. Use a synchronous function.", hook)
+    return False
 
 
 def is_owner(user: Any, run: Any) -> bool:

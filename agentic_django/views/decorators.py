@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, Concatenate
 from urllib.parse import urlsplit
 
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
@@ -40,7 +41,8 @@ def endpoint[**P](*methods: str) -> Callable[[View[P]], Callable[..., HttpRespon
             return mark_private(response)
 
         # Django's middleware would read the whole body before ``_admit`` checks its length.
-        return csrf_exempt(respond)
+        # LoginRequiredMiddleware would redirect every caller; ``_admit`` knows their formats.
+        return login_not_required(csrf_exempt(respond))
 
     return decorate
 

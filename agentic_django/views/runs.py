@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from django.db import transaction
-from django.http import Http404, HttpResponse
+from django.db.models import Q, Subquery
+from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
 from agentic_django import services, validation
@@ -24,11 +25,14 @@ from agentic_django.views.schemas import RunRequest
 __all__ = ["cancel", "create", "detail", "event_list", "fragment", "image", "retry"]
 
 MAX_EVENTS = 1000
+MAX_RUNS = 100
 
 
-@endpoint("POST")
+@endpoint("GET", "HEAD", "POST")
 def create(request: Request) -> HttpResponse:
-    """Submit a run."""
+    """Submit a run, or list runs."""
+    if request.method != "POST":
+        return _list(request)
     body = schemas.parse_body(request, RunRequest)
     run = _submit(request, body)
     match format_of(request):
@@ -42,6 +46,28 @@ def create(request: Request) -> HttpResponse:
             )
             return redirect_after_post(request, url)
     return _show_changed_run(request, run)
+
+
+def _list(request: Request) -> HttpResponse:
+    """List runs as JSON, the newest first. A browser is redirected to the conversations."""
+    if format_of(request) is Format.PAGE:
+        return HttpResponseRedirect(reverse("agents:session-list"))
+    query = schemas.parse_query(request, schemas.RunsQuery)
+    runs = lookup.visible_runs(request)
+    if query.session_key:
+        lookup.check_key(query.session_key)
+        runs = runs.filter(session__session_key=query.session_key)
+    if query.status:
+        runs = runs.filter(status=query.status)
+    if query.before:
+        last = lookup.get_run(request, str(query.before))
+        # The database compares its own value: SQLite stores fewer digits than Django sends.
+        created_at = Subquery(AgentRun.objects.filter(pk=last.pk).values("created_at"))
+        is_later = Q(created_at=created_at, pk__lt=last.pk)
+        runs = runs.filter(Q(created_at__lt=created_at) | is_later)
+    limit = min(query.limit, MAX_RUNS)
+    found = list(runs.order_by("-created_at", "-pk")[: limit + 1])
+    return serializers.runs(found[:limit], has_more=len(found) > limit)
 
 
 def _submit(request: Request, body: RunRequest) -> AgentRun:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from annotated_types import Ge, Le
 from django.http import HttpRequest
@@ -32,6 +33,7 @@ __all__ = [
     "RenameRequest",
     "RetryRequest",
     "RunRequest",
+    "RunsQuery",
     "SessionsQuery",
     "check_length",
     "parse_body",
@@ -59,6 +61,20 @@ class RunRequest(Body):
     context: dict[str, Any] = {}
     on_busy: OnBusy = "enqueue"
     show: Literal["run", "conversation"] = "run"
+
+
+type Status = Literal[
+    "pending", "running", "waiting", "completed", "failed", "cancelled", "timed_out"
+]
+
+
+class RunsQuery(BaseModel):
+    """``GET runs/``; a response has at most 100 runs."""
+
+    session_key: str = ""
+    status: Status | None = None
+    before: UUID | None = None
+    limit: Annotated[int, Ge(1)] = 20
 
 
 class CancelRequest(Body):

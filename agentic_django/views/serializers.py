@@ -21,6 +21,7 @@ __all__ = [
     "events",
     "items",
     "run",
+    "runs",
     "session",
     "sessions",
 ]
@@ -37,6 +38,12 @@ def created_run(run: AgentRun) -> JsonResponse:
     return JsonResponse(document, status=201, headers={"Location": document["urls"]["self"]})
 
 
+def runs(rows: Sequence[AgentRun], *, has_more: bool) -> JsonResponse:
+    """Render runs, and the id from which to continue."""
+    before = str(rows[-1].pk) if has_more else None
+    return JsonResponse({"runs": [_run_document(row) for row in rows], "next_before": before})
+
+
 def _run_document(run: AgentRun) -> dict[str, Any]:
     names = ("fragment", "events", "stream", "cancel", "retry")
     urls = {
@@ -51,6 +58,7 @@ def _run_document(run: AgentRun) -> dict[str, Any]:
         "agent_key": run.agent_key,
         "attempt": run.attempt,
         "output": run.final_output,
+        "final_output": run.final_output,
         "error": {"code": run.error_code, "detail": run.error} if run.error_code else None,
         "usage": run.usage,
         "created_at": run.created_at,

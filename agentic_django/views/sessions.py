@@ -55,9 +55,11 @@ def detail(request: Request, session_key: str) -> HttpResponse:
 @endpoint("GET", "HEAD")
 def turns(request: Request, session_key: str) -> HttpResponse:
     """Show the turns after a position, for a page that is open; respond 204 if there are none."""
-    lookup.check_key(session_key)
     after = schemas.parse_query(request, schemas.TurnsQuery).after
-    runs = lookup.visible_runs(request).filter(session__session_key=session_key)
+    session = lookup.get_session(request, session_key)
+    if session.run_count <= after:  # The positions of its turns are not higher.
+        return HttpResponse(status=204)
+    runs = lookup.visible_runs(request).filter(session=session)
     found = conversation.turns_after(runs, after)
     return fragments.turns(request, found) if found else HttpResponse(status=204)
 

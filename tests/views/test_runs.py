@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connections
+from django.db.models.functions import Now
 from django.test import Client
 from django.urls import reverse
 
 from agentic_django import services
 from agentic_django.engine import events
 from agentic_django.models import AgentEvent, AgentRun, AgentSession, RateWindow
+from tests.support.rows import make_run, make_session
 from tests.support.statements import at_most
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -81,6 +84,7 @@ def test_json_run_has_these_fields(client: Client, run: AgentRun) -> None:
         "agent_key": "default",
         "attempt": 1,
         "output": "You said: Hello",
+        "final_output": "You said: Hello",
         "error": None,
         "urls": {
             "self": base,
@@ -538,3 +542,70 @@ def test_a_post_without_a_body_needs_no_content_type(
     assert response.status_code == 200
     response = client.generic("POST", "/agents/sessions/s/delete/", b"", CONTENT_TYPE=kind)
     assert response.status_code == 204
+
+
+# The list of runs
+
+
+def test_runs_are_listed_newest_first_and_by_pages(client: Client, user: User) -> None:
+    made = [str(make_run(user).pk) for _ in range(3)]
+    for minutes, pk in enumerate(reversed(made)):
+        moment = Now() - timedelta(minutes=minutes)
+        AgentRun.objects.filter(pk=pk).update(created_at=moment)
+    first = client.get(f"{CREATE}?limit=2").json()
+    assert [run["run_id"] for run in first["runs"]] == [made[2], made[1]]
+    assert first["runs"][0]["urls"]["self"] == f"/agents/runs/{made[2]}/"
+    rest = client.get(f"{CREATE}?before={first['next_before']}").json()
+    assert [run["run_id"] for run in rest["runs"]] == [made[0]]
+    assert rest["next_before"] is None
+
+
+def test_runs_of_one_moment_are_listed_once_each(client: Client, user: User) -> None:
+    made = {str(make_run(user).pk) for _ in range(3)}
+    run = AgentRun.objects.filter(pk__in=made)
+    run.update(created_at=run.latest("created_at").created_at)
+    found, before = [], ""
+    while before is not None:
+        page = client.get(f"{CREATE}?limit=1&before={before}" if before else f"{CREATE}?limit=1")
+        found += [entry["run_id"] for entry in page.json()["runs"]]
+        before = page.json()["next_before"]
+    assert sorted(found) == sorted(made)
+
+
+def test_each_status_can_be_listed(client: Client) -> None:
+    for status in Status:
+        assert client.get(f"{CREATE}?status={status}").status_code == 200
+
+
+def test_the_list_of_runs_is_filtered_by_status_and_conversation(
+    client: Client, user: User, run: AgentRun
+) -> None:
+    failed = make_run(user, "failed")
+    found = client.get(f"{CREATE}?status=failed").json()["runs"]
+    assert [entry["run_id"] for entry in found] == [str(failed.pk)]
+    found = client.get(f"{CREATE}?session_key=s").json()["runs"]
+    assert [entry["run_id"] for entry in found] == [str(run.pk)]
+    for wrong in ("status=done", "before=x", "limit=0", "status=failed&status=pending"):
+        assert client.get(f"{CREATE}?{wrong}").status_code == 400
+    assert client.get(f"{CREATE}?session_key=a%00b").status_code == 404
+
+
+def test_the_runs_of_others_are_not_listed(
+    other_client: Client, anonymous_client: Client, run: AgentRun
+) -> None:
+    assert other_client.get(CREATE).json() == {"runs": [], "next_before": None}
+    assert anonymous_client.get(CREATE).status_code == 401
+
+
+def test_a_browser_is_redirected_from_the_list_of_runs_to_the_conversations(
+    client: Client,
+) -> None:
+    response = client.get(CREATE, headers=BROWSER)
+    assert (response.status_code, response.headers["Location"]) == (302, "/agents/sessions/")
+
+
+def test_the_list_of_runs_takes_three_statements(client: Client, user: User) -> None:
+    for _ in range(3):
+        make_run(user, session=make_session(user))
+    with at_most(3):
+        assert len(client.get(CREATE).json()["runs"]) == 3

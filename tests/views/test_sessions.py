@@ -125,7 +125,9 @@ def test_request_for_turns_takes_three_statements_and_no_rendering(
 def test_turns_of_another_user_are_not_returned(
     other_client: Client, session: AgentSession
 ) -> None:
-    assert other_client.get(TURNS).status_code == 204
+    assert other_client.get(TURNS).status_code == 404
+    assert other_client.get(f"{TURNS}?after=9").status_code == 404
+    assert other_client.get("/agents/sessions/none/turns/").status_code == 404
     assert other_client.get("/agents/sessions/no%20key/turns/").status_code == 404
 
 
