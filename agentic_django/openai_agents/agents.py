@@ -1,8 +1,8 @@
 """Journals the models and tools of every agent that the SDK runs within a run.
 
-The SDK calls an agent's ``get_all_tools()`` as each of its turns begins. The journal hooks into
-this method of the agent classes, not of one agent object. So it reaches agents that a hand-off
-returns, and copies that another library makes (``agent.clone()``). Outside a run it does nothing.
+The SDK calls an agent's ``get_all_tools()`` at the start of each turn. The journal hooks into this
+method of the agent classes, not of single agents. So it reaches agents that a handoff returns, and
+copies that another library makes (``agent.clone()``). Outside a run it does nothing.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _hooked(method: Callable[..., Awaitable[list[Any]]]) -> Callable[..., Awaita
 def prepare_agent(agent: Any) -> None:
     """Journal an agent's model, if it is an instance; name its guardrails; move its callbacks.
 
-    The agent is changed in place, once. A copy will not do: the SDK finds approvals, hand-offs
-    and pending tool calls by the identity of the agents and tools that they belong to.
+    The agent is changed in place, once. A copy would not work: the SDK finds approvals, handoffs
+    and pending tool calls by the identity of their agents and tools.
     """
     if isinstance(getattr(agent, "model", None), Model):
         agent.model = journaled_model(agent.model)

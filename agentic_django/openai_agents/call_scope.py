@@ -1,7 +1,7 @@
-"""The key under which each call of a run is recorded, and the current call.
+"""Assigns the key under which each call of a run is recorded, and tracks the current call.
 
-A key must be the same in every attempt, so it is made of names that do not depend on the order
-in which concurrent calls end:
+A key must be the same in every attempt. So it consists of names that do not depend on the order in
+which concurrent calls end:
 
     /-.triage#1:model:2                             the second response of the agent "triage"
     /-.triage#1:tool:2:c1                           the tool call "c1" of that response
@@ -45,10 +45,10 @@ __all__ = [
 class CallScope:
     """The part of a journal that belongs to one run of the SDK, or to a host's own code.
 
-    Model responses are numbered. Tool calls are named by the id that the model gave them, since
-    concurrent ones end in any order. A host's own code (``is_host_code``, or the code of a tool or
-    guardrail) may skip calls that are recorded and gather others. So its model calls and agents are
-    named by their question, and equal ones are numbered.
+    Model responses are numbered. Tool calls are named by the id that the model gave them, because
+    concurrent calls end in any order. A host's own code (``is_host_code``, or the code of a tool or
+    guardrail) may skip recorded calls and make other calls concurrently. So its model calls and
+    agents are named by a digest of their input, and equal ones are numbered.
     """
 
     journal: Journal
@@ -57,28 +57,28 @@ class CallScope:
     is_host_code: bool = False
     response_count: int = 0
     agent_has_changed: bool = False
-    """Whether no response of the present agent is recorded since its last turn began."""
+    """Whether the current agent has no recorded response since its turn began."""
     children: dict[str, CallScope] = field(default_factory=dict)
-    """The latest scope of each agent that was run from this one, with and without its question."""
+    """The latest scope of each agent run from this one, by its name with and without its input."""
     resumed: CallScope | None = None
-    """The scope in which the next run of an agent continues, after a decision."""
+    """The scope in which the next run of an agent continues after a decision."""
     _name_counts: Counter[str] = field(default_factory=Counter)
     _claimed_keys: set[str] = field(default_factory=set)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
     def is_nested(self) -> bool:
-        """Whether it belongs to an agent that another agent or a guardrail runs."""
+        """Whether the scope belongs to an agent that another agent or a guardrail runs."""
         return self.path.count("/") > 1
 
     def begin_turn(self, agent: str) -> None:
-        """Note which agent has the next turn. It changes with a hand-off."""
+        """Note the agent of the next turn. A handoff changes it."""
         is_other = agent != self.agent
         self.agent_has_changed = self.agent_has_changed or is_other or not self.response_count
         self.agent = agent
 
     def end_turn(self) -> None:
-        """Count a response of the present agent."""
+        """Count a response of the current agent."""
         self.response_count += 1
         self.agent_has_changed = False
 
@@ -87,7 +87,7 @@ class CallScope:
     def child(self, agent: str, given: Any = None) -> CallScope:
         """Return the scope of an agent that a tool, a guardrail or a host's code runs now.
 
-        ``given`` is its input, or the SDK's state of a run that continues after a decision.
+        ``given`` is the agent's input, or the SDK's state of a run that continues after a decision.
         """
         if self.resumed is not None:
             scope, self.resumed = self.resumed, None
@@ -96,7 +96,7 @@ class CallScope:
         if isinstance(given, RunState):
             question = f"{name}.{digest(sdk_internals.original_input(given))}"
             return self.children.get(question, self.children[name])
-        # The run's own agent has one question. Others may be run at once, in any order.
+        # The run's own agent has one input. Other agents may run concurrently, in any order.
         question = name if self._is_root else f"{name}.{digest(given)}"
         scope = CallScope(self.journal, self._numbered(question), agent)
         self.children[name] = self.children[question] = scope
@@ -107,7 +107,7 @@ class CallScope:
         return not self.path and not self.is_host_code
 
     def latest_child(self, agent: str) -> CallScope:
-        """Return the scope of an agent that the current call has run already."""
+        """Return the scope of an agent that the current call has already run."""
         return self.children[self._child_name(agent)]
 
     def _child_name(self, agent: str) -> str:
@@ -122,12 +122,12 @@ class CallScope:
         return f"{self.path}:model:{number}"
 
     def claim_question_key(self, fingerprint: str) -> str:
-        """Return the key of a model call that a host's own code makes, by its question."""
+        """Return the key of a host code's model call, whose input has this fingerprint."""
         keys = (f"{self._caller_path}:model:{fingerprint[:16]}#{n}" for n in count(1))
         return next(key for key in keys if self._claim(key))
 
     def claim_step_key(self, key: str) -> bool:
-        """Return whether a step's key was not used here before. Two steps must not share one."""
+        """Reserve a step's key. Return False if another step of this scope has already used it."""
         return self._claim(key)
 
     def tool_key(self, call_id: str) -> str:
@@ -137,8 +137,8 @@ class CallScope:
     def claim_tool_call(self, call_id: str, fingerprint: str) -> tuple[str, str]:
         """Return the id and the key of a tool call that a host's own code makes.
 
-        The host may give several calls the same id. Then a call gets the recorded result of a
-        call with the same tool and arguments, and calls that are equal in these are numbered.
+        The host may give several calls the same id. Then a call gets the recorded result of a call
+        with the same tool and arguments. Calls with the same tool and arguments are numbered.
         """
         prefix = f"{self._caller_path}:tool:"
         ids = chain([call_id], (f"{call_id}#{n}" for n in count(2)))
@@ -157,17 +157,17 @@ class CallScope:
         return free, prefix + free
 
     def release_key(self, key: str) -> None:
-        """Leave the key of a call that was not recorded to the next equal call."""
+        """Release the key of a call that was not recorded, so that the next equal call gets it."""
         self._claimed_keys.discard(key)
 
     def new_call_id(self, tool: str, arguments: str) -> str:
-        """Return an id for a tool call of a host's code that gave none."""
+        """Return an id for a tool call that a host's code makes without one."""
         name, prefix = f"{tool}.{digest(arguments)}", f"{self._caller_path}:tool:"
         return self._numbered(prefix + name).removeprefix(prefix)
 
     @property
     def _caller_path(self) -> str:
-        """The path, with the tool call, step or guardrail of this scope that calls now."""
+        """The path, including the current tool call, step or guardrail of this scope."""
         caller = _caller.get()
         return self.path if caller == "-" else f"{self.path}/{caller.replace('/', '-')}"
 
@@ -197,8 +197,8 @@ class CallScope:
     async def end_tasks(self, error: BaseException) -> None:
         """Cancel the other tasks of this scope after an error, and wait until they have ended.
 
-        If the error suspends the run they are not cancelled: their results are recorded, and
-        they may ask a person something too.
+        If the error suspends the run, they are not cancelled. Their results are recorded, and they
+        may also ask a person.
         """
         tasks = self._tasks - {asyncio.current_task()}
         if not isinstance(error, RunSuspended):
@@ -209,7 +209,7 @@ class CallScope:
 
 
 def digest(value: Any) -> str:
-    """Return a short hash of what an agent or a tool is given."""
+    """Return a short hash of the input of an agent or a tool."""
     text = json.dumps(value, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -224,7 +224,7 @@ class CurrentCall:
 
     @property
     def idempotency_key(self) -> str:
-        """A text that is the same each time this call is executed.
+        """A string that is the same each time this call is executed.
 
         Pass it to a service that must act on the call only once.
         """
@@ -238,7 +238,7 @@ _call: contextvars.ContextVar[CurrentCall | None] = contextvars.ContextVar(
     "agentic_call", default=None
 )
 _caller: contextvars.ContextVar[str] = contextvars.ContextVar("agentic_caller", default="-")
-"""The tool call, step or guardrail that runs agents: part of the paths of their scopes."""
+"""The tool call, step or guardrail that runs agents. Their scopes' paths include it."""
 
 
 def current_scope() -> CallScope | None:
@@ -252,7 +252,7 @@ def current_call() -> CurrentCall | None:
 
 
 def current_step() -> CurrentCall:
-    """Return the tool call or step that is being executed. Raises LookupError outside of one."""
+    """Return the tool call or step that is being executed. Raises LookupError if there is none."""
     call = _call.get()
     if call is None:
         raise LookupError("current_step() works only in tools and steps, while a run calls them.")
@@ -282,7 +282,7 @@ def enter_call(call: CurrentCall) -> Iterator[None]:
 
 @contextmanager
 def enter_caller(name: str) -> Iterator[None]:
-    """Distinguish agents that are run in this block from those of other callers by a name."""
+    """Name the caller of agents in this block, to distinguish them from other callers' agents."""
     token = _caller.set(name)
     try:
         yield

@@ -1,6 +1,6 @@
 """Converts the SDK's responses and tool results to JSON and events, and back.
 
-A value that is read back must make the same request to the model as the original did.
+A value that is read back must produce the same request to the model as the original.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _USAGE: TypeAdapter[Usage] = TypeAdapter(Usage)
 def dump_response(response: ModelResponse) -> dict[str, Any]:
     """Return a model's response as JSON.
 
-    Fields that were not set are left out: the next request is made of these items, and a null is
-    not the same as a missing field.
+    Fields that were not set are left out, because the next request contains these items, and null
+    differs from a missing field.
     """
     return {
         "output": [_dump_item(item) for item in response.output],
@@ -79,15 +79,15 @@ def _load_item(data: Any) -> Any:
     try:
         return _ITEM.validate_python(data)
     except ValidationError:
-        # The client does not know this kind of item, and builds it in this way itself.
+        # The client does not know this kind of item. It builds such an item in the same way.
         return Response.construct(output=[data]).output[0]
 
 
 def streamed_response(whole: Response, streamed: Sequence[Any]) -> ModelResponse:
     """Return the response that a stream's last event contains.
 
-    Some providers leave the output of the last event empty. Then the items that were streamed
-    before are used.
+    Some providers leave the output of the last event empty. In that case the response contains the
+    items that were streamed before.
     """
     return ModelResponse(
         output=list(whole.output) or list(streamed),
@@ -100,8 +100,8 @@ def streamed_response(whole: Response, streamed: Sequence[Any]) -> ModelResponse
 def usable_usage(usage: Any) -> Usage:
     """Return the usage of one answer with counts that can be added up.
 
-    ``usage`` is the SDK's, or a provider's, and may be None. Providers leave counts out, or send
-    null or a negative number. Such a count becomes 0.
+    ``usage`` is the SDK's or a provider's, and may be None. Providers leave out counts, or send
+    null or negative numbers. These counts become 0.
     """
     asked = _count(getattr(usage, "input_tokens", 0))
     answered = _count(getattr(usage, "output_tokens", 0))
@@ -156,7 +156,7 @@ def replay_event(response: ModelResponse) -> ResponseCompletedEvent:
 
 
 def usage_counts(usage: Usage) -> dict[str, float]:
-    """Return the counts of a model call that are summed up for a run."""
+    """Return the counts of a model call that are added to the run's usage."""
     return {
         "requests": usage.requests,
         "input_tokens": usage.input_tokens,
@@ -166,7 +166,7 @@ def usage_counts(usage: Usage) -> dict[str, float]:
 
 
 def fingerprint(instructions: str | None, model_input: Any, tools: Iterable[Any]) -> str:
-    """Return a hash of a model's input. It shows whether a new version of the code changed it."""
+    """Return a hash of a model's input, which shows whether new code has changed the input."""
     names = sorted(getattr(tool, "name", type(tool).__name__) for tool in tools)
     text = json.dumps([instructions, model_input, names], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -216,7 +216,7 @@ def _dump_part(part: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is the same after it was written as JSON and read back."""
+    """Return whether a value is unchanged after it is written as JSON and read back."""
     if isinstance(value, dict):
         return all(type(k) is str and _is_plain(v) for k, v in value.items())
     if isinstance(value, list):
@@ -251,7 +251,7 @@ def response_events(
 
 
 def _image_events(call_id: str, agent: str, visibility: str | None) -> list[Event]:
-    """Return the events of an image that the model generated. The image is in the journal."""
+    """Return the events of an image that the model generated. The journal contains the image."""
     call = {"call_id": call_id, "tool": "image_generation"}
     output = {**call, "output": {"type": "generated_image"}, "duration_seconds": None}
     return [
@@ -271,7 +271,7 @@ def _tool_called(item: dict[str, Any], name: str, arguments: str, agent: str) ->
 
 
 def parsed_arguments(arguments: str) -> Any:
-    """Return a call's arguments as a JSON value, or as text if they are not JSON."""
+    """Return a call's arguments as a JSON value, or unchanged if they are not JSON."""
     try:
         return to_jsonable(json.loads(arguments))
     except (ValueError, TypeError):

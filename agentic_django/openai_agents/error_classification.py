@@ -1,4 +1,4 @@
-"""Decides what an exception means for a run: its error code, and whether to retry.
+"""Decides the error code of an exception, and whether its run is retried.
 
 The first rule of ``_RULES`` that matches the exception, or one of its causes, decides.
 """
@@ -44,11 +44,11 @@ _TRIPWIRES = (
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """The meaning of an exception for a run.
+    """The decision about an exception that ended an attempt.
 
     - ``code``: the error code, a key of ``exceptions.MESSAGES``.
     - ``retry``: whether another attempt may succeed.
-    - ``after``: seconds that the provider asks to wait before it.
+    - ``after``: the seconds that the provider asks to wait before a retry.
     """
 
     code: str
@@ -59,7 +59,7 @@ class RetryDecision:
 def decide_retry(error: BaseException) -> RetryDecision:
     """Return the decision of the host's ``AGENTIC_DJANGO_CLASSIFY_ERROR``, or of ``classify``.
 
-    If the host's function fails, log that and use ``classify``, since the run must end.
+    If the host's function fails, log the error and use ``classify``.
     """
     hook = settings.CLASSIFY_ERROR
     if not hook:
@@ -76,14 +76,14 @@ def decide_retry(error: BaseException) -> RetryDecision:
 def classify(error: BaseException) -> RetryDecision:
     """Return the app's own decision about an exception.
 
-    Connection errors and timeouts of a provider, the database or httpx are retried, and so are a
-    provider's responses 408, 409, 429 and 5xx, after their ``Retry-After``. Other exceptions are
+    Connection errors and timeouts of a provider, the database or httpx are retried. A provider's
+    responses 408, 409, 429 and 5xx are retried after their ``Retry-After``. Other exceptions are
     not retried: refusals, guardrail tripwires, too many turns, the app's own errors, and unknown
-    exceptions, which may come from a mistake in a tool. The SDK raises an error in a tool from
-    the tool's own exception, so causes are examined too.
+    exceptions, which may be a bug in a tool. Causes are examined too, because the SDK raises its
+    own error from a tool's exception.
 
-    A host may name a function of the same form in ``AGENTIC_DJANGO_CLASSIFY_ERROR``. It can call
-    this one for exceptions that it does not know.
+    A host may name a function with the same signature in ``AGENTIC_DJANGO_CLASSIFY_ERROR``. It can
+    call this function for exceptions that it does not handle.
     """
     cause: BaseException | None = error
     seen: set[int] = set()
@@ -97,7 +97,7 @@ def classify(error: BaseException) -> RetryDecision:
 
 
 def user_message(error: BaseException) -> dict[str, str]:
-    """Return the code, and the message for people, of an exception in a step."""
+    """Return the error code and the user's message for an exception in a step."""
     if isinstance(error, UserError):
         return {"code": error.code, "error": str(error)}
     code = "timed_out" if isinstance(error, StepTimeoutError) else classify(error).code

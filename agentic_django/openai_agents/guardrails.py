@@ -1,4 +1,4 @@
-"""Gives each guardrail a name, so that agents run by concurrent guardrails have different keys.
+"""Names guardrails, so that agents run by concurrent guardrails have different keys.
 
 A synchronous guardrail is called on the run's thread.
 """
@@ -20,7 +20,7 @@ _NAMED = "agentic_named"
 
 
 def name_guardrails(kind: str, guardrails: Iterable[Any]) -> None:
-    """Name guardrails by their kind, position and own name; each is changed in place, once.
+    """Name guardrails by their kind, position and own name. Each is changed in place, once.
 
     The agents that a guardrail runs are then recorded under its name.
     """

@@ -1,8 +1,7 @@
 """Checks input items against the SDK's own types, and against the kinds that clients may send.
 
-A malformed item would be refused by the provider, in this run and in each later run of its
-conversation. An item that is well-formed, but not a client's to send, would speak to the model as
-the host does.
+A provider would reject a malformed item in this run and in each later run of its conversation. A
+well-formed item of a forbidden kind would let a client speak to the model as the host.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _TOLERATED = ("annotations", "detail", "logprobs", "status")
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
-    """Return the values of a Literal, also of an optional one."""
+    """Return the values of a Literal or an optional Literal."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(value for part in get_args(hint) for value in _literals(part))
@@ -60,7 +59,7 @@ _CALL_OF = {
     for kind in _ITEMS
     if kind.endswith("_output") and (stem := kind.removesuffix("_output"))
 }
-"""The kind of the call that an output belongs to."""
+"""The kind of the call to which an output belongs."""
 
 KINDS = (*ROLES, *_ITEMS)
 """The kinds of items: the role of a message, the type of any other item."""
@@ -73,13 +72,13 @@ def kind_of(item: Mapping[str, Any]) -> Any:
 
 
 def check_items(items: Sequence[Mapping[str, Any]]) -> None:
-    """Raise BadInput, which names each malformed item, and each output without its call."""
+    """Raise BadInput, which names each malformed item and each output without a call."""
     found: list[tuple[str, str]] = []
     calls: dict[str, set[Any]] = {}
     for index, item in enumerate(items):
         kind, path = kind_of(item), f"input[{index}]"
         found += islice(_malformed(item, kind, path), MAX_ERRORS)
-        if not found:  # A well-formed kind is a text, and well-formed ids can be compared.
+        if not found:  # A well-formed kind is a string, and well-formed ids can be compared.
             found += _unmatched(item, kind, path, calls)
         if len(found) >= MAX_ERRORS:
             break
@@ -87,7 +86,7 @@ def check_items(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_client_items(items: Any) -> None:
-    """Raise BadInput for items that a client may not send.
+    """Raise BadInput if a client may not send one of the items.
 
     ``AGENTIC_DJANGO_CLIENT_INPUT_ITEMS`` names the allowed kinds. ``check_items`` checks the
     form of the items.
@@ -165,7 +164,7 @@ def _adapter(form: Any) -> TypeAdapter[Any]:
 
 
 def _errors(form: Any, item: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
-    """Yield the path and the reason of each error of a value of one of the SDK's types."""
+    """Yield the path and the reason of each validation error of an item, or of a part of it."""
     for detail in _details(form, item):
         missing = detail["loc"][-1] if detail["type"] == "missing" else None
         where, here = path, cast("Any", item)
@@ -217,7 +216,7 @@ def _is_error(detail: Any) -> bool:
 def _unmatched(
     item: Mapping[str, Any], kind: str, path: str, calls: dict[str, set[Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the error of an output whose call is not open; note the calls in ``calls``."""
+    """Yield an error if an output has no open call. Record open calls in ``calls``."""
     call_id = item.get("call_id") or item.get("id")
     if kind not in _CALL_OF:
         ids = {item.get("call_id"), item.get("id")} - {None}
@@ -233,7 +232,7 @@ def _unmatched(
 
 
 def _not_for_clients(item: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
-    """Yield why a client may not send an item; malformed items are left to ``check_items``."""
+    """Yield why a client may not send an item. ``check_items`` reports malformed items."""
     kind, allowed = kind_of(item), settings.CLIENT_INPUT_ITEMS
     if isinstance(kind, str) and kind in KINDS and kind not in allowed:
         text = _("Clients may not send items of the kind %(kind)s. Allowed: %(allowed)s.")

@@ -1,7 +1,7 @@
 """Records the response of each model call once, and returns it in later attempts.
 
-A model of the host, or one that its provider makes, is wrapped in a ``JournaledModel``. Outside a
-run the wrapper does nothing.
+Each model of the host or of its provider is wrapped in a ``JournaledModel``. Outside a run the
+wrapper does nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TEXT_DELTAS = ("response.output_text.delta", "response.refusal.delta")
 
 
 class JournaledProvider(ModelProvider):
-    """A host's provider, whose models record their responses."""
+    """Wraps a host's provider, so that its models record their responses."""
 
     def __init__(self, inner: ModelProvider) -> None:
         self.inner = inner
@@ -59,7 +59,7 @@ class JournaledProvider(ModelProvider):
 
 
 def journaled_model(model: Model, *, is_direct: bool = False) -> Model:
-    """Return a model that records its responses, around this one unless it does so itself.
+    """Wrap a model so that it records its responses. Return it unchanged if it already does.
 
     ``is_direct`` says that a host's own code calls it, and not the SDK for the turn of an agent.
     """
@@ -93,7 +93,7 @@ class JournaledModel(DelegatingModel):
         return response
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Stream the recorded response as one event, or stream the inner model's and record it.
+        """Stream the recorded response as one event, or stream and record the inner model's.
 
         The response is recorded before its last event is yielded.
         """
@@ -139,7 +139,7 @@ class JournaledModelCall:
             self.key = scope.claim_question_key(self.fingerprint)
         self.call_ids = CallIds(scope.journal.call_ids, arguments["input"])
         self.draft = drafts.PartialMessage(scope.journal.attempt, short_key(self.key))
-        # An answer that follows a schema is for programs, not for people.
+        # An answer that follows a schema is for programs, not for users.
         schema = arguments.get("output_schema")
         is_text = schema is None or schema.is_plain_text()
         self.draft.is_wanted = not self.is_nested and is_text and events.shows_messages()
@@ -159,7 +159,7 @@ class JournaledModelCall:
     def replay(self) -> ModelResponse | None:
         """Return the recorded response, or None.
 
-        If it is the answer to another question, because the code has changed, write a warning.
+        If the input of the call has changed, because the code has changed, log a warning.
         """
         row = self.scope.journal.find(self.key)
         if row is None:
@@ -172,7 +172,7 @@ class JournaledModelCall:
 
     @contextmanager
     def in_progress(self) -> Iterator[None]:
-        """Make the call in this block. If nothing is recorded in it, release the call's key."""
+        """Make the call in this block. If the block records nothing, release the call's key."""
         try:
             yield
         finally:

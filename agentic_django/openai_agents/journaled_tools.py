@@ -65,13 +65,13 @@ _TIMED_OUT = "timed out"
 
 
 class ManualToolContext(ToolContext[Any]):
-    """The context of a tool call that a host's own loop makes, and not the SDK."""
+    """The context of a tool call that a host's own loop makes."""
 
 
 def journaled_tool(tool: Any) -> Any:
     """Return a tool whose results are recorded, if it is executed in this process.
 
-    The tool is changed in place, once. A copy will not do: the SDK compares tools by identity
+    The tool is changed in place, once. A copy would not work: the SDK compares tools by identity
     when it continues a run after an approval.
     """
     move_tool_callbacks(tool)
@@ -102,7 +102,7 @@ def _journaled_function(tool: Any, invoker: Callable[..., Awaitable[Any]]) -> An
 def _make_call(tool: Any, call: Call, ctx: ToolContext[Any], arguments: Any) -> Awaitable[Any]:
     """Make a tool call through the journal, or directly outside a run.
 
-    This is not a coroutine function: the tool's timeout runs from now, as the SDK counts it.
+    This is not a coroutine function, so that the tool's timeout starts now, as in the SDK.
     """
     scope = current_scope()
     if scope is None:
@@ -112,7 +112,7 @@ def _make_call(tool: Any, call: Call, ctx: ToolContext[Any], arguments: Any) -> 
 
 @dataclass(slots=True)
 class JournaledToolCall:
-    """One tool call within a run. ``started_at`` is a time of the monotonic clock."""
+    """One tool call within a run. ``started_at`` is a reading of the monotonic clock."""
 
     scope: CallScope
     tool: Any
@@ -214,10 +214,11 @@ class JournaledToolCall:
         return recorded.result
 
     async def _resolve_intent(self, intent: StepCheckpoint) -> StepCheckpoint:
-        """Apply a person's decision about a call of which only the intent is recorded.
+        """Apply a person's decision about a call that has only a recorded intent.
 
-        Return a result if the call was marked as done, or an intent if it is to be repeated.
-        Raises RunSuspended if nobody has decided yet, and UnresolvedIntent if the run is to fail.
+        Return a result if the person marked the call as done, or an intent to repeat the call.
+        Raises RunSuspended if nobody has decided yet. Raises UnresolvedIntent if the person decided
+        that the run fails.
         """
         journal, key = self.scope.journal, f"{self.key}:again:{intent.attempt}"
         decided = journal.decided(key)
@@ -237,14 +238,14 @@ class JournaledToolCall:
         raise journal.must_end(UnresolvedIntent(tool=self.tool.name))
 
     async def _run_agent_tool(self, call: Call) -> Any:
-        """Run an agent that is a tool. Its own calls are replayed, so it is always run."""
+        """Run an agent that is a tool. It always runs, because its own calls are replayed."""
         value = await call(self.arguments)
         if not self._note_nested_approvals() and self._find() is None:
             await self._record(value, None, kind=Kind.CHILD)
         return value
 
     def _note_nested_approvals(self) -> bool:
-        """Note the keys of the agent's calls that wait for approval; return whether any do."""
+        """Note the keys of the agent's calls that wait for approval. Return whether any waits."""
         tool_call = self.ctx.tool_call
         if tool_call is None:
             return False
@@ -259,7 +260,7 @@ class JournaledToolCall:
         return bool(result.interruptions)
 
     async def _record_timeout(self, intent: StepCheckpoint | None) -> None:
-        """Record that the SDK cancelled the call after the tool's own timeout, if it did."""
+        """If the SDK cancelled the call after the tool's own timeout, record that."""
         limit = getattr(self.tool, "timeout_seconds", None)
         if limit is None or time.monotonic() - self.started_at < limit:
             return
@@ -285,7 +286,7 @@ class JournaledToolCall:
         error: str = "",
         kind: str = Kind.TOOL,
     ) -> StepCheckpoint:
-        """Record a result with its event, in place of the intent if there is one."""
+        """Record a result with its event. It replaces the intent, if one is given."""
         is_manual = isinstance(self.ctx, ManualToolContext)
         stored = value if is_manual else conversion.storable_tool_value(self.tool, value)
         seconds = time.monotonic() - self.started_at

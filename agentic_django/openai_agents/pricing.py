@@ -1,4 +1,4 @@
-"""Computes the cost of a model call from the prices in ``genai-prices``, if that is installed."""
+"""Computes the cost of a model call with the package ``genai-prices``, if it is installed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["cost"]
 
 
 def cost(model: Any, usage: Usage) -> dict[str, float]:
-    """Return ``{"cost_usd": …}`` for a call, or an empty dict if the price is not known.
+    """Return ``{"cost_usd": …}`` for a call, or an empty dict if the price is unknown.
 
-    ``model`` is the SDK's model object. Its name may start with providers:
+    ``model`` is the SDK's model object. Its name may have provider prefixes:
     ``litellm/openai/gpt-5``.
     """
     if not usage.input_tokens and not usage.output_tokens:  # The provider sent no counts.
@@ -24,7 +24,7 @@ def cost(model: Any, usage: Usage) -> dict[str, float]:
     except (LookupError, ValueError):
         return {}
     except Exception:  # noqa: BLE001 - an answer must not fail because its price is not known
-        logger.warning("The cost of a model call could not be computed.", exc_info=True)
+        logger.warning("Cannot compute the cost of a model call.", exc_info=True)
         return {}
 
 

@@ -25,10 +25,10 @@ __all__ = ["get_model", "shared_provider"]
 
 
 def shared_provider() -> MultiProvider:
-    """Return the provider of the process, whose connections are kept between runs.
+    """Return the provider of the process, which keeps connections open between runs.
 
-    On an event loop of the host's, return a new one that keeps no connections. The SDK shares one
-    client between all event loops, but a connection can be used on one loop only.
+    On an event loop of the host, return a new provider that keeps no connections open. The SDK
+    shares one client between all event loops, but a connection works on only one loop.
     """
     loop = _running_loop()
     if loop is not None and not event_loop.is_process_loop(loop):
@@ -44,9 +44,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _client_without_keepalive() -> openai.AsyncOpenAI | None:
-    """Return a client that keeps no connections, or None for the SDK's default.
+    """Return a client that keeps no connections open, or None for the SDK's default.
 
-    The default is right if the host has set a client, or has no key for OpenAI.
+    The default is used if the host has set a client, or has no API key for OpenAI.
     """
     if get_default_openai_client() is not None:
         return None
@@ -60,10 +60,10 @@ def _client_without_keepalive() -> openai.AsyncOpenAI | None:
 
 
 def get_model(name: str | Model | None = None) -> Model:
-    """Return a model that records its responses, by name or around an instance.
+    """Return a model that records its responses, by name or as a wrapper of a model object.
 
-    A name may start with another provider (``litellm/…``). None means
-    ``AGENTIC_DJANGO_DEFAULT_MODEL``. Raises BadSetting for an unknown model, or without a name.
+    A name may have a provider prefix (``litellm/…``). None means ``AGENTIC_DJANGO_DEFAULT_MODEL``.
+    Raises BadSetting if the model is unknown, or if neither names a model.
     """
     if isinstance(name, Model):
         return journaled_model(name, is_direct=True)

@@ -1,7 +1,7 @@
 """Runs agents through the SDK's ``Runner``, and opens a scope for each agent that is run.
 
-``run_agent`` is for the app itself. ``JournalingRunner`` becomes the SDK's default runner, so that
-agents which a tool, a guardrail or a host's code runs are recorded too.
+The app itself calls ``run_agent``. ``JournalingRunner`` becomes the SDK's default runner, so that
+agents run by a tool, a guardrail or a host's code are recorded too.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ async def run_agent(
 ) -> Any:
     """Run an SDK agent, streamed, with the run's options, and return its final output.
 
-    ``given`` is a text or a list of input items. With a history, the input and the output are
-    added to it. Raises RunSuspended if a person must decide about a tool call first.
+    ``given`` is a string or a list of input items. With a history, the input and the output are
+    added to it. Raises RunSuspended if a person must first decide about a tool call.
     """
     run = journal.run
     install_runner()
@@ -92,8 +92,8 @@ async def _consume(result: RunResultStreaming, journal: Journal) -> None:
 async def _apply_decisions(result: RunResultStreaming, scope: CallScope) -> RunState[Any]:
     """Return the SDK's state with a person's decision about each interrupted call.
 
-    Each attempt makes the state anew from the journal. It is never stored, since it holds the
-    host's context. If a person has yet to decide, the journal must end the attempt.
+    Each attempt rebuilds the state from the journal. It is never stored, because it holds the
+    host's context. If a decision is missing, the journal ends the attempt.
     """
     journal, state = scope.journal, result.to_state()
     for item in result.interruptions:
@@ -130,7 +130,7 @@ def _approval_columns(item: ToolApprovalItem) -> dict[str, Any]:
 
 
 async def _record_rejection(journal: Journal, key: str, decided: ToolApproval) -> None:
-    """Record the rejection message that the model gets in place of a result."""
+    """Record the rejection message that the model gets instead of a result."""
     result = CallResult(key, StepCheckpoint.Kind.TOOL, decided.tool, decided.rejection_message, 0.0)
     output = events.new_event(
         EventType.TOOL_OUTPUT,
@@ -145,8 +145,8 @@ async def _record_rejection(journal: Journal, key: str, decided: ToolApproval) -
 def sdk_options(run: AgentRun) -> dict[str, Any]:
     """Return the options with which the SDK runs an agent: the host's defaults, then the run's.
 
-    Fields of the SDK's ``RunConfig`` may be given beside the arguments of ``Runner.run``. So a run
-    can set one field and keep the host's others.
+    Options are arguments of ``Runner.run`` and fields of the SDK's ``RunConfig``. So a run can set
+    one field and keep the host's other fields.
     """
     options = {**settings.DEFAULT_RUN_OPTIONS, **run.config}
     names = {field.name for field in fields(agents.RunConfig)} & set(options)
@@ -211,7 +211,7 @@ def _with_journal(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def install_runner() -> None:
-    """Make our runner the SDK's default, around the present one, and hook the agent classes."""
+    """Wrap the SDK's default runner in a ``JournalingRunner``, and hook the agent classes."""
     hook_agent_classes()
     present = get_default_agent_runner()
     if not isinstance(present, JournalingRunner):

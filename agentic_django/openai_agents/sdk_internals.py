@@ -1,7 +1,7 @@
-"""The private names of the Agents SDK that the journal depends on; no other module uses one.
+"""The private names of the Agents SDK that the journal uses. No other module uses any.
 
-The SDK may change these names in any release. Each has a test in
-``tests/openai_agents/test_sdk_contract.py`` that fails when it does.
+The SDK may change these names in any release. For each name,
+``tests/openai_agents/test_sdk_contract.py`` has a test that fails if it changes.
 """
 
 from __future__ import annotations
@@ -98,17 +98,17 @@ def original_input(state: RunState[Any]) -> Any:
 
 
 def output_type_adapter(tool: Any) -> TypeAdapter[Any] | None:
-    """Return the adapter with which the SDK writes a tool's typed result, or None."""
+    """Return the adapter with which the SDK serializes a tool's typed result, or None."""
     return tool._output_type_adapter if isinstance(tool, FunctionTool) else None
 
 
 def is_structured_output(value: Any) -> bool:
-    """Return whether the SDK sends a tool's result as parts: texts, images and files."""
+    """Return whether the SDK sends a tool's result as text, image and file parts."""
     return bool(ItemHelpers._convert_tool_output_as_structured(value))
 
 
 def narrow_context(invoker: Callable[..., Any], ctx: ToolContext[Any]) -> Any:
-    """Return the context that the SDK would pass to this invoker, by its annotations."""
+    """Return the context that the SDK would pass to this invoker, according to its annotations."""
     return _get_function_tool_invoke_context(SimpleNamespace(on_invoke_tool=invoker), ctx)  # type: ignore[arg-type]
 
 
@@ -122,15 +122,15 @@ async def tool_error_text(tool: Any, ctx: ToolContext[Any], error: Exception) ->
 
 
 def is_sdk_invoker(invoker: Any) -> bool:
-    """Return whether the SDK made what invokes a tool, as ``function_tool`` does."""
+    """Return whether the SDK made this invoker, for example with ``function_tool``."""
     return isinstance(invoker, _FailureHandlingFunctionToolInvoker)
 
 
 class DelegatingInvoker(_FailureHandlingFunctionToolInvoker):
     """Delegates to an invoker of the SDK, and passes each call through ``around``.
 
-    It derives from the SDK's class because the SDK coerces arguments before an approval only for
-    that class. With a plain function in its place, a call that needs an approval was executed.
+    It is a subclass of the SDK's class, because the SDK coerces arguments before an approval only
+    for that class. With a plain function, the SDK executed a call that needed an approval.
     """
 
     def __init__(self, inner: Any, around: AroundCall) -> None:
@@ -139,7 +139,7 @@ class DelegatingInvoker(_FailureHandlingFunctionToolInvoker):
         self.around = around
 
     def __call__(self, ctx: ToolContext[Any], input: str) -> Any:
-        """Begin a call; not a coroutine function, so that ``around`` starts at once."""
+        """Begin a call. This is not a coroutine function, so that ``around`` starts immediately."""
         return self.around(self._function_tool, partial(self.inner, ctx), ctx, input)
 
     def __agents_bind_function_tool__(self, function_tool: FunctionTool) -> DelegatingInvoker:
@@ -159,7 +159,7 @@ class DelegatingModel(Model):
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # While a copy is made, it is not set yet.
+        if name == "inner":  # It is not set yet while a copy is made.
             raise AttributeError(name)
         return getattr(self.inner, name)
 

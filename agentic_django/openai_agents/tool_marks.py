@@ -1,4 +1,4 @@
-"""Marks that a host puts on its tools: not to be repeated, editable, worded for approvals."""
+"""Marks for a host's tools: at most once, editable, and with a custom question."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _WORDING = "agentic_asks"
 def at_most_once[T](tool: T) -> T:
     """Mark a tool whose calls must not be repeated, and return the tool.
 
-    The intent to call it is recorded first. If an attempt ends between the intent and the result,
-    nobody can know whether the call happened. Then the run waits for a person's decision, and the
-    call is not repeated. Raises BadSetting for anything but a tool whose calls are recorded.
+    The intent to call the tool is recorded first. If an attempt ends between the intent and the
+    result, the app cannot know whether the call happened. Then the run waits for a person's
+    decision, and the call is not repeated automatically. Raises BadSetting if the calls of the tool
+    are not recorded.
     """
     sdk_tool = getattr(tool, "function_tool", tool)
     if is_agent_tool(sdk_tool):
@@ -40,8 +41,8 @@ def at_most_once[T](tool: T) -> T:
 def editable[T](tool: T) -> T:
     """Let a person edit the arguments of a tool's calls before approving them; return the tool.
 
-    It is for function tools with ``needs_approval``. Edited arguments are validated against the
-    tool's schema. Raises BadSetting for other tools.
+    Use it for function tools with ``needs_approval``. Edited arguments are validated against the
+    tool's schema. Raises BadSetting if the tool is not a function tool.
     """
     if not isinstance(tool, FunctionTool) or is_agent_tool(tool):
         raise BadSetting("Only the arguments of a function tool can be edited.")
@@ -55,11 +56,11 @@ def is_editable(tool: Any) -> bool:
 
 
 def asks[T](question: str, *, action: str = "") -> Callable[[T], T]:
-    """Return a decorator that sets the question a person reads before a call of a tool.
+    """Return a decorator that sets the question for the approval of a tool's calls.
 
-    ``action`` is the text of the button that approves. Both may name arguments in braces:
-    ``asks("Refund {amount} EUR?", action="Refund {amount}")``. If a call lacks such an argument,
-    the app's own question is used.
+    ``action`` is the label of the approve button. The question and the action may name arguments in
+    braces: ``asks("Refund {amount} EUR?", action="Refund {amount}")``. If a call lacks such an
+    argument, the app's own question is used.
     """
 
     def mark(tool: T) -> T:
@@ -72,10 +73,10 @@ def asks[T](question: str, *, action: str = "") -> Callable[[T], T]:
 
 
 def approval_wording(tool: Any, arguments: Any) -> dict[str, str]:
-    """Return the ``question`` and the ``action`` for a call, as the host words them, or ""."""
+    """Return the host's ``question`` and ``action`` for a call; each may be empty."""
     question, action = getattr(tool, _WORDING, ("", ""))
     values = arguments if isinstance(arguments, dict) else {}
     try:
         return {"question": question.format_map(values), "action": action.format_map(values)}
-    except (LookupError, ValueError, TypeError, AttributeError):  # The model gave other arguments.
+    except (LookupError, ValueError, TypeError, AttributeError):  # The arguments do not fit.
         return {"question": "", "action": ""}
