@@ -62,7 +62,9 @@ def _list(request: Request) -> HttpResponse:
     if query.before:
         last = lookup.get_run(request, str(query.before))
         # The database compares its own value: SQLite stores fewer digits than Django sends.
-        created_at = Subquery(AgentRun.objects.filter(pk=last.pk).values("created_at"))
+        created_at = Subquery(
+            lookup.visible_runs(request).filter(pk=last.pk).values("created_at")[:1]
+        )
         is_later = Q(created_at=created_at, pk__lt=last.pk)
         runs = runs.filter(Q(created_at__lt=created_at) | is_later)
     limit = min(query.limit, MAX_RUNS)
