@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from django.db import close_old_connections
-
+from agentic_django.concurrency import database_connections
 from agentic_django.engine import queues
 from agentic_django.worker import executor
 
@@ -20,5 +19,5 @@ def execute(run_id: str) -> None:
         executor.execute(run_id)
     finally:
         if not queues.executes_immediately():  # A pool's thread would keep its connection.
-            close_old_connections()
+            database_connections.close_broken_connections()
     queues.enqueue_deferred()

@@ -10,9 +10,10 @@ __all__ = ["check_connections", "close_broken_connections", "with_own_connection
 
 
 def close_broken_connections() -> None:
-    """Close connections that do not work any more; call it after an error.
+    """Close connections that do not work any more, or are too old; call it after an error or a run.
 
     A connection within a transaction stays open: it belongs to the caller, for example to a test.
+    Django's ``close_old_connections`` closes it.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:

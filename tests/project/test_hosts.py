@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from django.urls import include, path
 
 from agentic_django import tasks
 from agentic_django.models import AgentEvent, AgentRun, AgentSession, StepCheckpoint
+from agentic_django.runtime import RunContext
 from agentic_django.services import submit_agent_run
 from tests.settings import ROOT
 from tests.support.processes import Project, wait_until
@@ -113,7 +115,56 @@ class TestsOfAHost(TestCase):
         await self.check_async("async_tool")
 
 
+class TestsOfAHostWithRQ(TestCase):
+    """Django's TestCase with a queue of RQ that executes jobs at once."""
+
+    @pytest.fixture(autouse=True)
+    def rq(self, use_tasks: Any, settings: Any, register: Any) -> None:
+        use_tasks("rq")
+        settings.RQ_QUEUES = {"default": {**settings.RQ_QUEUES["default"], "ASYNC": False}}
+        register(self.work, "default")
+        self.depths: list[int] = []
+
+    async def work(self, ctx: RunContext) -> str:
+        self.depths.append(await sync_to_async(lambda: len(inspect.stack(0)))())
+        return f"Done: {await Group.objects.acount()} groups"
+
+    def test_many_messages_of_a_conversation_are_executed_one_after_another(self) -> None:
+        user = User.objects.create_user("ada")
+        Group.objects.create(name="not committed")
+        with self.captureOnCommitCallbacks(execute=True):
+            for number in range(30):
+                submit_agent_run(owner=user, input_payload=str(number), session_key="talk")
+        outputs = set(AgentRun.objects.values_list("status", "final_output"))
+        assert outputs == {("completed", "Done: 1 groups")}
+        assert len(self.depths) == 30
+        assert max(self.depths) - min(self.depths) < 60
+        assert connection.in_atomic_block
+
+    def test_a_failing_run_leaves_the_tests_transaction_usable(self) -> None:
+        user = User.objects.create_user("ada")
+        with self.captureOnCommitCallbacks(execute=True):
+            run = submit_agent_run(owner=user, input_payload="Hello", agent_key="broken")
+        run.refresh_from_db()
+        assert run.status == "failed"
+        assert not connection.needs_rollback
+
+
 # A caller's own transaction
+
+
+@pytest.mark.django_db
+def test_a_task_within_a_transaction_leaves_its_connection_open_if_other_agents_have_workers(
+    user: User, use_tasks: Any, settings: Any
+) -> None:
+    use_tasks("rq")
+    options = settings.RQ_QUEUES["default"]
+    settings.RQ_QUEUES = {"default": {**options, "ASYNC": False}, "slow": options}
+    settings.AGENTIC_DJANGO_QUEUES = {"research": "slow"}
+    run = make_run(user, "pending", agent_key="sync_tool", input_payload="staff")
+    tasks.execute.call(str(run.pk))
+    run.refresh_from_db()
+    assert run.final_output == "Done: 1 groups"
 
 
 @pytest.mark.django_db(transaction=True)
