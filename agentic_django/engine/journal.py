@@ -6,8 +6,7 @@ call is never made again. The next attempt may repeat a call that was not record
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
@@ -19,6 +18,7 @@ from agentic_django.engine import journal_entries
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
 from agentic_django.engine.journal_entries import STATE_KEY, CallResult, Entry, short_key
+from agentic_django.engine.usage import total_usage
 from agentic_django.exceptions import AgentChanged, RunSuspended, StaleAttempt
 from agentic_django.models import StepCheckpoint, ToolApproval, database
 from agentic_django.models.fields import column_text
@@ -241,14 +241,3 @@ journal_class: type[Journal] = Journal
 def load_journal(attempt: Attempt) -> Journal:
     """Return the journal of an attempt."""
     return journal_class.load(attempt)
-
-
-def total_usage(rows: Iterable[StepCheckpoint]) -> dict[str, Any]:
-    """Return the total usage of recorded model calls, with the cost if all have a price."""
-    total: Counter[str] = Counter()
-    counts = [row.usage for row in rows if row.usage]
-    for usage in counts:
-        total.update(usage)
-    if not all("cost_usd" in usage for usage in counts):
-        total.pop("cost_usd", None)
-    return dict(total)

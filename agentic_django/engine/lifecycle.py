@@ -28,11 +28,11 @@ from agentic_django.engine import (
     drafts,
     events,
     fenced_writes,
-    journal,
     retries,
     session_items,
     transitions,
     unfinished_turns,
+    usage,
 )
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event, EventType
@@ -309,7 +309,7 @@ def _keep_unfinished(run: AgentRun) -> None:
     Then enqueue the next run of the session.
     """
     recorded = StepCheckpoint.objects.using(database()).filter(run=run)
-    fenced_writes.record_usage(run, journal.total_usage(recorded))
+    fenced_writes.record_usage(run, usage.total_usage(recorded))
     if run.attempt:  # A run that never started adds nothing, because earlier runs have not ended.
         session_items.append_run_items([(run, unfinished_turns.unfinished_items(run))])
         drafts.delete_drafts(run)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from typing import Any
 
-from agentic_django.concurrency.cancellation import foreign_cancellation_fails
+from agentic_django.concurrency.foreign_cancellation import foreign_cancellation_fails
 from agentic_django.openai_agents.call_scope import enter_caller
 from agentic_django.openai_agents.host_callbacks import on_run_thread
 

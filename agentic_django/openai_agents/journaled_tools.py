@@ -34,7 +34,7 @@ from agents.exceptions import ToolTimeoutError
 from agents.tool import CustomTool, FunctionTool, default_tool_timeout_error_message
 from agents.tool_context import ToolContext
 
-from agentic_django.concurrency.cancellation import foreign_cancellation_fails
+from agentic_django.concurrency.foreign_cancellation import foreign_cancellation_fails
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType
 from agentic_django.engine.journal_entries import CallResult

@@ -22,7 +22,7 @@ from agents.run_state import RunState
 from agents.tool import FunctionTool
 
 from agentic_django.concurrency import event_loop
-from agentic_django.concurrency.cancellation import foreign_cancellation_fails
+from agentic_django.concurrency.foreign_cancellation import foreign_cancellation_fails
 from agentic_django.conf import load, settings
 from agentic_django.engine import events
 from agentic_django.engine.events import EventType

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from django.db import Error
 
 from agentic_django.concurrency import event_loop
-from agentic_django.concurrency.cancellation import foreign_cancellation_fails
+from agentic_django.concurrency.foreign_cancellation import foreign_cancellation_fails
 from agentic_django.engine import lifecycle
 from agentic_django.engine.journal import Journal
 from agentic_django.engine.lifecycle import Completion, Failure

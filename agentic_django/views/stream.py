@@ -25,7 +25,8 @@ from agentic_django.exceptions import BadInput
 from agentic_django.models import AgentRun
 from agentic_django.streaming import hub, sse_messages
 from agentic_django.streaming.changes import StreamScope
-from agentic_django.streaming.sse_messages import Cursor, EventFeed, Feed, PageFeed
+from agentic_django.streaming.cursors import Cursor
+from agentic_django.streaming.sse_messages import EventFeed, Feed, PageFeed
 from agentic_django.views import lookup, schemas
 from agentic_django.views.decorators import endpoint
 from agentic_django.views.negotiation import Request

@@ -9,7 +9,7 @@ import pytest
 from agents.usage import Usage
 from django.contrib.auth.models import User
 
-from agentic_django.engine import journal
+from agentic_django.engine import usage
 from agentic_django.models import AgentRun, StepCheckpoint
 from agentic_django.openai_agents.pricing import cost
 from agentic_django.presentation import conversation
@@ -39,7 +39,7 @@ def test_without_the_price_list_no_call_has_a_cost(monkeypatch: pytest.MonkeyPat
 
 
 def total(*usages: dict[str, Any]) -> dict[str, Any]:
-    return journal.total_usage([StepCheckpoint(usage=usage) for usage in usages])
+    return usage.total_usage([StepCheckpoint(usage=usage) for usage in usages])
 
 
 def test_run_has_a_cost_only_if_all_its_calls_have_one() -> None:

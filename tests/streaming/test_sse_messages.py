@@ -17,7 +17,8 @@ from agentic_django.permissions import Viewer
 from agentic_django.presentation import markdown
 from agentic_django.streaming import changes, hub
 from agentic_django.streaming.changes import StreamScope
-from agentic_django.streaming.sse_messages import Cursor, EventFeed, Feed, PageFeed, SseMessage
+from agentic_django.streaming.cursors import Cursor
+from agentic_django.streaming.sse_messages import EventFeed, Feed, PageFeed, SseMessage
 from tests.support.rows import make_events, make_run, make_session
 from tests.support.statements import at_most
 from tests.support.streams import messages
