@@ -124,7 +124,8 @@ def _assign_session(
         run.position = session.run_count
         return
     if on_busy == "interrupt":
-        sessions.cancel_unfinished_runs(session, by_owner=True)
+        run.position = sessions.interrupt_session(session, by_owner=True)
+        return
     run.position = session.reserve_position()
     # The counter is locked until the commit, so no other process can submit a run to this
     # session after the query below.

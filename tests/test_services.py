@@ -267,6 +267,46 @@ def test_many_at_once_each_get_a_place(user: User, idle: None, on_busy: Any) -> 
     assert AgentRun.objects.get(position=4).status == Status.PENDING
 
 
+@pytest.mark.parametrize("round_number", range(5))
+def test_of_many_interrupts_at_once_one_run_survives(
+    user: User, idle: None, round_number: int
+) -> None:
+    submit(user, session_key="s")
+    outcomes = at_once(4, lambda: submit(user, session_key="s", on_busy="interrupt"))
+    assert outcomes == ["AgentRun"] * 4
+    statuses = AgentRun.objects.order_by("position").values_list("status", flat=True)
+    assert list(statuses) == [Status.CANCELLED] * 4 + [Status.PENDING]
+
+
+def test_an_interrupt_cancels_a_run_that_is_retried_at_the_same_time(
+    user: User, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submit(user, session_key="s")
+    services.cancel_agent_run(run)
+    reserve = AgentSession.reserve_position
+
+    def retry_before(session: AgentSession) -> int:
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as pool:  # Another request, on a connection of its own.
+            pool.submit(retry_and_close, run).result()
+        return reserve(session)
+
+    if connection.vendor == "sqlite":  # One writer at a time: the retry is over before.
+        services.retry_agent_run(run)
+    else:
+        monkeypatch.setattr(AgentSession, "reserve_position", retry_before)
+    last = submit(user, session_key="s", on_busy="interrupt")
+    run.refresh_from_db()
+    last.refresh_from_db()
+    assert (run.status, last.status) == (Status.CANCELLED, Status.PENDING)
+    assert (run.position, last.position) == (1, 2)
+
+
+def retry_and_close(run: AgentRun) -> None:
+    services.retry_agent_run(AgentRun.objects.get(pk=run.pk))
+    connection.close()
+
+
 def at_once(number: int, work: Callable[[], Any]) -> list[str]:
     """Do the work in so many threads; return the types of what it returned or raised."""
     start = threading.Barrier(number)

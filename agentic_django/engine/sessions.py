@@ -24,6 +24,7 @@ __all__ = [
     "cancel_unfinished_runs",
     "delete_session",
     "get_or_create_session",
+    "interrupt_session",
     "rename_session",
 ]
 
@@ -62,6 +63,22 @@ def cancel_unfinished_runs(session: AgentSession, by: str = "", *, by_owner: boo
     for run in list(unfinished.select_for_update().order_by("-position")):
         with suppress(Conflict):  # The run has ended.
             lifecycle.cancel(run, by, by_owner=by_owner)
+
+
+def interrupt_session(session: AgentSession, *, by_owner: bool = False) -> int:
+    """Cancel all unfinished runs of a session, and return the position of its next run.
+
+    Another process may submit or retry a run before this one has locked the session. Then all
+    locks are released and acquired again in their order: workers lock a run before its session.
+    """
+    unfinished = run_rows().filter(session=session, status__in=ACTIVE)
+    while True:
+        with transaction.atomic(using=database()):
+            cancel_unfinished_runs(session, by_owner=by_owner)
+            position = session.reserve_position()
+            if not unfinished.exists():
+                return position
+            transaction.set_rollback(True, using=database())  # To the savepoint of this block.
 
 
 def delete_session(session: AgentSession, *, by: str = "") -> None:
