@@ -20,6 +20,10 @@ from agentic_django.openai_agents.guardrails import name_guardrails
 from agentic_django.openai_agents.host_callbacks import move_agent_callbacks
 from agentic_django.openai_agents.journaled_models import journaled_model
 from agentic_django.openai_agents.journaled_tools import journaled_tool
+from agentic_django.openai_agents.recorded_tools import (
+    keep_offered,
+    with_stand_ins,
+)
 
 __all__ = ["hook_agent_classes", "prepare_agent"]
 
@@ -55,7 +59,11 @@ def _hooked(method: Callable[..., Awaitable[list[Any]]]) -> Callable[..., Awaita
             await mcp_servers.connect(self.mcp_servers)
         except Exception as error:  # noqa: BLE001 - an outer agent must not get it as a tool's result
             raise scope.journal.must_end(error) from None
-        return [journaled_tool(tool) for tool in await method(self, *args, **kwargs)]
+        number = scope.processed_response
+        with scope.listing_tools():
+            tools = await method(self, *args, **kwargs)
+        scope.is_resumed = False
+        return [journaled_tool(t) for t in with_stand_ins(scope, self, tools, number)]
 
     setattr(get_all_tools, _HOOKED, True)
     return get_all_tools
@@ -72,3 +80,4 @@ def prepare_agent(agent: Any) -> None:
     name_guardrails("input", getattr(agent, "input_guardrails", ()))
     name_guardrails("output", getattr(agent, "output_guardrails", ()))
     move_agent_callbacks(agent)
+    keep_offered(agent)

@@ -56,6 +56,10 @@ class CallScope:
     agent: str = ""
     is_host_code: bool = False
     response_count: int = 0
+    is_resumed: bool = False
+    """Whether the SDK continues after a decision, and processes the latest response once more."""
+    is_listing_tools: bool = False
+    """Whether the SDK lists the tools of an agent, before a turn."""
     agent_has_changed: bool = False
     """Whether the current agent has no recorded response since its turn began."""
     children: dict[str, CallScope] = field(default_factory=dict)
@@ -77,6 +81,20 @@ class CallScope:
         self.agent_has_changed = self.agent_has_changed or is_other or not self.response_count
         self.agent = agent
 
+    @contextmanager
+    def listing_tools(self) -> Iterator[None]:
+        """Note that the SDK lists the tools of an agent in this block."""
+        outer, self.is_listing_tools = self.is_listing_tools, True
+        try:
+            yield
+        finally:
+            self.is_listing_tools = outer
+
+    @property
+    def processed_response(self) -> int:
+        """The number of the response that the SDK processes next."""
+        return self.response_count + (0 if self.is_resumed else 1)
+
     def end_turn(self) -> None:
         """Count a response of the current agent."""
         self.response_count += 1
@@ -91,11 +109,14 @@ class CallScope:
         """
         if self.resumed is not None:
             scope, self.resumed = self.resumed, None
+            scope.is_resumed = True
             return scope
         name = self._child_name(agent)
         if isinstance(given, RunState):
             question = f"{name}.{digest(sdk_internals.original_input(given))}"
-            return self.children.get(question, self.children[name])
+            scope = self.children.get(question, self.children[name])
+            scope.is_resumed = True
+            return scope
         # The run's own agent has one input. Other agents may run concurrently, in any order.
         question = name if self._is_root else f"{name}.{digest(given)}"
         scope = CallScope(self.journal, self._numbered(question), agent)
@@ -130,9 +151,10 @@ class CallScope:
         """Reserve a step's key. Return False if another step of this scope has already used it."""
         return self._claim(key)
 
-    def tool_key(self, call_id: str) -> str:
-        """Return the key of a tool call that the latest response requested."""
-        return f"{self.path}:tool:{self.response_count}:{call_id}"
+    def tool_key(self, call_id: str, response: int | None = None) -> str:
+        """Return the key of a tool call that a response requested, by default the latest one."""
+        number = self.response_count if response is None else response
+        return f"{self.path}:tool:{number}:{call_id}"
 
     def claim_tool_call(self, call_id: str, fingerprint: str) -> tuple[str, str]:
         """Return the id and the key of a tool call that a host's own code makes.

@@ -23,6 +23,7 @@ from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents import conversion, pricing
 from agentic_django.openai_agents.call_ids import CallIds
 from agentic_django.openai_agents.call_scope import CallScope, current_scope
+from agentic_django.openai_agents.recorded_tools import offered_names
 from agentic_django.openai_agents.sdk_internals import DelegatingModel
 
 __all__ = [
@@ -129,6 +130,7 @@ class JournaledModelCall:
         """Whether it is a turn of the scope's agent, and not a call of a host's own code."""
         self.is_nested = scope.is_nested or not (self.is_turn or scope.is_host_code)
         self.handoffs = arguments["handoffs"]
+        self.tools = arguments["tools"]
         self.fingerprint = conversion.fingerprint(
             arguments["system_instructions"], arguments["input"], arguments["tools"]
         )
@@ -187,11 +189,13 @@ class JournaledModelCall:
         if self.draft.has_begun:
             await event_loop.run_sync_unqueued(self.draft.close)
         usage = conversion.usage_counts(response.usage) | pricing.cost(self.model, response.usage)
+        value = conversion.dump_response(response)
+        value["offered"] = offered_names(value["output"], self.tools, self.handoffs)
         result = CallResult(
             key=self.key,
             kind=StepCheckpoint.Kind.MODEL,
             name=scope.agent,
-            value=conversion.dump_response(response),
+            value=value,
             seconds=time.monotonic() - self.started_at,
             usage=usage,
             fingerprint=self.fingerprint,
