@@ -209,14 +209,18 @@ class RunSuspended(BaseException):
 
 MESSAGES: dict[str, Any] = {
     "agent_changed": _("The agent was changed while the run was waiting. Start over."),
+    "answer_cut_off": _("The answer was cut off at its maximum length."),
+    "answer_withheld": _("The model provider withheld the rest of the answer."),
     "declined": _("The run stopped because a question was not answered."),
     "unknown_agent": _("This agent is no longer available."),
     "database_away": _("The database could not be reached. Retry, or contact support."),
     "bad_setting": _("The agent could not be started."),
     "guardrail": _("The agent declined this request."),
     "internal": _("Something went wrong. Retry, or contact support."),
+    "input_too_long": _("The conversation is too long for the model."),
     "lost": _("The run was interrupted. Retry, or contact support."),
     "max_turns": _("The agent reached its step limit."),
+    "not_configured": _("This site's access to the model provider does not work."),
     "not_serializable": _("The agent's answer could not be saved."),
     "provider_busy": _("The model is busy. Retry in a few minutes."),
     "provider_refused": _("The model provider rejected the request."),

@@ -205,6 +205,14 @@ _SUPPORT = gettext_lazy("A retry is unlikely to help. Contact support.")
 ADVICE: dict[str, Any] = {
     "unknown_agent": _SUPPORT,
     "bad_setting": _SUPPORT,
+    "answer_cut_off": gettext_lazy("Ask for a shorter answer, or for the rest of it."),
+    "answer_withheld": gettext_lazy("Rephrase your request and send it again."),
+    "input_too_long": gettext_lazy(
+        "Start a new conversation, or send a shorter message with fewer files."
+    ),
+    "not_configured": gettext_lazy(
+        "Inform the operator of this site. A retry helps only after the operator has repaired it."
+    ),
     "guardrail": gettext_lazy("Rephrase your request and send it again."),
     "declined": _RETRY,
     "max_turns": _RETRY,

@@ -234,7 +234,38 @@ def test_a_provider_that_stays_busy_fails_the_run(
     assert len(openai_server.requests) == 2 * CLIENTS_TRIES
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "invalid_api_key"), (402, "x"), (404, "model_not_found"), (429, "insufficient_quota")],
+)
+def test_a_refused_account_fails_the_run_after_one_attempt(
+    user: User, client: Client, openai_server: OpenAIServer, status: int, code: str
+) -> None:
+    refused = Failure(status, "The secret of the provider", code, retry_after=0.01)
+    openai_server.answer_with(lambda body: refused)
+    run = submit(user, "Hello")
+    assert (run.status, run.error_code, run.attempt) == ("failed", "not_configured", 1)
+    shown = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": "text/html"}).text
+    assert "access to the model provider does not work" in shown
+    assert "Inform the operator of this site." in shown
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("context_length_exceeded", "no"), ("x", "This model's maximum context length is 8 tokens.")],
+)
+def test_an_input_that_is_too_long_fails_with_its_own_advice(
+    user: User, client: Client, openai_server: OpenAIServer, code: str, message: str
+) -> None:
+    openai_server.enqueue(Failure(400, message, code))
+    run = submit(user, "Hello")
+    assert (run.status, run.error_code, run.attempt) == ("failed", "input_too_long", 1)
+    shown = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": "text/html"}).text
+    assert "Start a new conversation" in shown
+
+
+@pytest.mark.parametrize("status", [400, 422])
 def test_a_refusal_fails_the_run_at_once_with_a_plain_message(
     user: User, client: Client, openai_server: OpenAIServer, status: int
 ) -> None:
