@@ -1,1 +1,1 @@
-"""Event loop, threads, batches and messages between processes. Nothing here knows about runs."""
+"""The event loop, threads, batches and messages between processes, independent of runs."""

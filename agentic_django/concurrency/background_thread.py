@@ -1,4 +1,4 @@
-"""Base class of all background threads of a process.
+"""The base class of all background threads of a process.
 
 A subclass guards its data with ``_condition`` and calls ``start`` for each new piece of work::
 
@@ -51,7 +51,7 @@ class BackgroundThread:
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread, or wake it if it runs. The caller may hold ``_condition``."""
+        """Start the thread, or wake it if it is running. The caller may hold ``_condition``."""
         with self._condition:
             self._is_requested = True
             if self._thread is None and not self._is_stopped:
@@ -60,7 +60,7 @@ class BackgroundThread:
             self._condition.notify_all()
 
     def stop(self, timeout: float | None = None) -> None:
-        """End the thread for good, and wait until it has finished its present work.
+        """End the thread for good, and wait until it has finished its current work.
 
         ``timeout`` limits the wait, in seconds.
         """
@@ -71,14 +71,15 @@ class BackgroundThread:
             thread.join(timeout)
 
     def _run(self) -> None:
-        """Do the work. Return when there has been none for a while, or on ``_is_stopped``.
+        """Do the work.
 
-        If ``start`` was called meanwhile, ``_run`` is called again, so no work is left behind.
+        Return after some time without work, or if ``_is_stopped`` is set. If ``start`` was called
+        in the meantime, ``_run`` is called again, so that no work is left.
         """
         raise NotImplementedError
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; return False, without waiting any longer, if the thread must end."""
+        """Wait. Return False immediately if the thread must end."""
         with self._condition:
             return not self._condition.wait_for(lambda: self._is_stopped, seconds)
 
@@ -98,14 +99,14 @@ class BackgroundThread:
                         connections.close_all()
         except BaseException:
             with self._condition:
-                self._thread = None  # The next call of ``start`` starts another one.
+                self._thread = None  # The next call of ``start`` starts another thread.
             raise
 
 
 class RepeatingThread(BackgroundThread):
-    """Calls a function at an interval, in seconds, until it is stopped.
+    """Calls a function at an interval, in seconds, until the thread is stopped.
 
-    The function must catch its errors: one that it raises ends the thread.
+    The function must catch its errors. An error that it raises ends the thread.
     """
 
     def __init__(self, name: str, interval: float, function: Callable[[], None]) -> None:

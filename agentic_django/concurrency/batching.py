@@ -1,4 +1,4 @@
-"""Writes entries of several runs in one transaction: entries that wait at the same moment.
+"""Writes entries of several runs in one transaction, if they wait at the same moment.
 
 A ``Batcher`` does not delay an entry to collect more. An entry that arrives while the batcher is
 idle is written at once, alone. Entries that arrive while earlier batches are being written wait,
@@ -9,7 +9,7 @@ and form the next batch::
     writer 2     [b]--------------->[f]->
     arrivals   a b c d e            f g
 
-If a batch fails, or would wait for a lock, each of its entries is written by itself on another
+If a batch fails, or would wait for a lock, each of its entries is written separately on another
 thread. So an entry that cannot be written does not affect the others.
 """
 
@@ -31,7 +31,7 @@ _MAX_ENTRIES = 32
 """The largest number of entries in a batch."""
 
 _WRITERS = 2
-"""The number of batches that are written at the same time, for each ``Batcher``."""
+"""The number of batches that each ``Batcher`` writes at the same time."""
 
 
 class BatchWriter[E, R](Protocol):
@@ -46,11 +46,11 @@ class BatchWriter[E, R](Protocol):
 
 
 class WouldBlock(Exception):
-    """Another thread is writing the same run, and the writer must not wait."""
+    """Another thread or transaction has locked a row, and the writer must not wait."""
 
 
 def write_one[E, R](write: BatchWriter[E, R], entry: E) -> R:
-    """Write one entry by itself, and return its result."""
+    """Write one entry separately, and return its result."""
     return write([entry])[0]
 
 
@@ -84,7 +84,7 @@ class Batcher[E, R]:
         return future
 
     def _write_batch(self) -> None:
-        """Write the entries that wait now, then start the next batch if more have arrived."""
+        """Write the entries that wait now. Then start the next batch if more have arrived."""
         with self._lock:
             count = min(_MAX_ENTRIES, len(self._waiting))
             waiting = [self._waiting.popleft() for _ in range(count)]
@@ -108,7 +108,7 @@ class Batcher[E, R]:
                 self.submit(self._write_batch)
 
     def _write_alone(self, entry: E, future: Future[R]) -> None:
-        """Write one entry, on a thread that no batch occupies; it may wait for locks."""
+        """Write one entry on a thread that no batch occupies. It may wait for locks."""
         try:
             result = write_one(self.write, entry)
         except BaseException as error:  # noqa: BLE001 - raised where the result is awaited

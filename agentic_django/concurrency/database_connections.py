@@ -1,4 +1,4 @@
-"""Closes the database connections of the present thread when they broke, or after one call."""
+"""Closes the database connections of the current thread if they are broken, or after one call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["check_connections", "close_broken_connections", "with_own_connection
 
 
 def close_broken_connections() -> None:
-    """Close connections that do not work any more, or are too old; call it after an error or a run.
+    """Close connections that are broken or too old. Call it after an error or a run.
 
-    A connection within a transaction stays open: it belongs to the caller, for example to a test.
-    Django's ``close_old_connections`` closes it.
+    A connection in a transaction stays open, because it belongs to the caller, for example a test.
+    Django's ``close_old_connections`` would close it.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
@@ -23,7 +23,7 @@ def close_broken_connections() -> None:
 def check_connections() -> None:
     """Query the server over each connection, and close those that do not work."""
     for connection in connections.all(initialized_only=True):
-        connection.errors_occurred = True  # Django checks only connections that had an error.
+        connection.errors_occurred = True  # Django checks only connections that have had an error.
     close_broken_connections()
 
 

@@ -1,9 +1,9 @@
-"""The event loop of a process, and the crossing between it and synchronous code.
+"""The event loop of a process, and the calls between it and synchronous code.
 
-Each process has one long-lived loop, on a thread of its own, because HTTP clients that agents
-share are bound to a loop. Coroutines of all runs execute there. Their synchronous calls execute on
-other threads. In most processes that is the thread that started the run, so that the run uses the
-caller's database connection and joins its transaction::
+Each process has one long-lived loop on its own thread, because the HTTP clients that agents share
+are bound to a loop. The coroutines of all runs execute there. Their synchronous calls execute on
+other threads. In most processes, a run's calls execute on the thread that started the run. So the
+run uses the caller's database connection and joins its transaction::
 
     caller's thread                              event loop
     ---------------                              ----------
@@ -12,8 +12,8 @@ caller's database connection and joins its transaction::
       executes tool        <-- waits for --        await run_host_code(tool)
     returns the result     <-- ends --
 
-A worker with many slots has no thread for each run. After ``use_thread_pools`` all its runs share
-two pools, see ``executors.ThreadPools``::
+A worker with many slots does not have a thread for each run. After ``use_thread_pools``, all its
+runs share two pools, see ``executors.ThreadPools``::
 
     worker's threads                             event loop
     ----------------                             ----------
@@ -68,7 +68,7 @@ __all__ = [
 
 
 class EventLoop:
-    """This process's loop and thread pools; each starts when it is first used."""
+    """This process's loop and thread pools. Each starts when it is first used."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class EventLoop:
         """For calls that must not wait for the run's own thread."""
 
     def start(self) -> asyncio.AbstractEventLoop:
-        """Return the loop; start it at the first call."""
+        """Return the loop. The first call starts it."""
         with self._lock:
             if self.started is None:
                 loop = asyncio.new_event_loop()
@@ -92,7 +92,7 @@ class EventLoop:
 
 
 def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
-    """Run a loop. A tool that calls ``exit()`` ends its own run, and not the loop."""
+    """Run a loop. A tool that calls ``exit()`` ends its own run, not the loop."""
     while not loop.is_closed():
         with suppress(SystemExit, KeyboardInterrupt):
             loop.run_forever()
@@ -100,11 +100,11 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
 
 _run_executor: contextvars.ContextVar[CallerThreadExecutor | HostCodeExecutor | None]
 _run_executor = contextvars.ContextVar("agentic_run_executor", default=None)
-"""Executes the synchronous calls of the present run."""
+"""Executes the synchronous calls of the current run."""
 
 
 class _DefaultExecutor(ThreadPoolExecutor):
-    """The loop's default executor: sends the calls of a run to the run's own executor.
+    """The loop's default executor, which passes the calls of a run to the run's own executor.
 
     ``asyncio.to_thread``, with which the SDK calls synchronous tools, uses it.
     """
@@ -117,7 +117,7 @@ class _DefaultExecutor(ThreadPoolExecutor):
 
 
 class ExecutingThread(threading.local):
-    """Whether the present thread executes a run."""
+    """Whether the current thread executes a run."""
 
     is_executing = False
 
@@ -128,7 +128,7 @@ class ExecutingThread(threading.local):
 def run_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Execute a coroutine on the process's loop, and return its result.
 
-    This thread waits, and executes the coroutine's synchronous calls meanwhile.
+    While this thread waits, it executes the coroutine's synchronous calls.
     """
     executor = CallerThreadExecutor()
     future = asyncio.run_coroutine_threadsafe(
@@ -138,20 +138,20 @@ def run_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     was_executing, thread.is_executing = thread.is_executing, True
     try:
         executor.serve(future)
-    except BaseException:  # This thread was interrupted, and executes no more calls.
+    except BaseException:  # This thread was interrupted, so it executes no more calls.
         executor.is_interrupted = True
         future.cancel()
         raise
     finally:
         thread.is_executing = was_executing
-        # A call on this thread made asgiref note our loop for it. Without the note, the host's
-        # next ``async_to_sync`` on this thread gets a loop of its own again.
+        # After a call on this thread, asgiref has stored our loop for the thread. Without it, the
+        # host's next ``async_to_sync`` on this thread gets its own loop again.
         vars(SyncToAsync.threadlocal).pop("main_event_loop", None)
     return future.result()
 
 
 def use_thread_pools(*, records: int, host_code: int) -> ThreadPools:
-    """Make all runs of this process share threads; the arguments are the sizes of two pools."""
+    """Make all runs of this process share two thread pools, of the given sizes."""
     pools = process.get(EventLoop).pools = ThreadPools(records, host_code)
     return pools
 
@@ -162,7 +162,7 @@ def has_thread_pools() -> bool:
 
 
 def start_on_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-    """Start a coroutine on the process's loop; its synchronous calls use the thread pools."""
+    """Start a coroutine on the process's loop. Its synchronous calls use the thread pools."""
     executor = HostCodeExecutor(_thread_pools())
     return asyncio.run_coroutine_threadsafe(
         _with_executor(work, executor), process.get(EventLoop).start()
@@ -195,7 +195,7 @@ async def _with_executor[T](
 async def run_sync[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Execute a read or write of the app for a run, on the thread with the run's connection."""
     executor = _run_executor.get()
-    if executor is None:  # A run that its host awaits itself: asgiref's thread for such calls.
+    if executor is None:  # The host awaits this run itself: use the thread of asgiref.
         return await sync_to_async(fn, thread_sensitive=True)(*args, **kwargs)
     if isinstance(executor, HostCodeExecutor):
         call = _in_this_context(fn, *args, **kwargs)
@@ -206,7 +206,7 @@ async def run_sync[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 async def run_host_code[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """Execute a synchronous function of the host for a run; it may take long."""
+    """Execute a synchronous function of the host for a run. The function may take long."""
     executor = _run_executor.get()
     if not isinstance(executor, HostCodeExecutor):
         return await run_sync(fn, *args, **kwargs)
@@ -216,8 +216,8 @@ async def run_host_code[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -
 async def run_sync_unqueued[T](fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Execute a read or write of the app without waiting for a synchronous tool of the run.
 
-    If a tool occupies the run's thread, a spare thread executes the call, on a database connection
-    of its own.
+    If a tool occupies the run's thread, a spare thread executes the call on its own database
+    connection.
     """
     executor = _run_executor.get()
     if isinstance(executor, CallerThreadExecutor) and executor.is_busy:
@@ -227,10 +227,10 @@ async def run_sync_unqueued[T](fn: Callable[..., T], /, *args: Any, **kwargs: An
 
 
 async def write_batched[E, R](write: BatchWriter[E, R], entry: E, *, joined: bool = False) -> R:
-    """Write an entry of a run; where runs share threads, together with those of other runs.
+    """Write an entry of a run, in a batch with other runs' entries if runs share threads.
 
-    Elsewhere the entry is written alone: by ``run_sync`` if it must be ``joined`` to the caller's
-    transaction, otherwise by ``run_sync_unqueued``.
+    Otherwise the entry is written alone. If it must be ``joined`` to the caller's transaction,
+    ``run_sync`` writes it, else ``run_sync_unqueued``.
     """
     executor = _run_executor.get()
     if isinstance(executor, HostCodeExecutor):
@@ -239,15 +239,15 @@ async def write_batched[E, R](write: BatchWriter[E, R], entry: E, *, joined: boo
 
 
 def _in_this_context[T](fn: Callable[..., T], *args: Any, **kwargs: Any) -> Callable[[], T]:
-    """Return a call that sees the context variables of this moment."""
+    """Return a call that runs with a copy of the current context variables."""
     return partial(copy_context().run, partial(fn, *args, **kwargs))
 
 
-# Questions, and what other modules need of loops and threads
+# State of loops and threads, for other modules
 
 
 def is_process_loop(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether this is the process's long-lived loop, and not one that a host runs."""
+    """Whether this is the process's long-lived loop, not a loop that a host runs."""
     return loop is process.get(EventLoop).started
 
 
@@ -264,24 +264,24 @@ def is_run_interrupted() -> bool:
 
 
 def is_interpreter_exiting() -> bool:
-    """Whether the process ends, although pools' threads still execute calls.
+    """Whether the process is exiting, although threads of pools still execute calls.
 
-    The interpreter waits for them, ours included. By then its main thread has ended, or the
-    standard library has told its pools to end; the latter has no public name.
+    The interpreter waits for these threads, including ours. By then its main thread has ended, or
+    the standard library has shut down its pools. The second state has no public name.
     """
     return not threading.main_thread().is_alive() or getattr(futures_thread, "_shutdown", False)
 
 
 def cancel_task(task: asyncio.Task[Any]) -> None:
     """Cancel a task of any loop, from any thread."""
-    with suppress(RuntimeError):  # Its loop is closed, and the task with it.
+    with suppress(RuntimeError):  # The loop is closed, so the task has ended.
         task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 def release_request_thread() -> None:
-    """End the idle thread that asgiref keeps for the synchronous parts of the present request.
+    """End the idle thread that asgiref keeps for the synchronous parts of the current request.
 
-    If there are more such parts, asgiref starts another thread.
+    If the request has more synchronous parts, asgiref starts another thread.
     """
     context = SyncToAsync.thread_sensitive_context.get(None)
     if context is None:

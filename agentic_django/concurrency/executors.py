@@ -59,7 +59,8 @@ class CallerThreadExecutor(Executor):
 
     def _execute[T](self, future: Future[T], call: Callable[[], T]) -> None:
         if future.set_running_or_notify_cancel():
-            # The receiver of the result may submit its next call at once: not busy by then.
+            # The receiver of the result may submit its next call at once, and must not find this
+            # one.
             _execute(call, future, before_result=partial(self._add_to_count, -1))
         else:
             self._add_to_count(-1)
@@ -85,14 +86,14 @@ class ThreadPools:
         self._thread = threading.local()
 
     def submit_to_batch[E, R](self, write: BatchWriter[E, R], entry: E) -> Future[R]:
-        """Write an entry together with those of other runs. Call it on the event loop."""
+        """Write an entry in a batch with other runs' entries. Call it on the event loop."""
         if write not in self._batchers:
             self._batchers[write] = Batcher(write, self.submit_record, self._count_error)
         future: Future[R] = self._batchers[write].add(entry)
         return future
 
     def submit_record[T](self, call: Callable[[], T]) -> Future[T]:
-        """Execute a read or write of the app; its thread keeps the connection open."""
+        """Execute a read or write of the app. Its thread keeps the connection open."""
         return self.records.submit(self._execute_record, call)
 
     def _execute_record[T](self, call: Callable[[], T]) -> T:
@@ -112,7 +113,7 @@ class ThreadPools:
 
 
 class HostCodeExecutor(Executor):
-    """Executes the host code of one run, one call at a time in order, on the shared threads."""
+    """Executes the host code of one run on the shared threads, one call at a time, in order."""
 
     def __init__(self, pools: ThreadPools) -> None:
         self.pools = pools
@@ -131,7 +132,7 @@ class HostCodeExecutor(Executor):
         return future
 
     def _execute_all(self) -> None:
-        """Execute calls until none waits, with the connections that Django gives a request."""
+        """Execute calls until none waits, with connections that Django manages as in a request."""
         while True:
             with self._lock:
                 self._is_executing = bool(self._waiting)

@@ -1,8 +1,8 @@
-"""Holds the objects of which each process has one: the event loop, background threads, pools.
+"""Holds the objects that each process has once: the event loop, background threads, pools.
 
-``process.get(Heartbeat)`` returns this process's ``Heartbeat``, and makes it at the first call.
-No module keeps such an object in a variable of its own, because a forked child must not use it:
-the child has a copy of the object, but not its threads. The only fork hook of the app is here.
+``process.get(Heartbeat)`` returns this process's ``Heartbeat``. The first call creates it. No
+module keeps one of these objects in its own variable, because a forked child must not use it. The
+child has a copy of the object, but not its threads. The only fork hook of the app is here.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Process", "process"]
 
 
 class Process:
-    """Objects by the class, or the function, that makes them."""
+    """Objects by the class or function that creates them."""
 
     def __init__(self) -> None:
         self.reset()
 
     def get[T](self, factory: Callable[[], T]) -> T:
-        """Return the process's object of a factory; call the factory if there is none yet."""
+        """Return the process's object of a factory. The first call creates it."""
         with self._lock:
             if factory not in self._objects:
                 self._objects[factory] = factory()
@@ -32,12 +32,12 @@ class Process:
             return found
 
     def reset(self) -> None:
-        """Drop all objects without stopping them: a forked child has no threads to stop."""
+        """Drop all objects without stopping them, because a forked child has no threads to stop."""
         self._lock = threading.RLock()
         self._objects: dict[Callable[[], Any], Any] = {}
 
     def stop(self) -> None:
-        """Stop all background threads and drop them; the next use makes new ones.
+        """Stop all background threads and drop them. The next use creates new ones.
 
         The event loop and the thread pools stay.
         """
@@ -49,7 +49,7 @@ class Process:
                     del self._objects[key]
             if not threads:
                 return
-            for thread in threads.values():  # A thread's last work may start another one.
+            for thread in threads.values():  # The last work of a thread may start another thread.
                 thread.stop()
 
 

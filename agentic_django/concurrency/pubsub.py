@@ -5,13 +5,13 @@ A worker publishes after its commit, and a web process subscribes::
     publish(Topic.RUN_CHANGED, run.pk)
 
     subscriber = Subscriber(Topic.RUN_CHANGED, read_runs)
-    subscriber.start()  # Calls read_runs({"0199…"}) in a thread of its own.
+    subscriber.start()  # Calls read_runs({"0199…"}) in its own thread.
 
-A message names a row and has no content; the receiver reads the database. Delivery is not
-guaranteed: a receiver must also poll, but may poll less often while ``is_healthy``.
+A message names a row and has no content. The receiver reads the database. Delivery is not
+guaranteed, so a receiver must also poll. It may poll less often while ``is_healthy`` is true.
 
-One thread per process publishes, on a connection of its own and at most once every
-``COALESCE_SECONDS``. A NOTIFY within the transactions of the journal would serialise their commits.
+One thread per process publishes, on its own connection and at most once every ``COALESCE_SECONDS``.
+A NOTIFY within the transactions of the journal would serialize their commits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["COALESCE_SECONDS", "Publisher", "Subscriber", "Topic", "publish"]
 
 COALESCE_SECONDS = 0.02
 _MAX_PER_TEXT = 150
-"""Messages that are sent together: PostgreSQL limits a text to 8,000 bytes."""
+"""The number of messages sent together. PostgreSQL limits a payload to 8,000 bytes."""
 
 _IDLE_SECONDS = 30.0
 _SELF_TEST_SECONDS = 3.0
@@ -56,13 +56,13 @@ class Topic(StrEnum):
 
 
 def publish(topic: Topic, value: Any) -> None:
-    """Send a message to all processes soon. Call it after the commit; it never waits or fails."""
+    """Send a message to all processes soon. Call it after the commit. It never waits or fails."""
     if transport() != "poll":
         process.get(Publisher).add(f"{topic}:{value}")
 
 
 class Publisher(BackgroundThread):
-    """Sends the messages of this process; runs while there are any."""
+    """Sends the messages of this process. Runs while it has messages."""
 
     name = "agentic-publisher"
 
@@ -73,7 +73,7 @@ class Publisher(BackgroundThread):
         self._has_failed = False
 
     def add(self, message: str) -> None:
-        """Send a message soon; one that already waits is sent once."""
+        """Send a message soon. A message that is already waiting is sent only once."""
         with self._condition:
             self._messages[message] = None
             self.start()
@@ -95,7 +95,7 @@ class Publisher(BackgroundThread):
                 self._has_failed = False
             except Exception as error:  # noqa: BLE001 - each driver has its own; subscribers poll
                 if not self._has_failed:
-                    logger.warning("Cannot notify other processes; they poll: %r", error)
+                    logger.warning("Cannot notify other processes. They poll instead: %r", error)
                 self._has_failed = True
                 _close(channel)
                 channel = None
@@ -103,7 +103,7 @@ class Publisher(BackgroundThread):
         _close(channel)
 
     def _next_messages(self) -> list[str]:
-        """Wait for messages and return them; return none when the thread must end."""
+        """Wait for messages, and return them. Return none if the thread must end."""
         with self._condition:
             self._is_sending = False
             self._condition.notify_all()
@@ -130,7 +130,7 @@ class Subscriber(BackgroundThread):
     def __init__(self, topic: Topic, receive: Callable[[set[str]], None]) -> None:
         super().__init__()
         self.is_healthy = False
-        """Whether messages arrive now; tested at each connection."""
+        """Whether messages arrive now. Each connection is tested."""
         self._prefix = f"{topic}:"
         self._receive = receive
 
@@ -148,13 +148,13 @@ class Subscriber(BackgroundThread):
                             self._receive({each.removeprefix(self._prefix) for each in mine})
             except Exception as error:  # noqa: BLE001 - each driver has its own; subscribers poll
                 if self.is_healthy or pause == _FIRST_PAUSE:
-                    logger.warning("No messages arrive from other processes; polling: %r", error)
+                    logger.warning("Receiving no messages from other processes. Polling: %r", error)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             self.is_healthy = False
             self._pause(pause)
 
     def _test(self, channel: Channel) -> None:
-        """Send a text on another connection and wait for it: a connection pooler may drop it."""
+        """Send a message on another connection and wait for it. A connection pooler may drop it."""
         text = f"{Topic.SELF_TEST}:{uuid.uuid4().hex}"
         channel.listen()
         with closing(open_channel()) as other:
@@ -165,7 +165,7 @@ class Subscriber(BackgroundThread):
                 self.is_healthy = True
                 self._receive(set())
                 return
-        raise TimeoutError("A text sent on one connection does not arrive on another.")
+        raise TimeoutError("A message sent on one connection does not arrive on another.")
 
 
 def _close(channel: Channel | None) -> None:

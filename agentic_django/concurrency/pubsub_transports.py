@@ -1,6 +1,6 @@
-"""Connections over which processes send each other short texts: PostgreSQL or Redis.
+"""Connections over which processes send each other short strings: PostgreSQL or Redis.
 
-``AGENTIC_DJANGO_WAKEUP`` chooses between them. Both use one channel, ``CHANNEL``, for all texts.
+``AGENTIC_DJANGO_WAKEUP`` chooses between them. Both send all strings over one channel, ``CHANNEL``.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def transport() -> str:
 
 
 class Channel(Protocol):
-    """A connection that sends texts to all processes that listen, or receives them."""
+    """A connection that sends strings to all listening processes, or receives them."""
 
     def send(self, text: str) -> None:
-        """Send a text of at most 8,000 bytes."""
+        """Send a string of at most 8,000 bytes."""
 
     def listen(self) -> None:
-        """Receive texts from now on."""
+        """Receive strings from now on."""
 
     def wait(self, seconds: float) -> list[str]:
-        """Return received texts; wait for the first one, and return [] if none arrives."""
+        """Wait for a string, and return all received strings. Return [] if none arrives in time."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
 def open_channel() -> Channel:
-    """Connect with the present transport; it must not be "poll"."""
+    """Connect with the configured transport, which must not be "poll"."""
     return RedisChannel() if transport() == "redis" else PostgresChannel()
 
 

@@ -1,1 +1,1 @@
-"""Live updates: one reader per process, and the messages that it sends to each subscriber."""
+"""Live updates: one database reader per process, and the messages for each subscriber."""

@@ -32,20 +32,20 @@ __all__ = [
 ]
 
 MAX_EVENTS = 500
-"""The number of events of one run that one statement reads."""
+"""The number of events of one run that one query reads."""
 
 _OVERLAP = timedelta(seconds=10)
-"""Longer than any transaction. A stream that resumes at a time reads from this much earlier."""
+"""Longer than any transaction. A stream that resumes at a time starts to read this much earlier."""
 
 
 @dataclass(slots=True)
 class RunSnapshot:
-    """A run and its drafts, read by one statement."""
+    """A run and its drafts, read in one query."""
 
     pk: UUID
     session: UUID | None
     owner: tuple[str, str]
-    """Principal and tenant."""
+    """The owner's principal, and the tenant."""
     status: str
     attempt: int
     event_count: int
@@ -74,12 +74,12 @@ class RunSnapshot:
 
     @property
     def text(self) -> str:
-        """The text of the messages that are not complete yet."""
+        """The text of the incomplete messages."""
         return run_display.latest_draft(self.drafts.values())
 
 
 def read_snapshots(ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
-    """Return snapshots of runs by id, in one statement. Deleted runs are missing."""
+    """Return snapshots of runs by id, in one query. Deleted runs are missing."""
     if not ids:
         return {}
     is_orphaned = models.Case(
@@ -144,14 +144,14 @@ def find_run_ids(
 
 
 def last_sequences_before(ids: Collection[UUID], time: datetime) -> dict[UUID, int]:
-    """Return the number of the last event that each run certainly had at a time."""
+    """Return a lower bound of each run's last event number at a time."""
     rows = AgentEvent.objects.using(database()).filter(run__in=ids, created_at__lt=time - _OVERLAP)
     return dict(rows.order_by().values_list("run").annotate(last=Max("sequence")))
 
 
 @dataclass(slots=True)
 class EventBatch:
-    """The events of a run up to the number ``through``, without those that were deleted."""
+    """The events of a run up to the number ``through``, except deleted events."""
 
     through: int = 0
     events: list[AgentEvent] = field(default_factory=list)
@@ -161,7 +161,7 @@ NO_EVENTS = EventBatch()
 
 
 def read_event_batches(cursors: Mapping[UUID, int]) -> dict[UUID, EventBatch]:
-    """Return the next events of each run after a number, in one statement."""
+    """Return the next events of each run after a number, in one query."""
     wanted = Q()
     for pk, sequence in cursors.items():
         wanted |= Q(run=pk, sequence__gt=sequence, sequence__lte=sequence + MAX_EVENTS)

@@ -13,11 +13,13 @@ __all__ = ["Cursor", "checksum"]
 class Cursor:
     """The point up to which a reader has received a stream.
 
-    For one run: the number of the last event, and the length of the partial message after it.
-    Written ``sequence``, ``sequence.offset`` or ``sequence.offset.check``. The offset counts
-    characters. The check is the CRC-32 of the text up to the offset; if it differs, the text was
-    started again, and the reader receives it from the start. For many runs: a time, written ``t``
-    and milliseconds.
+    The cursor of one run has the form ``sequence``, ``sequence.offset`` or
+    ``sequence.offset.check``. The sequence is the number of the last event. The offset is the
+    length, in characters, of the partial message after that event. The check is the CRC-32 of the
+    text up to the offset. If it differs, the model has restarted the message, and the reader
+    receives it from the start.
+
+    The cursor of many runs is a time: ``t`` and milliseconds.
     """
 
     sequence: int = 0
@@ -27,7 +29,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Parse a cursor. Raise ValueError if the text is not one."""
+        """Parse a cursor. Raises ValueError if the string is not a cursor."""
         if text.startswith("t"):
             return cls(since=datetime.fromtimestamp(_number(text[1:]) / 1000, UTC))
         sequence, _, rest = text.partition(".")
@@ -36,11 +38,11 @@ class Cursor:
 
     @staticmethod
     def at(moment: datetime) -> str:
-        """Return the cursor of a reader of many runs."""
+        """Return the cursor of many runs at a time."""
         return f"t{int(moment.timestamp() * 1000)}"
 
     def matches(self, text: str) -> bool:
-        """Whether the reader has received the start of this text."""
+        """Whether the text that the reader has received is the start of this text."""
         return 0 < self.offset <= len(text) and self.check == checksum(text[: self.offset])
 
 

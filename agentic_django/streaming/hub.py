@@ -1,13 +1,13 @@
-"""Reads what changed for all streams of this process, in one background thread.
+"""Reads the changes for all streams of this process, in one background thread.
 
 One thread reads for all subscriptions at once, so their number does not change the load on the
 database. ``concurrency.pubsub`` wakes the thread when a run changes. The thread also polls: every
 ``LOOK_SECONDS`` while notifications arrive, otherwise every ``POLL_SECONDS``. The first
-subscription starts it, and it ends some seconds after the last one left.
+subscription starts the thread. It ends some seconds after the last subscription ended.
 
 Each cycle of the thread does this::
 
-    subscriptions ──▶ ids of changed runs ──▶ snapshots and events, one statement each
+    subscriptions ──▶ ids of changed runs ──▶ snapshots and events, one query each
                                                         │
     event loop of each stream  ◀── bytes ◀── Feed.next_messages
 """
@@ -63,7 +63,7 @@ class Subscription:
         self._is_finished = False
 
     async def chunks(self, keep_alive_seconds: float) -> AsyncIterator[bytes]:
-        """Yield bytes to send; an empty chunk after ``keep_alive_seconds`` without a message."""
+        """Yield bytes to send, or an empty chunk after ``keep_alive_seconds`` without a message."""
         hub = process.get(Hub)
         hub.add(self)
         try:
@@ -86,7 +86,7 @@ class Subscription:
 
 
 class Hub(BackgroundThread):
-    """Reads changes for all subscriptions of this process; runs while there are any."""
+    """Reads changes for all subscriptions of this process. Runs while it has subscriptions."""
 
     name = "agentic-hub"
 
@@ -118,7 +118,7 @@ class Hub(BackgroundThread):
         """Read these runs in the next cycle."""
         changed = set()
         for each in ids:
-            with suppress(ValueError):  # Not an id: a value of a test or of another sender.
+            with suppress(ValueError):  # Not an id, but a value from a test or another sender.
                 changed.add(UUID(each))
         with self._condition:
             self._changed_ids |= changed
@@ -136,7 +136,7 @@ class Hub(BackgroundThread):
                 try:
                     self._run_cycle()
                 except Exception as error:  # noqa: BLE001 - the database is unreachable: try again
-                    logger.warning("Cannot read changes of runs now: %r", error)
+                    logger.warning("Cannot read changes of runs: %r", error)
                     self._polled_at = 0.0
                     with suppress(Error):
                         connections.close_all()
@@ -183,7 +183,7 @@ class Hub(BackgroundThread):
             unread = _publish(subscriptions, ids)
             self._mark_watched(subscriptions, now)
         except BaseException:
-            with self._condition:  # The new subscriptions have received nothing yet.
+            with self._condition:  # The new subscriptions have not received any message yet.
                 self._new += [each for each in new if each in self._subscriptions]
             raise
         if is_poll:
@@ -194,8 +194,8 @@ class Hub(BackgroundThread):
     def _mark_watched(self, subscriptions: list[Subscription], now: float) -> None:
         """Mark the runs as watched, so that workers write their partial messages often.
 
-        New runs are marked at once, and again a second later, because the first statement skips
-        rows that are locked.
+        New runs are marked at once, and again a second later, because the first query skips locked
+        rows.
         """
         watched = _watched_ids(subscriptions)
         is_due, new = now >= self._marked_at + _MARK_SECONDS, watched - self._marked_ids
@@ -234,7 +234,7 @@ def _in_scope(subscription: Subscription, snapshots: Iterable[RunSnapshot]) -> l
 
 
 def _add_discovered_runs(subscriptions: list[Subscription], changed: set[UUID] | None) -> None:
-    """Add runs that appeared in the scopes of subscriptions; with ``changed``, only among those."""
+    """Add new runs in the scopes of subscriptions. With ``changed``, search only these runs."""
     scopes = {each.feed.scope for each in subscriptions if each.feed.scope}
     among = None if changed is None else changed - _watched_ids(subscriptions)
     if not scopes or among == set():
@@ -263,7 +263,7 @@ def _watched_ids(subscriptions: Iterable[Subscription]) -> set[UUID]:
 def _publish(subscriptions: Iterable[Subscription], ids: set[UUID]) -> set[UUID]:
     """Read runs, and send each subscription its new messages.
 
-    Return the ids of runs that have more events than one statement reads.
+    Return the ids of runs that have more events than one query reads.
     """
     if not ids:
         return set()
@@ -277,12 +277,12 @@ def _publish(subscriptions: Iterable[Subscription], ids: set[UUID]) -> set[UUID]
         try:
             chunk = _next_chunk(subscription, ids, snapshots, batches)
         except Exception as error:  # noqa: BLE001 - a run that cannot be rendered ends one stream only
-            logger.error("A stream ends, because a message cannot be created: %r", error)
+            logger.error("Closing a stream: cannot create a message: %r", error)
             chunk, feed.is_finished = b"", True
         if chunk or feed.is_finished:
             by_loop[subscription.loop].append((subscription, chunk, feed.is_finished))
     for loop, deliveries in by_loop.items():
-        with suppress(RuntimeError):  # The loop has ended, and its streams with it.
+        with suppress(RuntimeError):  # The loop has ended, and so have its streams.
             loop.call_soon_threadsafe(_deliver_all, deliveries)
     return set(_event_cursors(affected, snapshots))
 
@@ -324,7 +324,7 @@ def _deliver_all(deliveries: list[tuple[Subscription, bytes, bool]]) -> None:
 
 
 def read_once(feed: Feed) -> bytes:
-    """Return all messages that a feed has now, where no stream can stay open."""
+    """Return all messages that a feed has now, for a server on which streams cannot stay open."""
     ids = set(feed.run_ids)
     if feed.scope is not None:
         ids |= set(changes.find_run_ids([feed.scope], feed.since))

@@ -1,7 +1,7 @@
-"""Turns snapshots and events of runs into server-sent messages, for pages and for programs.
+"""Turns snapshots and events of runs into server-sent messages, for pages and for API clients.
 
-A ``Feed`` remembers what one reader has received. It does not read the database and does not wait:
-``hub`` reads for all feeds of the process, and ``views.stream`` sends.
+A ``Feed`` stores the position of one reader. It does not read the database and does not wait.
+``hub`` reads for all feeds of the process, and ``views.stream`` sends the messages.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Feed:
         raise NotImplementedError
 
     def _mark(self, pk: UUID, *, is_finished: bool) -> None:
-        """Note whether a run is finished; a retry makes a finished run active again."""
+        """Note whether a run is finished. A retry makes a finished run active again."""
         if is_finished:
             self._finished.add(pk)
             self.is_finished = self.scope is None and self._finished >= self.run_ids
@@ -144,7 +144,7 @@ class PageFeed(Feed):
 
 
 class EventFeed(Feed):
-    """The messages of a program: all events, and partial messages as they grow."""
+    """The messages of an API client: all events, and partial messages as they grow."""
 
     reads_events = True
 
@@ -196,7 +196,7 @@ class EventFeed(Feed):
         return found
 
     def _cursor_after(self, snapshot: RunSnapshot, own: str) -> str:
-        """Return the cursor after a message: a time for a scope, else the run's own."""
+        """Return the cursor after a message: a time for a scope, else the run's own cursor."""
         return own if self.scope is None else Cursor.at(snapshot.read_at)
 
     def _event_message(self, snapshot: RunSnapshot, event: AgentEvent) -> SseMessage:
