@@ -144,12 +144,8 @@ def replays() -> Iterator[Replays]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_outlives_its_test(settings: Any) -> Iterator[None]:
-    """Join the threads that runs start: pytest forbids them the database afterwards.
-
-    They end before ``settings`` restores what the test has set: a thread that reads a setting at
-    that moment finds none.
-    """
+def no_thread_outlives_its_test() -> Iterator[None]:
+    """Join the threads that runs start: pytest forbids them the database afterwards."""
     yield
     process.stop()
 

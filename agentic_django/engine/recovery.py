@@ -220,8 +220,8 @@ class Sweeper(BackgroundThread):
                 expiring = approval_requests.approval_rows().open().exclude(expires_at=None)
                 if not unfinished.exists() and not expiring.exists():
                     return
-            except Error as error:
-                logger.warning("Cannot check for unfinished runs: %s", error)
+            except Exception as error:  # noqa: BLE001 - orphaned runs need the next sweep
+                logger.warning("Cannot check for unfinished runs: %r", error)
             finally:
                 connections.close_all()
             if not self._pause(sweep_interval()):
