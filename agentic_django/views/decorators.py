@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate
@@ -22,6 +23,8 @@ from agentic_django.views.problems import Problem, RequestRefused
 
 __all__ = ["endpoint"]
 
+logger = logging.getLogger("agentic_django")
+
 type View[**P] = Callable[Concatenate[Request, P], HttpResponse]
 
 
@@ -38,6 +41,12 @@ def endpoint[**P](*methods: str) -> Callable[[View[P]], Callable[..., HttpRespon
                 response = _admit(request, methods) or view(request, *args, **kwargs)
             except problems.HANDLED_ERRORS as error:
                 response = problems.render_error(request, error)
+            except problems.DATABASE_ERRORS as error:
+                # Pages need the database themselves, so Django renders the error for browsers.
+                if format_of(request) is Format.PAGE or not problems.is_database_away(error):
+                    raise
+                logger.warning("The database could not serve a request.", exc_info=True)
+                response = problems.render_error(request, problems.database_away())
             return mark_private(response)
 
         # Django's middleware would read the whole body before ``_admit`` checks its length.

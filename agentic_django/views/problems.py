@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from django.core.exceptions import (
     RequestDataTooBig,
     SuspiciousOperation,
 )
+from django.db import InterfaceError, OperationalError, connections
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.shortcuts import render
@@ -33,10 +35,13 @@ from agentic_django.exceptions import (
 from agentic_django.views.negotiation import Format, format_of
 
 __all__ = [
+    "DATABASE_ERRORS",
     "HANDLED_ERRORS",
     "STATUS_BY_ERROR",
     "Problem",
     "RequestRefused",
+    "database_away",
+    "is_database_away",
     "problem_of",
     "render_error",
 ]
@@ -51,6 +56,7 @@ _TITLES = {
     413: gettext_lazy("Content Too Large"),
     415: gettext_lazy("Unsupported Media Type"),
     429: gettext_lazy("Too Many Requests"),
+    503: gettext_lazy("Service Unavailable"),
 }
 
 
@@ -104,6 +110,9 @@ STATUS_BY_ERROR: dict[type[Exception], tuple[int, str]] = {
 }
 """Status and code of the errors whose text the requester may read, subclasses first."""
 
+DATABASE_ERRORS = (OperationalError, InterfaceError)
+RETRY_SECONDS = 5
+
 HANDLED_ERRORS: tuple[type[Exception], ...] = (RequestRefused, *STATUS_BY_ERROR)
 """The errors that become a response. Any other error is a bug, and Django reports it."""
 
@@ -129,6 +138,23 @@ def problem_of(error: Exception) -> Problem:
     return Problem(status, code, detail)
 
 
+def is_database_away(error: Exception) -> bool:
+    """Whether a database error says that the database is locked, full or cannot be reached."""
+    code: int | None = getattr(error.__cause__, "sqlite_errorcode", None)
+    # SQLite also raises OperationalError for wrong statements, such as those for missing tables.
+    return isinstance(error, DATABASE_ERRORS) and code != sqlite3.SQLITE_ERROR
+
+
+def database_away() -> RequestRefused:
+    """Return the error for a request that the database cannot serve now; roll back its changes."""
+    for connection in connections.all(initialized_only=True):
+        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
+            connection.set_rollback(True)
+    detail = _("The database is busy or cannot be reached. Retry in a few seconds.")
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return RequestRefused(Problem(503, "database_away", detail, headers=headers))
+
+
 def render_error(request: HttpRequest, error: Exception) -> HttpResponse:
     """Return the response to a request that ended with a handled error."""
     problem = problem_of(error)
@@ -140,7 +166,9 @@ def render_error(request: HttpRequest, error: Exception) -> HttpResponse:
             response: HttpResponse = JsonResponse(document, status=status, content_type=kind)
         case Format.FRAGMENT:
             template = "agentic_django/partials/problem.html"
-            response = render(request, template, {"problem": problem}, status=status)
+            # Context processors of the project may query the database.
+            visible = None if status == 503 else request
+            response = render(visible, template, {"problem": problem}, status=status)
         case Format.PAGE:
             context = {"problem": problem, "base_template": settings.BASE_TEMPLATE}
             response = render(request, "agentic_django/problem.html", context, status=status)
