@@ -36,7 +36,13 @@ COALESCE_SECONDS = 0.02
 _MAX_PER_TEXT = 150
 """The number of messages sent together. PostgreSQL limits a payload to 8,000 bytes."""
 
-_IDLE_SECONDS = 30.0
+_IDLE_SECONDS = 2.0
+"""An idle publisher closes its connection after this time.
+
+PostgreSQL waits 5 seconds for other connections before it refuses to drop a database, as Django's
+test runner does at its end.
+"""
+
 _SELF_TEST_SECONDS = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _EXIT_SECONDS = 1.0

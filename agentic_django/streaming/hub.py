@@ -43,7 +43,7 @@ CYCLE_SECONDS = 0.03
 POLL_SECONDS = 0.12
 LOOK_SECONDS = 2.0
 _MARK_SECONDS = fenced_writes.WATCH_SECONDS / 3
-_IDLE_SECONDS = 5.0
+_IDLE_SECONDS = 2.0  # See pubsub: an idle connection must not prevent that a database is dropped.
 _MAX_BUFFERED_BYTES = 1_000_000
 """A stream with more unsent bytes is closed. Its reader reconnects and resumes at its cursor."""
 
