@@ -207,7 +207,11 @@ class Project:
 
     def python(self, code: str, *, timeout: float = 120.0) -> str:
         """Run code in a fresh process, Django set up, and return what it wrote."""
-        return self._run(["-c", f"import django\ndjango.setup()\n{code}"], timeout)
+        return self.script(f"import django\ndjango.setup()\n{code}", timeout=timeout)
+
+    def script(self, code: str, *, timeout: float = 120.0) -> str:
+        """Run code in a fresh process, which sets Django up by itself, and return what it wrote."""
+        return self._run(["-c", code], timeout)
 
     def _run(self, arguments: list[str], timeout: float) -> str:
         with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
