@@ -1,4 +1,4 @@
-"""The task backend for sites without a queue server: workers claim runs from their table.
+"""The task backend for sites without a queue server. Workers claim runs from the database.
 
 To use it, set ``BACKEND`` in ``TASKS`` to ``agentic_django.worker.backend.RowBackend`` and run
 ``agentic_django_worker --source database``.
@@ -23,11 +23,11 @@ _TASK_PATH = "agentic_django.tasks.execute"
 
 
 class RunMayBeDue(threading.Event):
-    """Set when a run may be due; the claim loop of the worker in this process waits for it."""
+    """Set when a run may be due. The claim loop of this process waits for it."""
 
 
 class RowBackend(BaseTaskBackend):
-    """Stores no tasks. It notifies workers that a run is due; they also poll for due runs."""
+    """Notifies workers that a run is due, and stores no tasks. Workers also poll for due runs."""
 
     supports_async_task = True
     agentic_django_delivery = "rows"
@@ -43,7 +43,7 @@ class RowBackend(BaseTaskBackend):
             )
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Notify the workers of the task's queue. No task is stored, so the result has no id."""
+        """Notify the workers of the task's queue. The result has no id: no task is stored."""
         self.validate_task(task)
         notify_workers(task.queue_name)
         return TaskResult(

@@ -27,10 +27,10 @@ _BATCH = 20
 """The largest number of runs that one transaction claims."""
 
 _SLOT_SECONDS = 1.0
-"""The longest wait for a free slot. After it the loop checks whether the process must stop."""
+"""The longest wait for a free slot. Then the loop checks whether the process must stop."""
 
 _BURST_POLL_SECONDS = 0.05
-"""The poll interval of a burst, which ends soon after its last run."""
+"""The poll interval of a burst, so that it ends soon after its last run."""
 
 _ERROR_SECONDS = 5.0
 """The pause after a claim failed because the database could not be reached."""
@@ -45,15 +45,15 @@ class RunNotifications(Protocol):
         ...
 
     def start(self) -> None:
-        """Start to wake the claim loop."""
+        """Start waking the claim loop."""
         ...
 
     def claimed(self, task_ids: Sequence[str]) -> None:
-        """Handle that runs were claimed, given the ids of the tasks that were enqueued for them."""
+        """Handle claimed runs. ``task_ids`` are the ids of the tasks enqueued for them."""
         ...
 
     def stop(self) -> None:
-        """Stop to wake the claim loop."""
+        """Stop waking the claim loop."""
         ...
 
 
@@ -83,7 +83,7 @@ class ClaimLoop:
             slots.release(acquired - len(attempts))
             self.notifications.claimed([each.run.task_id for each in attempts if each.run.task_id])
             if self.state.is_burst and acquired and not attempts and was_idle:
-                return  # No attempt was running that could have enqueued another run.
+                return  # No attempt was running, so none could have enqueued another run.
             if len(attempts) < acquired:
                 may_be_due.wait(poll_seconds)
 
@@ -92,7 +92,7 @@ class ClaimLoop:
         self.notifications.stop()
 
     def _claim(self, most: int) -> list[Attempt]:
-        """Claim at most ``most`` due runs; claim none, after a pause, if the database is away."""
+        """Claim at most ``most`` due runs. After a database error, pause and claim none."""
         try:
             return event_loop.run_in_records_pool(claims.claim_due, self.state.queue, most)
         except Error as error:
@@ -103,7 +103,7 @@ class ClaimLoop:
     def _on_end(self, future: Future[None]) -> None:
         """Release the slot of an attempt that has ended."""
         self.state.slots.release()
-        if concurrency_limits.limits():  # A run that the limit kept waiting may be due now.
+        if concurrency_limits.limits():  # A run that waited for the limit may be due now.
             process.get(RunMayBeDue).set()
         error = None if future.cancelled() else future.exception()
         if error is not None:

@@ -1,6 +1,6 @@
-"""Chooses the code that executes a run, from the object that is registered for its agent key.
+"""Chooses the driver that executes a run, by the object that is registered for its agent key.
 
-Agents of the SDK, pipelines of steps and the host's own async functions each have a driver.
+SDK agents, pipelines of steps and the host's own async functions each have a driver.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PipelineDriver:
         self.pipeline = pipeline
 
     async def perform(self, context: RunContext) -> RunResult:
-        """Execute the steps that are not recorded yet. The output is their results by name."""
+        """Execute the steps that are not recorded. The output is a dict of all results by name."""
         executor = StepExecutor(context)
         async with context.recording():
             results = await executor.run(
@@ -68,10 +68,10 @@ class PipelineDriver:
 
 
 def driver_for(run: AgentRun) -> Runtime:
-    """Return the driver that executes a run. It calls the factory, which may use the ORM.
+    """Return the driver that executes a run.
 
-    Raises UnknownAgent if no agent has the run's key, and BadSetting if the factory returns an
-    object that no driver executes.
+    This calls the agent's factory, which may use the ORM. Raises UnknownAgent if no agent has the
+    run's key. Raises BadSetting if the factory returns an object that no driver executes.
     """
     if run.agent_key == submitted.AGENT_KEY:
         return PipelineDriver(submitted.pipeline_of(run))

@@ -1,4 +1,4 @@
-"""Executes one attempt of a run: claims the run, keeps its lease, executes it, writes its end."""
+"""Executes one attempt of a run: claims the run, renews its lease, executes and ends it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["execute", "execute_on_loop", "run_attempt"]
 def execute(run_id: str) -> None:
     """Execute one attempt of a run, or of another due run of its queue, on the calling thread.
 
-    In a worker with many slots the calling thread only waits for the attempt's end. The sweep for
-    orphaned runs is then the work of the worker's monitor.
+    In a worker with many slots, the calling thread only waits until the attempt ends. Then the
+    worker's monitor sweeps for orphaned runs.
     """
     if event_loop.has_thread_pools():
         event_loop.start_on_loop(lambda: execute_on_loop(run_id)).result()
@@ -47,9 +47,9 @@ async def execute_on_loop(run_id: str) -> None:
 
 
 async def run_attempt(attempt: Attempt) -> None:
-    """Execute a claimed run, and write how its attempt ends.
+    """Execute a claimed run, and write the end of its attempt.
 
-    An attempt that has lost its run, to a cancel or to another worker, ends without a write.
+    An attempt that has lost its run, to a cancellation or to another worker, ends without a write.
     """
     with heartbeat.keep_lease(attempt):
         try:
@@ -86,6 +86,6 @@ async def _execute(context: RunContext) -> None:
 
 
 async def _run_verb(verb: Callable[..., None], *args: Any) -> None:
-    """Call a verb of ``lifecycle`` even if the run's connection is broken or its thread busy."""
+    """Call a verb of ``lifecycle``, even if the run's connection is broken or its thread busy."""
     await event_loop.run_sync_unqueued(database_connections.close_broken_connections)
     await event_loop.run_sync_unqueued(verb, *args)

@@ -1,7 +1,7 @@
-"""One worker process: it executes many runs at once, and finishes or releases them when it stops.
+"""One worker process: executes many runs at once, and finishes or releases them when it stops.
 
-The main thread claims runs. At the first SIGTERM or SIGINT it stops claiming and waits for the
-runs that it executes. At the second one it releases them, and other workers resume them.
+The main thread claims runs. At the first SIGTERM or SIGINT, the process stops claiming and waits
+for its runs to end. At the second signal, it releases its runs, and other workers resume them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RELEASE_SECONDS = 10.0
 """The longest wait for the attempts of released runs to end."""
 
 _SAME_SIGNAL_SECONDS = 0.5
-"""Signals within this time count as one: a terminal and a supervisor may both send it."""
+"""Signals within this time count as one, because a terminal and a supervisor may both send it."""
 
 _RESPONSE_SECONDS = 30.0
 """The event loop is healthy if it executes a new task within this time."""
@@ -61,7 +61,7 @@ def run_worker(
     """Execute runs until a signal ends the process. Call it in the main thread of a new process.
 
     ``write`` shows a line of text to the operator. ``report_healthy`` is called about once a
-    second while the database can be reached and the event loop responds.
+    second, while the database can be reached and the event loop responds.
     """
     WorkerProcess(options, write, report_healthy).run()
     write(f"Process {os.getpid()} has exited.")
@@ -148,10 +148,10 @@ class WorkerMonitor(RepeatingThread):
         self._swept_at = 0.0
 
     def check(self) -> None:
-        """Drain if the supervisor has died; sweep if it is time; report if the loop responds."""
+        """Drain if the supervisor has died. Sweep if it is time. Report if the loop responds."""
         if os.getppid() != self._supervisor_pid and not self.state.draining.is_set():
             self.write(f"The supervisor of process {os.getpid()} has died.")
-            self.state.draining.set()  # A new supervisor may have started processes already.
+            self.state.draining.set()  # A new supervisor may have already started processes.
         try:
             if time.monotonic() - self._swept_at > recovery.sweep_interval():
                 event_loop.run_in_records_pool(recovery.sweep_if_due)

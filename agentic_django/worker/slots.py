@@ -1,4 +1,4 @@
-"""Counts how many runs a worker process executes, and holds the requests that it stop.
+"""Counts the runs that a worker process executes, and holds the requests to stop it.
 
 The claim loop acquires slots before it claims runs. The end of each attempt releases one.
 """
@@ -27,8 +27,7 @@ class WorkerSlots:
     def acquire(self, most: int, *, timeout: float) -> int:
         """Acquire up to ``most`` slots, as many as are free, and return their number.
 
-        If all slots are busy, wait until one is free, at most ``timeout`` seconds. Return 0 after
-        that time.
+        If all slots are busy, wait until one is free, at most ``timeout`` seconds. Then return 0.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._busy < self.count, timeout)
@@ -43,7 +42,7 @@ class WorkerSlots:
             self._changed.notify_all()
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Wait until no slot is busy; return False after ``timeout`` seconds."""
+        """Wait until no slot is busy. Return False if ``timeout`` seconds pass first."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._busy, timeout)
 

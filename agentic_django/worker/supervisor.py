@@ -1,4 +1,4 @@
-"""Runs a function in child processes: replaces those that die, and forwards signals to them.
+"""Runs a function in child processes, replaces those that die, and forwards signals to them.
 
 The supervisor does not know what the function does. It has one thread, so it can fork safely.
 """
@@ -27,7 +27,7 @@ _LONGEST_PAUSE = 30.0
 """The longest pause, in seconds, before the replacement of a child starts."""
 
 _SECOND_SIGNAL_SECONDS = 1.0
-"""The time from a first to a second signal, so that children do not count them as one."""
+"""The time between forwarded signals, so that children do not count them as one."""
 
 
 @dataclass
@@ -47,9 +47,9 @@ class HealthFile:
         self.path = path
 
     def write(self, pids: list[int]) -> None:
-        """Write the ids of the supervisor and its children; skip it within a second.
+        """Write the ids of the supervisor and its children, at most once a second.
 
-        The file is replaced as a whole, so a reader never sees a part of it.
+        The file is replaced as a whole, so a reader never sees a partial file.
         """
         text = json.dumps({"pid": os.getpid(), "processes": pids})
         if self.path.exists():
@@ -68,12 +68,14 @@ class HealthFile:
 class Supervisor:
     """Runs ``work(report_healthy)`` in ``count`` children until they have ended.
 
-    A child that exits with status 0 is finished; any other is replaced. Each SIGTERM and SIGINT is
-    forwarded to the children, and no child is replaced after the first one.
+    A child that exits with status 0 is finished. A child that exits with another status is
+    replaced. Each SIGTERM and SIGINT is forwarded to the children. After the first signal, no child
+    is replaced.
 
-    ``work`` calls ``report_healthy`` while it is healthy, and ``health_file`` is written while each
+    ``work`` calls ``report_healthy`` while it is healthy. ``health_file`` is written while each
     child has called it in the last ``report_seconds``. ``is_stale`` returns whether the code has
-    changed, which ends the children. ``log`` shows a line of text to the operator.
+    changed. If it has, the supervisor ends the children. ``log`` shows a line of text to the
+    operator.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Supervisor:
         self._replace_at = 0.0
 
     def run(self) -> bool:
-        """Supervise until all children have ended; return whether to restart with changed code."""
+        """Supervise until all children have ended. Return whether to restart with changed code."""
         for number in _SIGNALS:
             signal.signal(number, lambda number, _: self._signals.append(number))
         is_restarting = False
@@ -142,12 +144,12 @@ class Supervisor:
         """Do the work and exit, without the exit handlers of the supervisor."""
 
         def report_healthy() -> None:
-            with suppress(BlockingIOError):  # The pipe is full of reports that were not read yet.
+            with suppress(BlockingIOError):  # The pipe is full of unread reports.
                 os.write(pipe, b".")
 
         status = 1
         try:
-            os.setpgid(0, 0)  # Ctrl-C reaches the supervisor only, which forwards it.
+            os.setpgid(0, 0)  # Ctrl-C reaches only the supervisor, which forwards it.
             for sibling in self.children.values():
                 os.close(sibling.pipe)
             for number in _SIGNALS:
@@ -176,7 +178,7 @@ class Supervisor:
             os.kill(pid, number)
 
     def _reap(self) -> None:
-        """Remove the children that have exited, and plan the replacement of those that failed."""
+        """Remove the children that have exited, and schedule replacements for those that failed."""
         for child in list(self.children.values()):
             pid, wait_status = os.waitpid(child.pid, os.WNOHANG)
             if not pid:
@@ -196,7 +198,7 @@ class Supervisor:
                 )
 
     def _is_healthy(self) -> bool:
-        """Whether all children that have not finished exist, and have reported lately."""
+        """Whether every unfinished child exists and has reported recently."""
         reports = [child.reported_at for child in self.children.values()]
         if not reports or len(reports) < self.count - self._finished:
             return False

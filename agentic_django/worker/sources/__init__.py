@@ -1,1 +1,1 @@
-"""Wake the claim loop of a worker process when a run is enqueued, with or without RQ."""
+"""Wakes the claim loop of a worker process when a run is enqueued, with or without RQ."""

@@ -1,6 +1,6 @@
 """Wakes the claim loop when a run is enqueued with ``RowBackend``.
 
-Processes notify each other through PostgreSQL or Redis. Without either, the worker polls.
+Processes notify each other through PostgreSQL or Redis. Without these, the worker polls.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class DatabaseNotifications:
         self._subscriber = Subscriber(Topic.RUN_ENQUEUED, self._receive)
 
     def start(self) -> None:
-        """Start to wake the claim loop, if processes notify each other."""
+        """Start waking the claim loop, if processes notify each other."""
         if transport() != "poll":
             self._subscriber.start()
 
     def claimed(self, task_ids: Sequence[str]) -> None:
-        """Do nothing: ``RowBackend`` stores no tasks that could be removed."""
+        """Do nothing, because ``RowBackend`` stores no tasks that could be removed."""
 
     def stop(self) -> None:
-        """Stop to wake the claim loop."""
+        """Stop waking the claim loop."""
         self._subscriber.stop(_STOP_SECONDS)
 
     def _receive(self, queues: set[str]) -> None:
-        if not queues or self.queue in queues:  # An empty set: notifications may have been missed.
+        if not queues or self.queue in queues:  # Empty: some may have been missed.
             process.get(RunMayBeDue).set()

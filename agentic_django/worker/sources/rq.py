@@ -1,11 +1,11 @@
-"""RQ wakes the worker when a run is enqueued; the worker removes the jobs of claimed runs.
+"""Wakes the worker when a run is enqueued with RQ, and removes the jobs of claimed runs.
 
-A job of RQ that carries a run's id, a delivery, is permission to work. The worker does not dequeue
-deliveries: it claims runs from their table. It uses RQ's public API only, in two threads with one
-connection to Redis each: ``QueueWatcher`` and ``DeliveryRemover``.
+A delivery is an RQ job with a run's id. It only shows that a run may be due. The worker does not
+dequeue deliveries, but claims runs from the database. It uses only RQ's public API, in two threads
+with one connection to Redis each: ``QueueWatcher`` and ``DeliveryRemover``.
 
-Other jobs stay in the queue, for RQ's own workers. Claims do not depend on Redis: while it is
-away, the worker finds runs at the poll interval.
+Other jobs stay in the queue for RQ's own workers. Claims do not depend on Redis. While Redis cannot
+be reached, the worker finds runs at the poll interval.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ __all__ = ["Deliveries", "DeliveryRemover", "QueueWatcher", "RQNotifications"]
 _TASK_PATH = "agentic_django.tasks.execute"
 
 _JOB_TTL_SECONDS = 1
-"""Redis deletes a job this long after it was removed from the queue."""
+"""The time after which Redis deletes a job that was removed from the queue."""
 
 _WAIT_SECONDS = 1
 """The longest wait for a job to be appended, and for a claim."""
 
 _SENDER_SECONDS = 0.01
-"""The time in which a sender of a run writes to its row that it was sent; the row is locked."""
+"""The time in which the process that enqueues a run records that in the row, which it locks."""
 
 _WATCH_SECONDS = 0.03
-"""The time between two checks of a queue that has jobs, for one that was appended."""
+"""The interval at which a queue that is not empty is checked for a new job."""
 
 _CLEAN_SECONDS = 1.0
-"""The time between two searches for deliveries whose run is not pending."""
+"""The interval at which deliveries are removed whose run is not pending."""
 
 _ERROR_SECONDS = 1.0
 """The pause after Redis or the database could not be reached."""
@@ -55,7 +55,7 @@ _STOP_SECONDS = 5.0
 
 
 class RQNotifications:
-    """Wakes the claim loop when a job is appended to a queue of RQ, and keeps the queue clean."""
+    """Wakes the claim loop when a job is appended to an RQ queue, and keeps the queue clean."""
 
     def __init__(self, name: str) -> None:
         rq_queue = django_rq.get_queue(name, job_class=Job)
@@ -68,24 +68,24 @@ class RQNotifications:
         return self._remover.is_suspended
 
     def start(self) -> None:
-        """Start to wake the claim loop."""
+        """Start waking the claim loop."""
         self._remover.attempt(self._remover.check_suspended)
         self._watcher.start()
         self._remover.start()
 
     def claimed(self, task_ids: Sequence[str]) -> None:
-        """Let the deliveries of claimed runs be removed from the queue."""
+        """Request the removal of the deliveries of claimed runs."""
         self._remover.add(task_ids)
 
     def stop(self) -> None:
-        """Stop to wake the claim loop, and remove the deliveries of all claimed runs."""
+        """Stop waking the claim loop, and remove the deliveries of all claimed runs."""
         self._watcher.stop(_STOP_SECONDS)
         self._remover.stop(_STOP_SECONDS)
         self._remover.attempt(self._remover.work)
 
 
 class QueueThread(BackgroundThread):
-    """Repeats its work on a queue of RQ until it is stopped, with a pause after an error."""
+    """Repeats its work on an RQ queue until it is stopped, with a pause after an error."""
 
     def __init__(self, rq_queue: Queue) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class QueueThread(BackgroundThread):
         self._has_failed = False
 
     def work(self) -> None:
-        """Do one round of the work, which waits for something to do."""
+        """Do one round of the work, which may wait for something to do."""
         raise NotImplementedError
 
     def attempt(self, function: Callable[[], None]) -> bool:
@@ -102,7 +102,7 @@ class QueueThread(BackgroundThread):
             function()
         except Exception as error:  # noqa: BLE001 - Redis or the database may be back later
             if not self._has_failed:
-                logger.warning("Cannot use the queue %r of RQ for now: %r", self._queue.name, error)
+                logger.warning("Cannot use the RQ queue %r: %r", self._queue.name, error)
             self._has_failed = True
         else:
             self._has_failed = False
@@ -127,9 +127,9 @@ class QueueWatcher(QueueThread):
     def work(self) -> None:
         """Wait for a job to be appended, and wake the claim loop.
 
-        Moving the last entry to where it is blocks while the queue is empty, and changes nothing.
-        If the entry is still there at the next check, the claim loop is woken once more: a claim
-        skips a run whose row its sender has locked.
+        Moving the last entry to its own position blocks while the queue is empty, and changes
+        nothing. If the entry is still there at the next check, the claim loop is woken once more,
+        because a claim skips a run whose row is locked by the process that enqueues it.
         """
         key = self._queue.key
         entry = self._queue.connection.blmove(key, key, _WAIT_SECONDS, "RIGHT", "RIGHT")
@@ -145,7 +145,7 @@ class QueueWatcher(QueueThread):
 
 
 class DeliveryRemover(QueueThread):
-    """Removes the deliveries of claimed runs, and once a second those of runs not pending."""
+    """Removes the deliveries of claimed runs and, once a second, of runs that are not pending."""
 
     name = "agentic-rq-remove"
 
@@ -165,7 +165,7 @@ class DeliveryRemover(QueueThread):
             self._condition.notify_all()
 
     def work(self) -> None:
-        """Remove the deliveries of runs that were claimed; wait for a claim if there are none."""
+        """Remove the deliveries of claimed runs. Wait for a claim if there are none."""
         with self._condition:
             self._condition.wait_for(lambda: self._claimed or self._is_stopped, _WAIT_SECONDS)
             claimed, self._claimed = self._claimed, []
@@ -182,10 +182,10 @@ class DeliveryRemover(QueueThread):
 
 
 class Deliveries:
-    """The jobs of a queue that carry runs.
+    """The jobs of an RQ queue that contain a run's id.
 
     ``pending_among`` returns those of the given run ids whose runs are pending. ``part_size`` is
-    the number of entries that are examined at once.
+    the number of queue entries in a batch.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Deliveries:
     def remove(self, job_ids: Sequence[str]) -> None:
         """Remove jobs from the queue, and let Redis delete them.
 
-        A job that is not in the queue stays in Redis: a stock worker executes it.
+        A job that is not in the queue stays in Redis, because one of RQ's own workers executes it.
         """
         connection = self._queue.connection
         with connection.pipeline() as pipeline:
@@ -217,10 +217,10 @@ class Deliveries:
             pipeline.execute()
 
     def clean(self) -> None:
-        """Remove deliveries whose run is not pending; continue where the last call stopped.
+        """Remove deliveries whose run is not pending. Continue where the last call stopped.
 
-        Such deliveries belong to runs that were cancelled, sent twice, or claimed before they were
-        sent. The call stops at the first part of the queue that has none.
+        These deliveries belong to runs that were cancelled, enqueued twice, or claimed before they
+        were enqueued. The call stops at the first batch of entries without one.
         """
         while job_ids := self._queue.get_job_ids(self._offset, self._part_size):
             connection, serializer = self._queue.connection, self._queue.serializer
@@ -239,7 +239,7 @@ class Deliveries:
 
 
 def _run_id(job: Any) -> str:
-    """Return the id of the run that a job carries; an empty string if it carries none."""
+    """Return the id of the run that a job executes, or an empty string for another job."""
     try:
         return str(UUID(job.args[0])) if job.func_name == _TASK_PATH else ""
     except (DeserializationError, IndexError, TypeError, ValueError):
