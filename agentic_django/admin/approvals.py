@@ -1,4 +1,4 @@
-"""The admin of approvals: people with the permission decide them here."""
+"""The admin of approvals. Users with the permission decide approvals here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OpenFilter(admin.SimpleListFilter):
 
 @admin.register(ToolApproval)
 class ApprovalAdmin(RecordAdmin):
-    """Shows approvals. People with the permission can approve and reject them."""
+    """Shows approvals. Users with the permission can approve and reject them."""
 
     date_hierarchy = "requested_at"
     list_display = (
@@ -105,7 +105,7 @@ class ApprovalAdmin(RecordAdmin):
     def _decide(
         self, request: HttpRequest, queryset: QuerySet[ToolApproval], *, approve: bool
     ) -> None:
-        """Decide as the user who is logged in; report the number of decisions and the errors."""
+        """Decide as the logged-in user. Report the number of decisions and the errors."""
         decide = partial(services.decide_approval, approve=approve, by=request.user)
         saved, errors = apply_to_each(queryset.select_related("run"), decide)
         text = ngettext("%d decision was saved.", "%d decisions were saved.", saved) % saved

@@ -1,4 +1,4 @@
-"""Base classes of the admin's pages: rows are read-only, and stored values are shown as text."""
+"""Base classes of the admin pages. Rows are read-only, and stored values are shown as text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SHOWN_CHARACTERS = 20_000
 def pretty(value: Any) -> str:
     """Return a stored value as HTML: text, or indented JSON. Long values are shortened."""
     text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    # A model may write half of a surrogate pair, which UTF-8 cannot encode.
+    # A model may write one half of a surrogate pair, which UTF-8 cannot encode.
     text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > _SHOWN_CHARACTERS:
         more = len(text) - _SHOWN_CHARACTERS
@@ -72,7 +72,7 @@ def list_link(model: type[Model], label: str, **lookups: Any) -> str:
 def apply_to_each[M: Model](
     rows: Iterable[M], action: Callable[[M], Any]
 ) -> tuple[int, Counter[str]]:
-    """Apply an action to each row; return how often it succeeded, and its errors by message."""
+    """Apply an action to each row. Return how often it succeeded, and its errors by message."""
     succeeded, errors = 0, Counter[str]()
     for row in rows:
         try:
@@ -147,7 +147,7 @@ class RecordAdmin(ReadOnly, _Admin):
 
 
 class OwnerFilter(admin.SimpleListFilter):
-    """Filters by owner; offers the owners of the newest rows, and the chosen one."""
+    """Filters by owner. Offers the owners of the newest rows, and the chosen owner."""
 
     title = _("owner")
     parameter_name = "owner"

@@ -16,7 +16,7 @@ from agentic_django.models import AgentEvent
 
 
 class TypeFilter(admin.SimpleListFilter):
-    """Filters events by type; offers the app's own types, without a query over the table."""
+    """Filters events by type. Offers the app's own types, so that it needs no query."""
 
     title = _("type")
     parameter_name = "event_type"

@@ -1,4 +1,4 @@
-"""Computes the figures of all runs for the page of operations, in a few statements.
+"""Computes the metrics of all runs for the operations page, in a few queries.
 
 ``RunAdmin`` in ``admin.runs`` serves the page.
 """
@@ -36,7 +36,7 @@ PERIODS = (1, 7, 30)
 """The periods that the page offers, in days."""
 
 MAX_AGENTS = 50
-"""The number of agents in the table, those with the most runs first."""
+"""The maximum number of agents in the table. Agents with the most runs come first."""
 
 SORTS = ("agent", "runs", "failed", "p50", "p95", "tokens")
 """The columns by which the table of agents can be sorted."""
@@ -68,7 +68,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class AgentFigures:
-    """The runs of one agent in the period. Times are in seconds, None if no run completed."""
+    """The metrics of one agent in the period. Times are in seconds, or None if no run completed."""
 
     agent: str
     runs: int
@@ -80,7 +80,7 @@ class AgentFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All figures of the page. ``queue_age`` is in seconds, None if no run waits."""
+    """All metrics of the page. ``queue_age`` is in seconds, or None if no run waits."""
 
     days: int
     agent: str
@@ -100,7 +100,7 @@ class Figures:
 
 
 def operations(*, days: int = 1, agent: str = "", sort: str = "-runs") -> Figures:
-    """Return the figures of the last days, for all agents or for one."""
+    """Return the metrics of the last ``days`` days, for all agents or for one."""
     rows = AgentRun.objects.using(database())
     rows = rows.filter(agent_key=agent) if agent else rows
     since = timezone.now() - timedelta(days=days)
@@ -232,7 +232,7 @@ def _bars(values: dict[Any, float], moments: Sequence[Any]) -> list[Bar]:
 
 
 def parse_filters(query: Mapping[str, str]) -> dict[str, Any]:
-    """Return the filters in a query string; invalid values become the default."""
+    """Return the filters in a query string. Invalid values are replaced by the defaults."""
     days, sort = query.get("days", ""), query.get("sort", "")
     return {
         "days": int(days) if days in map(str, PERIODS) else PERIODS[0],

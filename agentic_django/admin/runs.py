@@ -1,4 +1,4 @@
-"""The admin of runs, with the page of operations."""
+"""The admin of runs, with the operations page."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class CheckpointRows(RelatedRows):
 
 @admin.register(AgentRun)
 class RunAdmin(RecordAdmin):
-    """Shows runs. People with the permission can stop and retry them."""
+    """Shows runs. Users with the permission can stop and retry them."""
 
     list_display = (
         "__str__",
@@ -192,12 +192,12 @@ class RunAdmin(RecordAdmin):
         return rows.select_related("owner", "session", "parent")
 
     def get_urls(self) -> list[Any]:
-        """Return the URLs of the admin and of the page of operations."""
+        """Return the URLs of the admin and of the operations page."""
         view = self.admin_site.admin_view(self.operations)
         return [path("operations/", view, name="agentic_django_operations"), *super().get_urls()]
 
     def operations(self, request: HttpRequest) -> HttpResponse:
-        """Show the figures of all runs."""
+        """Show the metrics of all runs."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         filters = operations.parse_filters(request.GET)

@@ -1,1 +1,1 @@
-"""Turns rows into what people see: messages, timelines, words, HTML."""
+"""Turns rows into messages, timelines, words and HTML for users."""

@@ -1,4 +1,4 @@
-"""Approvals as people see them: a title, facts and a form; and the values of a submitted form."""
+"""Presents approvals as a title, facts and a form, and reads the values of a submitted form."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FormField:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalView:
-    """An approval as a user sees it. ``can_decide`` says whether this user may decide it."""
+    """An approval as a user sees it. ``can_decide`` is whether this user may decide it."""
 
     approval: ToolApproval
     can_decide: bool
@@ -109,7 +109,7 @@ class ApprovalView:
 
     @property
     def can_change(self) -> bool:
-        """Whether the arguments may be changed before the call is approved."""
+        """Whether the user may change the arguments before approving the call."""
         return self.approval.is_editable and bool(self.fields)
 
     @property
@@ -154,7 +154,7 @@ def inbox(user: Any, viewer: Viewer) -> list[ApprovalView]:
 
 
 def _rule(schema: Mapping[str, Any], rule: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a property, with references resolved and an optional null removed."""
+    """Return the schema of a property. References are resolved, and an optional null is removed."""
     if "$ref" in rule:
         name = str(rule["$ref"]).rpartition("/")[2]
         return {**schema.get("$defs", {}).get(name, {}), **rule}
@@ -166,7 +166,7 @@ _KINDS = {"string": "text", "integer": "number", "number": "number", "boolean": 
 
 
 def form_values(approval: ToolApproval, posted: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of a submitted form. A value that cannot be parsed stays text."""
+    """Return the values of a submitted form. A value that cannot be parsed stays a string."""
     schema = approval.schema or {}
     values: dict[str, Any] = {}
     for name, declared in schema.get("properties", {}).items():

@@ -61,7 +61,7 @@ class ToolCard:
 
     @property
     def summary(self) -> str:
-        """The first argument with a value, cut to a line; a number with its name."""
+        """The first argument with a value, shortened to one line. A number includes its name."""
         given = self.arguments if isinstance(self.arguments, dict) else {"": self.arguments}
         for name, value in given.items():
             if isinstance(value, bool) or value in (None, "", [], {}):
@@ -74,7 +74,7 @@ class ToolCard:
 
     @property
     def arguments_text(self) -> str:
-        """All arguments as text; one per line if they are simple values."""
+        """All arguments as text, one per line if they are simple values."""
         if self.arguments in (None, "", {}):
             return ""
         if not is_record(self.arguments):
@@ -127,7 +127,7 @@ class Turns:
 
 
 def turns(session: AgentSession) -> Turns:
-    """Return the last turns of a conversation, oldest first, in two statements."""
+    """Return the last turns of a conversation, oldest first, in two queries."""
     runs = AgentRun.objects.using(database()).filter(session=session)
     latest = runs.with_queue_position().with_steps().order_by("-position")[: MAX_TURNS + 1]
     shown = list(latest)[:MAX_TURNS][::-1]
@@ -141,7 +141,7 @@ def turns(session: AgentSession) -> Turns:
 
 
 def turns_after(runs: RunQuerySet, position: int) -> list[AgentRun]:
-    """Return the turns of a conversation after a position, oldest first, in one statement."""
+    """Return the turns of a conversation after a position, oldest first, in one query."""
     found = (
         runs.filter(position__gt=position)
         .select_related("session")
@@ -152,13 +152,13 @@ def turns_after(runs: RunQuerySet, position: int) -> list[AgentRun]:
 
 
 def by_day(sessions: Sequence[AgentSession]) -> list[tuple[str, list[AgentSession]]]:
-    """Group conversations by the day of their last use, and keep their order."""
+    """Group conversations by the day of their last use, in the same order."""
     days = groupby(sessions, key=lambda session: wording.day(session.updated_at))
     return [(day, list(found)) for day, found in days]
 
 
 def tokens_and_cost(session: AgentSession) -> tuple[int, float | None]:
-    """Return the tokens used by the runs of a conversation, and US dollars if the cost is known."""
+    """Return the tokens that a conversation's runs used, and the cost in US dollars if known."""
     runs = AgentRun.objects.using(database()).filter(session=session)
     found = runs.aggregate(
         tokens=usage_sum("total_tokens"),
@@ -231,7 +231,7 @@ def pieces(run: AgentRun) -> list[Piece]:
 
 
 def agent_name(run: AgentRun) -> str:
-    """Return the name of a run's agent: its key in words."""
+    """Return the name of a run's agent: the agent key in words."""
     return in_words(run.agent_key)
 
 
@@ -262,7 +262,7 @@ def messages(items: Iterable[Any]) -> list[Message]:
 
 
 def _message(item: dict[str, Any]) -> Message | None:
-    """Return the message of an item; None if the item has nothing to show."""
+    """Return the message of an item, or None if the item has nothing to show."""
     kind = str(item.get("type") or "message")
     if kind == "reasoning":
         text = joined_parts(item.get("summary"))

@@ -1,6 +1,6 @@
 """Images that tools return and models generate, read from the checkpoints of a run.
 
-Images at other addresses are never loaded: a request would tell their server what a person reads.
+Images on other servers are never loaded, because a request would reveal what a user reads.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _parts(output: Any) -> Iterator[dict[str, Any]]:
 
 
 def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
-    """Return an image by its call and number; None if it does not exist."""
+    """Return an image by its call and number, or None if it does not exist."""
     if not _NAME.fullmatch(call_id):
         return None
     rows = StepCheckpoint.objects.using(database()).filter(run=run).order_by("-id")

@@ -1,6 +1,6 @@
 """Renders Markdown as HTML that is safe for any input.
 
-The output contains only allowed elements. A growing text is rendered in blocks, so that only its
+The output contains only allowed elements. A growing text is rendered in blocks, so that only the
 last block is rendered again.
 """
 
@@ -30,17 +30,17 @@ from agentic_django.serialization import printable
 __all__ = ["Block", "blocks", "growing", "markdown"]
 
 MAX_LENGTH = 200_000
-"""A longer text is shown as plain text: rendering takes about 2 ms per 1,000 characters."""
+"""Longer text is shown as plain text, because rendering takes about 2 ms per 1,000 characters."""
 
 
 def markdown(text: str) -> SafeString:
-    """Return Markdown as HTML with allowed elements only. The text may come from anywhere."""
+    """Return Markdown as HTML with allowed elements only. The text may be untrusted."""
     return _rendered(printable(str(text)))
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a text that renders on its own: a paragraph, a list, a table."""
+    """A part of a text that renders separately: a paragraph, a list or a table."""
 
     source: str
     html: SafeString
@@ -149,7 +149,7 @@ def _code(code: str, language: str, attributes: str) -> str:
 
 
 def _image(tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
-    """Return a link instead of an image: loading one would tell its server what a person reads."""
+    """Return a link instead of an image, because loading it would reveal what a user reads."""
     source = str(tokens[at].attrs.get("src", ""))
     text = escape(tokens[at].content or source)
     depth = sum(token.nesting for token in tokens[:at] if token.type.startswith("link_"))

@@ -62,7 +62,7 @@ class Section:
 
 
 def parsed(value: Any) -> Any:
-    """Return the value of a text in JSON; anything else unchanged."""
+    """Return the value of a JSON string. Return any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -72,7 +72,7 @@ def parsed(value: Any) -> Any:
 
 
 def readable(value: Any) -> str:
-    """Return any JSON value as text for people: text unchanged, other values as indented JSON."""
+    """Return any JSON value as text for users: a string unchanged, others as indented JSON."""
     if isinstance(value, str):
         structured = parsed(value) if value[:1] in "{[" else value
         return printable(value) if isinstance(structured, str) else readable(structured)
@@ -90,7 +90,7 @@ def _indented(value: Any) -> str:
 
 
 def _is_shallow(value: Any, levels: int = 20) -> bool:
-    """Whether a value has few levels. The indentation of many would be larger than the value."""
+    """Whether a value has few levels. With many, the indentation would be larger than the value."""
     children = value.values() if isinstance(value, dict) else value
     if isinstance(children, str) or not isinstance(children, Iterable):
         return True
@@ -98,7 +98,7 @@ def _is_shallow(value: Any, levels: int = 20) -> bool:
 
 
 def joined_parts(content: Any) -> str:
-    """Return the text of content parts. Images and files are named, not shown."""
+    """Return the text of content parts. Images and files are replaced by names."""
     if isinstance(content, str):
         return printable(content)
     parts = content if isinstance(content, list) else [content]
@@ -107,7 +107,7 @@ def joined_parts(content: Any) -> str:
 
 
 def _part(part: Any) -> str | None:
-    """Return the text of one content part; None if it is not a content part."""
+    """Return the text of one content part, or None for any other value."""
     match part:
         case {"type": "input_text" | "output_text" | "text" | "summary_text", "text": str(text)}:
             return text
@@ -128,7 +128,7 @@ def shortened(text: str) -> str:
 
 
 def cut(text: str, length: int = 80) -> str:
-    """Return a text in one line, cut to a length."""
+    """Return a text as one line, cut to a length."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
@@ -139,7 +139,8 @@ def cut(text: str, length: int = 80) -> str:
 def run_output(run: AgentRun) -> Output:
     """Return the output of a run in its most readable form.
 
-    Of the results of steps, the last is the answer; the others open from one line each.
+    If the output is the results of steps, the last result is the answer. Each of the others is one
+    line that can be opened.
     """
     if not is_of_steps(run) or all(map(_is_short, run.final_output.values())):
         return _shaped(run.final_output)

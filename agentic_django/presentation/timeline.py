@@ -35,7 +35,7 @@ STATUS_EVENTS = (
 """The events that begin and end attempts and waits."""
 
 CALL_EVENTS = ("tool.called", "tool.output", "step.started", "step.completed", "step.failed")
-"""The events of calls, for those that have no checkpoint yet."""
+"""The events of calls that have no checkpoint yet."""
 
 Kind = StepCheckpoint.Kind
 
@@ -66,7 +66,7 @@ class TimelineRow:
 
     @property
     def words(self) -> str:
-        """The end of the bar in words, if the duration does not show it."""
+        """The outcome in words, if the duration does not show it."""
         words = {"lost": _("interrupted"), "failed": _("failed"), "stopped": _("stopped")}
         return words.get(self.state, _("running") if self.state == "busy" else "")
 
@@ -78,7 +78,7 @@ class TimelineRow:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The rows in order, with positions on the axis; ``left_out`` counts calls not shown."""
+    """The rows in order, with positions on the axis. ``left_out`` counts the calls not shown."""
 
     start: datetime
     rows: Sequence[TimelineRow]
@@ -91,7 +91,7 @@ class Timeline:
 
 
 def timeline(run: AgentRun) -> Timeline:
-    """Return the timeline of a run from its events and checkpoints, in two statements."""
+    """Return the timeline of a run from its events and checkpoints, in two queries."""
     shown_types = (*STATUS_EVENTS, *CALL_EVENTS)
     found = AgentEvent.objects.using(database()).filter(run=run, event_type__in=shown_types)
     events = list(found.order_by("sequence"))
@@ -131,7 +131,7 @@ def _attempt(
     following: AgentEvent | None,
     recorded: Sequence[StepCheckpoint],
 ) -> TimelineRow:
-    """Return an attempt, from the event that began it and the status event after it."""
+    """Return an attempt, from the event that began it and the next status event."""
     state = "done"
     if following is None:
         state = "busy" if run.is_active else "done"
@@ -175,7 +175,7 @@ def _calls(
 
 
 def _with_positions(rows: Sequence[TimelineRow]) -> list[TimelineRow]:
-    """Return rows with positions. A wait longer than everything else is cut to the length of it."""
+    """Return rows with positions. A wait longer than all other time is cut to that length."""
     if not rows:
         return []
     start, end = min(row.start for row in rows), max(row.end for row in rows)

@@ -1,4 +1,4 @@
-"""Words for people: durations, costs, times, activities, progress, failures and events.
+"""Words for users: durations, costs, times, activities, progress, failures and events.
 
 All texts are translated into the language of the reader.
 """
@@ -75,7 +75,7 @@ def cost(dollars: float) -> str:
 
 
 def took(run: AgentRun) -> float | None:
-    """Return the seconds that a finished run took; None if it never started.
+    """Return the seconds that a finished run took, or None if it never started.
 
     For a run with several attempts, this is the time in which it ran. An interrupted attempt counts
     up to the last renewal of its lease.
@@ -88,7 +88,7 @@ def took(run: AgentRun) -> float | None:
 
 
 def elapsed(run: AgentRun) -> float | None:
-    """Return the seconds for which a run has been running; None if it is not running."""
+    """Return the seconds for which a run has been running, or None if it is not running."""
     if run.status != Status.RUNNING or run.started_at is None:
         return None
     if run.attempt > 1 and run.lease_ends_at is not None:
@@ -162,20 +162,20 @@ def _stage(run: AgentRun, step: dict[str, Any]) -> Stage:
 
 
 def _step_error(step: dict[str, Any]) -> str:
-    """Return why a step failed; empty if the error is internal."""
+    """Return why a step failed, or "" if the error is internal."""
     if step.get("code") == "internal":
         return ""
     return Truncator(printable(_field_text(step, "error"))).chars(500)
 
 
 def in_words(name: str) -> str:
-    """Return an identifier as a person would write it: ``find_order`` as ``Find order``."""
+    """Return an identifier in words: ``Find order`` for ``find_order``."""
     words = re.sub(r"[-_.]+", " ", name).strip()
     return words[:1].upper() + words[1:]
 
 
 def progress(run: AgentRun) -> Progress | None:
-    """Return the progress of a run; None if neither the host nor a step reported any."""
+    """Return the progress of a run, or None if neither the host nor a step has reported any."""
     reported, steps = run.progress or {}, run.stages
     if not reported and not steps:
         return None
@@ -184,7 +184,7 @@ def progress(run: AgentRun) -> Progress | None:
     except (TypeError, ValueError, OverflowError):
         percent = 0
     description = printable(str(reported.get("description") or ""))
-    # Each step shows its own description; the host's own text says more than a count of steps.
+    # Each step shows its own description. The host's own text says more than a count of steps.
     of_steps = [step.get(name) for step in steps for name in ("description", "step_name")]
     if description and reported.get("description") not in of_steps:
         return Progress(percent, description)
@@ -222,11 +222,11 @@ ADVICE: dict[str, Any] = {
     "tool_timed_out": _RETRY,
     "unresolved_intent": gettext_lazy("Contact support before you retry."),
 }
-"""What a person can do, by error code, where the reason does not say it."""
+"""The advice to the user by error code, where the reason does not include it."""
 
 
 def advice(run: AgentRun) -> str:
-    """Return what a person can do about a failure; empty if the reason says it."""
+    """Return advice about a failure, or "" if the reason includes it."""
     return str(ADVICE.get(run.error_code, ""))
 
 
@@ -257,7 +257,7 @@ EVENTS: dict[str, Any] = {
 
 
 def event(event_type: str) -> str:
-    """Return an event type in words; a type of the host unchanged."""
+    """Return an event type in words. A host's own type is returned unchanged."""
     return str(EVENTS.get(event_type, event_type))
 
 
@@ -298,7 +298,7 @@ def event_summary(payload: Any) -> str:
 
 
 def _field_text(payload: dict[str, Any], name: str) -> str:
-    """Return the text of a field, translated if it is a text of this app."""
+    """Return the text of a field, translated if the text is the app's own."""
     text, code = str(payload.get(name) or ""), payload.get("code")
     if name == "error" and isinstance(code, str):
         return str(MESSAGES.get(code, text))
@@ -326,7 +326,7 @@ def ago(moment: datetime) -> str:
 
 
 def short(moment: datetime) -> str:
-    """Return a moment in short, for lists: ``now``, ``2 m``, ``18:20``, a date."""
+    """Return a short form of a moment, for lists: ``now``, ``2 m``, ``18:20`` or a date."""
     seconds = (timezone.now() - moment).total_seconds()
     if seconds < 60:
         return pgettext("when", "now")

@@ -1,7 +1,7 @@
 """Pipelines: named steps, each recorded once.
 
 The result of a step, the state after it and its events are written in one transaction. A recorded
-step is not executed again. If a step fails, its changes of the state are discarded.
+step is not executed again. If a step fails, its changes to the state are discarded.
 """
 
 from agentic_django.exceptions import StepCancelledError, StepExecutionError, StepTimeoutError

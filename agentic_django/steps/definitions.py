@@ -22,11 +22,11 @@ class Step:
 
     - ``retries``: the number of retries after a failure.
     - ``retry_delay``: seconds before the first retry. It doubles before each further one.
-    - ``timeout``: seconds that one try may take.
-    - ``description``: a text about the step for people.
+    - ``timeout``: seconds that one attempt of the step may take.
+    - ``description``: a description of the step for users.
     - ``checkpoint``: False for a step that is executed again each time the run is resumed.
 
-    Raises BadSetting for a value that cannot be used.
+    Raises BadSetting if a value is invalid.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Step:
 class Parallel:
     """Steps that are executed concurrently.
 
-    Each step works on its own copy of the state. After the group their changes are merged, in
-    the order in which the steps are written. If one fails, those that have not ended are
-    cancelled. Synchronous functions share the run's thread, so they run one after another.
+    Each step works on its own copy of the state. After the group, their changes are merged in the
+    order in which the steps are written. If a step fails, unfinished steps are cancelled.
+    Synchronous functions share the run's thread, so they run one after another.
     """
 
     def __init__(self, *steps: Step) -> None:
@@ -85,10 +85,10 @@ type Steps = Sequence[Step | Parallel]
 
 
 class Pipeline:
-    """Steps that are registered under an agent's key. A pipeline is its own factory.
+    """Steps that are registered under an agent's key.
 
-    A run that was started with another ``version`` is not resumed. Raises BadSetting for a name
-    that is used twice.
+    A pipeline is its own factory. A run that was started with another ``version`` is not resumed.
+    Raises BadSetting if two steps have the same name.
     """
 
     def __init__(self, steps: Steps, *, version: str | int = 1) -> None:
@@ -112,7 +112,7 @@ def group_of(part: Step | Parallel) -> Sequence[Step]:
 
 
 def check_names(steps: Steps) -> None:
-    """Raise BadSetting for steps that share a name, and for anything but steps and groups."""
+    """Raise BadSetting if two steps share a name, or if an object is not a step or group."""
     for part in steps:
         if not isinstance(part, Step | Parallel):
             raise BadSetting(f"A pipeline is made of Step and Parallel, not of {part!r:.60}.")

@@ -1,7 +1,7 @@
 """Executes the steps of a pipeline within a run: records each once, retries it, writes its events.
 
-Read ``StepExecutor.run`` first. A group of steps that are executed concurrently is a list; a step
-on its own is a group of one.
+Read ``StepExecutor.run`` first. A group of concurrent steps is a list. A single step is a group of
+one.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class StepExecutor:
     """Executes steps within a run, and records each once.
 
     - ``checkpoint_key``: distinguishes several executors of one run, at most 100 characters. An
-      executor within a step needs a key of its own.
-    - ``cancel_check_interval``: seconds between checks whether the run was cancelled, while a
-      step works and while the executor waits before a retry.
+      executor within a step needs its own key.
+    - ``cancel_check_interval``: seconds between checks whether the run was cancelled. They are made
+      while a step is executed and while the executor waits before a retry.
 
     ``results`` are the results by step name, and ``state`` is the state after the last step.
     """
@@ -87,15 +87,15 @@ class StepExecutor:
         resume: bool = True,
         version: str = "",
     ) -> dict[str, Any]:
-        """Execute the steps that are not recorded yet, and return all results by name.
+        """Execute the steps that are not recorded, and return all results by name.
 
         With ``resume=False``, execute all steps again, and replace what an earlier attempt
         recorded.
 
-        Raises StepExecutionError if a step fails for good, and StepCancelledError if the run is
-        cancelled. Raises PipelineChanged if the run was started with another ``version``, or if
-        recorded steps were renamed, removed, moved or preceded by new ones. Raises BadSetting for
-        a name that is used twice.
+        Raises StepExecutionError if a step fails in its last attempt. Raises StepCancelledError if
+        the run is cancelled. Raises PipelineChanged if the run was started with another
+        ``version``, or if recorded steps were renamed, removed, moved or preceded by new ones.
+        Raises BadSetting if two steps have the same name.
         """
         check_names(steps)
         groups, all_steps = [group_of(part) for part in steps], flat(steps)
@@ -114,7 +114,7 @@ class StepExecutor:
             self._percent = await event_loop.run_sync(shown_progress, self.ctx.run, self._names)
         for group in groups:
             await self._execute_group(group, recorded)
-        # If the steps that were not done have been removed, no step has shown 100 percent.
+        # If the unfinished steps were removed, no step has shown 100 percent.
         if all_steps and self._percent < 100 and self._done.issuperset(self._names):
             await self.ctx.write([self._progress(all_steps[-1])])
         return self.results
@@ -138,9 +138,9 @@ class StepExecutor:
         self.state = merged([values[step.name] for step in group], self.state)
 
     async def _execute(self, step: Step, group_index: int | None) -> dict[str, Any]:
-        """Execute a step, with its retries, and return what is recorded of it.
+        """Execute a step, with its retries, and return the value to record.
 
-        ``group_index`` is the index of the first step that is executed concurrently with it.
+        ``group_index`` is the index of the first step of its group.
         """
         for attempt in range(1, step.retries + 2):
             self._check_cancelled()
@@ -173,10 +173,10 @@ class StepExecutor:
         await self.ctx.write([started], activity=activity)
 
     async def _call(self, step: Step, attempt: int) -> dict[str, Any]:
-        """Call a step's function on a copy of the state; return its result and the new state."""
+        """Call a step's function with a copy of the state. Return its result and the new state."""
         key, state = self._key(step), copy.deepcopy(self.state)
         if self._is_repeat:
-            # The calls within the step are then made again too, not replayed.
+            # The calls within the step are then also repeated, not replayed.
             key = f"{key}@{self.ctx.run.attempt}"
         timeout = asyncio.timeout(step.timeout)
         try:
@@ -193,9 +193,10 @@ class StepExecutor:
         }
 
     async def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Return the result of some work. Raises StepCancelledError if the run is cancelled.
+        """Return the result of a coroutine.
 
-        The work has ended before this returns or raises.
+        Raises StepCancelledError if the run is cancelled. The coroutine has ended before this
+        function returns or raises.
         """
         task = asyncio.ensure_future(work)
         try:
@@ -216,11 +217,11 @@ class StepExecutor:
             raise StepCancelledError
 
     async def _handle_failure(self, step: Step, attempt: int, error: Exception) -> None:
-        """Write that an attempt of a step failed, and wait before the next; raise after the last.
+        """Record a failed attempt of a step. Wait before the next one, or raise after the last.
 
         A result that is not JSON is not retried.
         """
-        self.ctx.journal.raise_end()  # An error of the journal is not the step's: no retry.
+        self.ctx.journal.raise_end()  # An error of the journal is not retried.
         message = error_classification.user_message(error)
         if attempt > step.retries or isinstance(error, NotSerializable):
             failed = self._event(EventType.STEP_FAILED, step, attempts=attempt, **message)
@@ -243,13 +244,13 @@ class StepExecutor:
         await self._wait(asyncio.sleep(delay))
 
     def _changes(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the keys of the state that a step of a group has changed, and has removed."""
+        """Return the keys of the state that a step of a group has changed or removed."""
         before = self.state
         changed = [k for k, v in state.items() if k not in before or before[k] != v]
         return {"changed": changed, "gone": [k for k in before if k not in state]}
 
     async def _record(self, step: Step, value: dict[str, Any], seconds: float) -> None:
-        """Record a step with its events; only write the events of a step without checkpoint."""
+        """Record a step with its events. For a step without checkpoint, write only the events."""
         completed = self._event(
             EventType.STEP_COMPLETED,
             step,
@@ -274,7 +275,7 @@ class StepExecutor:
         return f"{self.checkpoint_key}/{step.name}"
 
     def _progress(self, step: Step) -> Event:
-        """Count a step as done, and return the event that shows the progress."""
+        """Count a step as done, and return the progress event."""
         self._done.add(step.name)
         self._percent = max(self._percent, round(100 * len(self._done) / len(self._names)))
         return self._event(
@@ -292,10 +293,10 @@ class StepExecutor:
 
 
 async def _gather(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Return all results. If one work fails, cancel the others, and wait until they have ended.
+    """Return all results.
 
-    If one suspends the run, the others are not cancelled: their results are recorded, and they
-    may ask a person something too.
+    If one coroutine fails, cancel the others, and wait for their end. If one suspends the run, the
+    others are not cancelled. Their results are recorded, and they may also ask a person.
     """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

@@ -1,4 +1,4 @@
-"""Reads from earlier attempts of a run whether, and from where, its steps can continue."""
+"""Determines from earlier attempts of a run whether its steps can resume, and where."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_resumable", "shown_progress"]
 def check_resumable(
     groups: Sequence[Sequence[Step]], recorded: Mapping[str, StepCheckpoint], version: str
 ) -> None:
-    """Raise PipelineChanged unless the recorded steps, by name, are how these groups begin.
+    """Raise PipelineChanged unless these groups begin with the recorded steps, by name.
 
     Steps that are not recorded may be added, renamed and reordered after the recorded ones.
     """
@@ -50,5 +50,5 @@ def shown_progress(run: AgentRun, names: Sequence[str]) -> int:
     rows = run.events.filter(event_type__in=kinds).order_by("sequence")
     payloads = [p for _, p in since_last_restart(list(rows.values_list("event_type", "payload")))]
     shown = [p.get("progress_percent") for p in payloads if p.get("step_name") in names]
-    # A host may write such events too, with any payload.
+    # A host may also write these events, with any payload.
     return max((n for n in shown if isinstance(n, int)), default=0)

@@ -1,4 +1,4 @@
-"""Reads the state of a run's steps from its journal: results, and the state they share."""
+"""Reads the results of a run's steps, and the state that they share, from its journal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKPOINT_KEY = "_step_executor_state"
 
 @dataclass(slots=True)
 class ExecutionState:
-    """The steps of a run that are done, their results, and the state after the last one."""
+    """The completed steps of a run, their results, and the state after the last one."""
 
     execution_id: str
     current_step_index: int = 0
@@ -37,7 +37,7 @@ class ExecutionState:
 
     @classmethod
     def for_run(cls, run: AgentRun, checkpoint_key: str = CHECKPOINT_KEY) -> ExecutionState:
-        """Read the state of a run from its journal. Steps without checkpoint are not recorded."""
+        """Read the state of a run from its journal. Steps without checkpoint are not included."""
         rows = StepCheckpoint.objects.using(database()).filter(
             run=run, generation=run.generation, key__startswith=f"{checkpoint_key}/"
         )
@@ -56,7 +56,7 @@ class ExecutionState:
 
 
 def _state_after(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the state after recorded steps, which are in the order of recording."""
+    """Return the state after recorded steps, given in the order of recording."""
     state: dict[str, Any] = {}
     for together, group in groupby(values, lambda value: value.get("together")):
         ordered = sorted(group, key=lambda value: value["index"])

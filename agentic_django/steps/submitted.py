@@ -1,4 +1,4 @@
-"""Pipelines that trusted code submits as data, with functions named by module and name."""
+"""Builds pipelines that trusted code submits as data, with functions named by their path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agentic_django.steps import Pipeline, Step
 __all__ = ["AGENT_KEY", "pipeline_of", "validated_steps"]
 
 AGENT_KEY = ".pipeline"
-"""The agent key of runs whose steps are in their metadata. Keys of hosts have no leading dot."""
+"""The agent key of runs whose steps are in their metadata. A host's keys have no leading dot."""
 
 METADATA_KEY = "steps"
 
@@ -42,7 +42,7 @@ class Definition(BaseModel):
         _check_allowed(self.module)
         options = self.model_dump(exclude={"module", "function"})
         try:
-            # The name must not reach into another module, as a dotted path could.
+            # The name must not be a dotted path, which could reach into another module.
             fn = getattr(import_module(self.module), self.function)
         except (ImportError, AttributeError) as error:
             raise BadSetting(f"Step {self.name!r}: {error}.") from error
@@ -58,7 +58,7 @@ _DEFINITIONS: TypeAdapter[list[Definition]] = TypeAdapter(list[Definition])
 
 def _check_allowed(module: str) -> None:
     allowed = settings.STEP_MODULES
-    # A setting that is a text by mistake would contain each of its parts.
+    # If the setting is a string by mistake, it would contain each of its substrings.
     if isinstance(allowed, str) or module not in allowed:
         raise BadSetting(
             f"Functions of {module!r} may not be submitted as steps. Add the module to "

@@ -73,7 +73,7 @@ def agent_run_fragment(context: template.Context, run: AgentRun) -> dict[str, An
 
 @register.inclusion_tag(f"{PARTIALS}/run.html", takes_context=True)
 def agent_run(context: template.Context, run: AgentRun) -> dict[str, Any]:
-    """Show a run in full: figures, timeline, the run itself and its events."""
+    """Show a run in full: metrics, timeline, the run itself and its events."""
     return {"run": run, "session": run.session, "timeline": timeline.timeline(run)}
 
 
@@ -196,7 +196,7 @@ def agent_status_template(run: AgentRun) -> str:
 
 @register.simple_tag(takes_context=True)
 def agentic_django_assets(context: template.Context) -> SafeString:
-    """Load the style sheet, htmx and the app's scripts. Put the tag into ``<head>``.
+    """Load the style sheet, htmx and the app's scripts. Put the tag in ``<head>``.
 
     The scripts have the attribute ``nonce`` if the context has ``csp_nonce``.
     """
