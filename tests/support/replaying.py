@@ -47,7 +47,7 @@ class ReplayingJournal(Journal):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.recorded = 0
+        self.new_results = 0
         self.calls: set[str] = set()
 
     @classmethod
@@ -62,14 +62,14 @@ class ReplayingJournal(Journal):
         """End the attempt if this call is not part of another one."""
         outer = current_call()
         is_outermost = outer is None or (outer.key == key and key.count("/") == 1)
-        if self.recorded and not self.calls and is_outermost:
+        if self.new_results and not self.calls and is_outermost:
             raise self.must_end(Replay())
         self.calls.add(short_key(key))
 
     def after_record(self, row: StepCheckpoint) -> None:
         """Note that a call has ended."""
         if not row.is_intent:
-            self.recorded += 1
+            self.new_results += 1
             self.calls.discard(row.key)
 
 
