@@ -37,7 +37,11 @@ def register(key: str, factory: Factory) -> None:
     ``factory`` takes no arguments and returns an ``agents.Agent``, or other work that can be
     registered. It is called once for each attempt of a run. If a key is registered twice, the first
     factory stays, and the system check ``agentic_django.E003`` reports the key.
+
+    Raises BadSetting for an object that is not a factory.
     """
+    if not callable(factory):
+        raise BadSetting(_not_a_factory(key, factory))
     if key in _registry.registered:
         _registry.registered_again.add(key)
         return
@@ -84,14 +88,22 @@ def _load() -> dict[str, Factory]:
         entries = load(path)()
         if not isinstance(entries, Mapping):
             kind = type(entries).__name__
-            raise BadSetting(f"{path!r} returned {kind}, not a dict of factories.")
+            hint = " Does it lack a return statement?" if entries is None else ""
+            raise BadSetting(f"{path!r} returned {kind}, not a dict of factories.{hint}")
         for key, factory in entries.items():
             if not callable(factory):
-                raise BadSetting(f"{path!r}: the factory of {key!r} is not callable.")
+                raise BadSetting(f"{path!r}: {_not_a_factory(key, factory)}")
             if key in loaded:
                 _registry.loaded_again.add(key)
             loaded.setdefault(key, factory)
     return loaded
+
+
+def _not_a_factory(key: str, given: Any) -> str:
+    return (
+        f"the factory of {key!r} is not callable: it is {type(given).__name__}. Register a "
+        "function that returns the agent, for example lambda: agent."
+    )
 
 
 @receiver(setting_changed, dispatch_uid="agentic_django.registry")

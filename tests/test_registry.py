@@ -165,3 +165,22 @@ def test_a_registry_that_failed_is_asked_again(settings: Any) -> None:
 def test_no_factory_is_called_by_looking_it_up() -> None:
     registry.register("explosive", lambda: 1 / 0)
     assert callable(registry.get("explosive"))
+
+
+@pytest.mark.parametrize("given", [None, "shop.agents.support", {}])
+def test_an_object_that_is_not_a_factory_is_refused_when_it_is_registered(given: Any) -> None:
+    with pytest.raises(BadSetting, match=r"factory of 'audit'.*Register a "):
+        registry.register("audit", given)
+    assert registry.keys() == ["sales", "support"]
+
+
+def returns_nothing() -> None:
+    pass
+
+
+def test_the_error_for_a_registry_that_returns_none_mentions_the_return_statement(
+    settings: Any,
+) -> None:
+    settings.AGENTIC_DJANGO_AGENT_REGISTRY = "tests.test_registry.returns_nothing"
+    with pytest.raises(BadSetting, match="lack a return statement"):
+        registry.keys()

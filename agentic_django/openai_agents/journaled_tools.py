@@ -104,10 +104,27 @@ def _make_call(tool: Any, call: Call, ctx: ToolContext[Any], arguments: Any) -> 
 
     This is not a coroutine function, so that the tool's timeout starts now, as in the SDK.
     """
+    if isinstance(ctx, ManualToolContext):
+        call = partial(_call_with_known_arguments, tool, call)
     scope = current_scope()
     if scope is None:
         return call(arguments)
     return JournaledToolCall(scope, tool, ctx, arguments, time.monotonic()).execute(call)
+
+
+async def _call_with_known_arguments(tool: FunctionTool, call: Call, arguments: Any) -> Any:
+    """Make a call of a host's own loop. Return an error for the model if it has other arguments.
+
+    The SDK drops arguments that the tool does not have, and calls the tool without them.
+    """
+    schema = tool.params_json_schema
+    given = conversion.parsed_arguments(arguments)
+    if isinstance(given, dict) and schema.get("additionalProperties") is False:
+        known = schema.get("properties", {})
+        if unknown := sorted(given.keys() - known.keys()):
+            names = ", ".join(known) or "none"
+            return f"Error: {tool.name} has no argument {unknown[0]!r}. Its arguments: {names}."
+    return await call(arguments)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from agentic_django.concurrency import event_loop
 from agentic_django.engine import events, fenced_writes
 from agentic_django.engine.events import Event, EventType
 from agentic_django.engine.journal import Journal, load_journal
+from agentic_django.exceptions import BadInput
 from agentic_django.models import AgentRun, AgentSession
 from agentic_django.openai_agents import mcp_servers, providers, runner
 from agentic_django.openai_agents.call_scope import CallScope, current_scope, enter_scope
@@ -141,10 +142,18 @@ class RunContext:
         """Show a message to the user while the run continues."""
         await self.emit(EventType.MESSAGE, {"text": text, "agent": self.run.agent_key})
 
-    async def emit_error(self, error: BaseException | str) -> None:
-        """Write an event for an error that does not end the run."""
+    async def emit_error(
+        self, error: BaseException | str, payload: dict[str, Any] | None = None
+    ) -> None:
+        """Write an event for an error that does not end the run.
+
+        ``payload`` is added to the event. Raises BadInput if it has a field of the event itself.
+        """
         kind = "" if isinstance(error, str) else type(error).__name__
-        await self.emit(EventType.ERROR, {"error": str(error), "type": kind})
+        own = {"error": str(error), "type": kind}
+        if taken := sorted(own.keys() & (payload or {}).keys()):
+            raise BadInput(f"The payload of an error event cannot have {taken[0]!r}. Rename it.")
+        await self.emit(EventType.ERROR, {**own, **(payload or {})})
 
     async def write(self, new_events: Sequence[Event], **columns: Any) -> None:
         """Write events and columns of the run in one transaction."""

@@ -308,7 +308,7 @@ def test_emitted_events_have_the_visibility_of_their_type(register: Register, ca
         await ctx.emit("message", {"text": "t", "agent": "x"}, "internal")
         await ctx.emit_user_message("Half way.")
         await ctx.emit_error(ValueError("no"))
-        await ctx.emit_error("a text")
+        await ctx.emit_error("a text", {"code": 7})
 
     register(run)
     run_ = carry("work")
@@ -320,8 +320,20 @@ def test_emitted_events_have_the_visibility_of_their_type(register: Register, ca
         ("message", "internal", {"text": "t", "agent": "x"}),
         ("message", "user", {"text": "Half way.", "agent": "work"}),
         ("error", "debug", {"error": "no", "type": "ValueError"}),
-        ("error", "debug", {"error": "a text", "type": ""}),
+        ("error", "debug", {"error": "a text", "type": "", "code": 7}),
     ]
+
+
+def test_the_payload_of_an_error_event_cannot_replace_its_own_fields(
+    register: Register, carry: Carry
+) -> None:
+    async def run(ctx: RunContext) -> str:
+        with pytest.raises(BadInput, match="cannot have 'type'"):
+            await ctx.emit_error("a text", {"type": "mine"})
+        return "Done."
+
+    register(run)
+    assert carry("work").final_output == "Done."
 
 
 def test_the_setting_is_merged_over_the_default_visibilities(

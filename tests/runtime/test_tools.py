@@ -153,6 +153,12 @@ def test_wrong_arguments_become_a_text_for_the_model(arguments: Any) -> None:
     assert "rror" in execute(registry_of(add), "add", arguments)
 
 
+@pytest.mark.parametrize("arguments", ['{"a": 1, "b": 2, "c": 3}', {"a": 1, "b": 2, "c": 3}])
+def test_an_unknown_argument_becomes_a_text_for_the_model(arguments: Any) -> None:
+    output = execute(registry_of(add), "add", arguments)
+    assert output == "Error: add has no argument 'c'. Its arguments: a, b."
+
+
 def test_an_asynchronous_tool_is_called_too() -> None:
     async def wait(seconds: float) -> str:
         """Wait."""
