@@ -130,7 +130,7 @@ def is_owner(user: Any, run: Any) -> bool:
 def name_for_owner(user: Any, run: Any) -> str:
     """Return the name of a user who changed a run, as the run's owner may read it.
 
-    Other users than the owner are "staff". A text is returned as it is.
+    Users other than the owner are "staff". A string is returned unchanged.
     """
     if user is None or isinstance(user, str):
         return user or ""

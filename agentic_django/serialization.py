@@ -1,4 +1,4 @@
-"""Converts values to JSON and back. Values that would lose information are refused."""
+"""Converts values to JSON and back. Values that would lose information are rejected."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 def dumps(value: Any) -> str:
     """Return a value as JSON text in ASCII.
 
-    Other characters are escaped. This keeps U+0000 and lone surrogates, which databases refuse.
-    Raises NotSerializable for values that JSON cannot represent.
+    Other characters are escaped, because databases reject U+0000 and lone surrogates. Raises
+    NotSerializable if JSON cannot represent the value.
     """
     return json.dumps(to_jsonable(value), allow_nan=False, separators=(",", ":"))
 

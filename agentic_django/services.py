@@ -57,7 +57,7 @@ def submit_agent_run(
     """Create a run, and enqueue it once the transaction is committed.
 
     - ``owner``: the user that the run belongs to, or None.
-    - ``input_payload``: a text, or a list of the Agents SDK's input items.
+    - ``input_payload``: a string, or a list of the Agents SDK's input items.
     - ``session_key``: the session, created if the owner has none with this key; None for a new
       session.
     - ``agent_key``: the agent; None for the session's agent, or
@@ -69,7 +69,7 @@ def submit_agent_run(
       it, ``reject`` this run, or ``interrupt`` (cancel all unfinished runs).
     - ``tenant``: the tenant, if one installation serves several.
 
-    The returned row is as it was inserted; ``refresh_from_db()`` loads its present status.
+    The returned row is as it was inserted. ``refresh_from_db()`` loads its current status.
 
     Raises UnknownAgent, BadInput (an invalid session key, input or option), NotSerializable (a
     value that JSON cannot represent) and SessionBusy (``reject`` only), and writes nothing then.
@@ -148,7 +148,7 @@ def _session(run: AgentRun, key: str | None, agent_key: str) -> tuple[AgentSessi
 
 
 def _user_text(item: dict[str, Any]) -> str:
-    """Return the text of an item if it is a user's message, else an empty text."""
+    """Return the text of an item if it is a user's message, else an empty string."""
     content = item.get("content", "") if item.get("role") == "user" else ""
     if isinstance(content, str):
         return content
@@ -265,9 +265,9 @@ def decide_approval(
 
 
 def answer_approval(approval: ToolApproval, answer: Any, *, by: Any = None) -> ToolApproval:
-    """Answer a question of ``RunContext.ask``: an option, a text, or a dict for a form.
+    """Answer a question of ``RunContext.ask``: an option, a string, or a dict for a form.
 
-    Raises as ``decide_approval`` does.
+    Raises the errors of ``decide_approval``.
     """
     approvals.answer_question(approval, to_jsonable(answer, "answer"), by=by)
     _sweep_on_commit()
@@ -285,7 +285,7 @@ def resolve_approval(
     """Resolve an interrupted call that must not be repeated automatically.
 
     ``done``: the call happened, with this ``result``. ``repeat``: make the call again. ``fail``:
-    fail the run. Raises as ``decide_approval`` does.
+    fail the run. Raises the errors of ``decide_approval``.
     """
     validation.check_json(reason, "reason")
     output = to_jsonable(result or "Done.", "result")
@@ -295,5 +295,5 @@ def resolve_approval(
 
 
 def _sweep_on_commit() -> None:
-    """Make sure that this process recovers runs from the end of the transaction on."""
+    """Make sure that this process recovers runs after the transaction commits."""
     transaction.on_commit(recovery.ensure_sweeping, using=database(), robust=True)

@@ -13,7 +13,7 @@ __all__ = ["execute"]
 def execute(run_id: str) -> None:
     """Execute a run, or another run of its queue that is due.
 
-    A delivery is permission to work, not an order: the database says which runs are due.
+    The job only shows that a run may be due. The database determines which runs are due.
     """
     try:
         executor.execute(run_id)

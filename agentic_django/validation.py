@@ -41,7 +41,7 @@ SDK_MAX_TURNS = 10
 
 
 def validated_input(payload: Any) -> str | list[dict[str, Any]]:
-    """Return a run's input as it is stored: a text, or a list of the SDK's input items.
+    """Return a run's input as it is stored: a string, or a list of the SDK's input items.
 
     Raises BadInput for other or empty input, and NotSerializable for values that JSON cannot
     represent.
@@ -76,7 +76,7 @@ def check_item_count(payload: Any) -> None:
 def check_json(value: Any, path: str = "", depth: int = 0) -> None:
     """Raise BadInput for a value that a JSON column cannot hold; the error names its path.
 
-    Refused are U+0000, lone surrogates, numbers that are not finite, and values that are nested
+    JSON columns cannot hold U+0000, lone surrogates, numbers that are not finite, and values nested
     more than ``MAX_DEPTH`` levels deep.
     """
     if depth > MAX_DEPTH:

@@ -19,7 +19,7 @@ from agentic_django.openai_agents.sdk_internals import agent_behind_tool, is_age
 from agentic_django.runtime import inline
 from agentic_django.steps import submitted
 
-_HINT = "Keep agents and tools under their names until these runs are decided, or cancel the runs."
+_HINT = "Restore the agent or tool until these runs are decided, or cancel the runs."
 _UNREGISTERED = {submitted.AGENT_KEY, inline.AGENT_KEY}
 
 MAX_APPROVALS = 1000

@@ -30,7 +30,7 @@ class RunSlot(models.Model):
 
 
 class SweepMark(models.Model):
-    """The time of the last sweep, so that many processes do not all sweep at once."""
+    """The time of the last sweep, so that processes do not sweep at the same time."""
 
     swept_at = models.DateTimeField(db_default=Now())
 

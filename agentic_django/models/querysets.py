@@ -143,7 +143,7 @@ class RunQuerySet(OwnedQuerySet["AgentRun"]):
         return self.filter(status__in=FINISHED)
 
     def due(self) -> Self:
-        """Return the startable runs that a queue may start now: not inline, and not delayed."""
+        """Return the startable runs that are neither inline nor delayed."""
         return self.startable().filter(is_inline=False, available_at__lte=Now())
 
     def startable(self) -> Self:
@@ -224,5 +224,5 @@ class ApprovalQuerySet(models.QuerySet["ToolApproval"]):
         return self.filter(kind="tool", run__status=Status.WAITING).select_related("run")
 
     def overdue(self) -> Self:
-        """Return the open requests whose time limit is over."""
+        """Return the open requests whose time limit has expired."""
         return self.open().filter(expires_at__lt=Now())

@@ -17,7 +17,7 @@ __all__ = ["RunDisplay", "latest_draft", "state_stamp"]
 
 
 class RunDisplay:
-    """The part of ``AgentRun`` that a run's fragment reads.
+    """The attributes of ``AgentRun`` that a run's fragment reads.
 
     A run that was loaded with ``with_queue_position().with_steps()`` needs no further query.
     """

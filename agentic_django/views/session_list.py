@@ -58,7 +58,7 @@ class SessionList:
 
 
 def list_sessions(sessions: SessionQuerySet, query: SessionsQuery) -> SessionList:
-    """Return a page of conversations, the last used first, in one statement."""
+    """Return a page of conversations, the last used first, in one query."""
     found = sessions.archived() if query.archived else sessions.not_archived()
     if query.q:
         found = found.matching(query.q)

@@ -37,7 +37,7 @@ MAX_RUNS = 100
 """The number of runs that one stream may name."""
 
 ALIVE_SECONDS = 5.0
-"""The interval at which a page receives a sign of life; browsers do not report a dead stream."""
+"""The interval of keep-alive messages to a page, because browsers do not report a dead stream."""
 
 KEEP_ALIVE_SECONDS = 15.0
 """The interval at which a quiet stream of events sends a comment, so that proxies keep it open."""

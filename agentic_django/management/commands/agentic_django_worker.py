@@ -39,7 +39,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--source",
             choices=("rq", "database"),
-            help="How the worker learns of new runs. The default depends on TASKS.",
+            help="How the worker finds new runs. The default depends on TASKS.",
         )
         add = partial(parser.add_argument, type=_positive)
         add("--concurrency", default=200, help="Runs at once in each process (200).")
@@ -57,7 +57,9 @@ class Command(BaseCommand):
             "--noreload", action="store_true", help="Do not restart when code changes."
         )
         parser.add_argument(
-            "--health-file", type=Path, help="A file that is written each second while all is well."
+            "--health-file",
+            type=Path,
+            help="A file that is written each second while all processes are healthy.",
         )
 
     def handle(self, **options: Any) -> None:
