@@ -63,14 +63,20 @@ def find_image(run: AgentRun, call_id: str, number: int) -> Image | None:
     made = rows.filter(kind=Kind.TOOL, key__endswith=f":{call_id}").first()
     if made is not None:
         parts = list(_parts(made.result))
-        url = parts[number - 1].get("image_url", "") if 0 < number <= len(parts) else ""
-        match = _DATA.fullmatch(url)
+        url = parts[number - 1].get("image_url") if 0 < number <= len(parts) else ""
+        match = _DATA.fullmatch(url) if isinstance(url, str) else None
         return _image(match[1], match[2]) if match else None
     answers = rows.filter(kind=Kind.MODEL).values_list("result", flat=True).iterator()
-    items = (item for result in answers for item in (result or {}).get("output", ()))
-    generated = (item for item in items if item.get("type") == "image_generation_call")
-    found = next((item for item in generated if item.get("id") == call_id), None)
+    items = (item for result in answers for item in (result or {}).get("output") or ())
+    found = next((item for item in items if _is_generated(item, call_id)), None)
     return _with_detected_type(str(found.get("result") or "")) if found and number == 1 else None
+
+
+def _is_generated(item: Any, call_id: str) -> bool:
+    match item:
+        case {"type": "image_generation_call", "id": found}:
+            return bool(found == call_id)
+    return False
 
 
 def _with_detected_type(encoded: str) -> Image | None:

@@ -1,121 +1,50 @@
 """Renders Markdown as HTML that is safe for any input.
 
-The output contains only allowed elements. A growing text is rendered in blocks, so that only the
-last block is rendered again.
+The output contains only allowed elements.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-from collections import OrderedDict
+import sys
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import nh3
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import get_language
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
+from agentic_django.presentation.highlighting import highlighted
+from agentic_django.presentation.markdown_syntax import add_syntax
+from agentic_django.presentation.rendered_cache import RenderedCache
 from agentic_django.serialization import printable
 
-__all__ = ["Block", "blocks", "growing", "markdown"]
+__all__ = ["MAX_LENGTH", "PARSER", "markdown", "plain", "render"]
 
 MAX_LENGTH = 200_000
 """Longer text is shown as plain text, because rendering takes about 2 ms per 1,000 characters."""
 
+MAX_HIGHLIGHTED = 20_000
+"""The number of characters of code that are coloured in one text."""
+
+_rendered: RenderedCache[tuple[str, str], SafeString] = RenderedCache(16_000_000, sys.getsizeof)
+
 
 def markdown(text: str) -> SafeString:
     """Return Markdown as HTML with allowed elements only. The text may be untrusted."""
-    return _rendered(printable(str(text)))
+    text = printable(str(text))
+    return _rendered.get((text, get_language() or ""), lambda: render(text))
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A part of a text that renders separately: a paragraph, a list or a table."""
-
-    source: str
-    html: SafeString
-
-
-@lru_cache(maxsize=128)
-def blocks(text: str) -> list[Block]:
-    """Return the blocks of a growing text. Blocks before the last are not rendered again."""
-    text = _NEWLINE.sub("\n", printable(text))
+def render(text: str, *, highlights: bool = True) -> SafeString:
+    """Return Markdown as HTML, without the cache. ``highlights`` says whether code is coloured."""
     if len(text) > MAX_LENGTH:
-        return [Block(text, _rendered(text))]
-    known = _block_cache.get(text)
-    rest = text[sum(len(block.source) for block in known) :]
-    found = [*known, *(Block(part, _render(part)) for part in _parts(rest))]
-    _block_cache.put(text, found)
-    return found
-
-
-def growing(text: str) -> SafeString:
-    """Return a growing text as HTML."""
-    return mark_safe("".join(block.html for block in blocks(str(text))))  # noqa: S308 - from blocks
-
-
-_NEWLINE = re.compile(r"\r\n?")
-
-
-class _BlockCache:
-    """The blocks of texts that grew recently, by the first 64 characters of the text."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[str, tuple[str, list[Block]]] = OrderedDict()
-
-    def get(self, text: str) -> list[Block]:
-        """Return the blocks that are final in a longer text: all but the last."""
-        with self._lock:
-            before, found = self._entries.get(text[:64], ("", []))
-        if not before or not text.startswith(before):
-            return []
-        return found[:-1]
-
-    def put(self, text: str, found: list[Block]) -> None:
-        """Store the blocks of a text."""
-        with self._lock:
-            self._entries[text[:64]] = (text, found)
-            self._entries.move_to_end(text[:64])
-            while len(self._entries) > 512:
-                self._entries.popitem(last=False)
-
-
-_block_cache = _BlockCache()
-
-
-def _parts(text: str) -> list[str]:
-    """Split a text where its blocks begin."""
-    lines = [f"{line}\n" for line in text.split("\n")]
-    lines[-1] = lines[-1][:-1]
-    tops = (token for token in _MARKDOWN.parse(text) if token.level == 0 and token.map)
-    starts = sorted({token.map[0] for token in tops if token.map}) or [0]
-    starts[0] = 0
-    ends = [*starts[1:], len(lines)]
-    parts = ["".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
-    return [part for part in parts if part]
-
-
-@lru_cache(maxsize=512)
-def _rendered(text: str) -> SafeString:
-    return _render(text)
-
-
-def _render(text: str) -> SafeString:
-    if len(text) > MAX_LENGTH:
-        return mark_safe(f"<pre>{escape(text)}</pre>")  # noqa: S308 - escaped
+        return plain(text)
     clean = nh3.clean(
-        _MARKDOWN.render(text),
+        PARSER.render(text, {"highlighted": 0 if highlights else MAX_HIGHLIGHTED}),
         tags=_BLOCKS | _INLINE | _TABLES,
         attributes=_ATTRIBUTES,
         url_schemes={"http", "https", "mailto"},
@@ -124,45 +53,78 @@ def _render(text: str) -> SafeString:
     return mark_safe(clean)  # noqa: S308 - from the allow-list
 
 
-_BLOCKS = {"blockquote", "div", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "ul"}
-_INLINE = {"a", "br", "code", "em", "s", "span", "strong"}
+def plain(text: str) -> SafeString:
+    """Return text as HTML without any formatting."""
+    return mark_safe(f"<pre>{escape(text)}</pre>")  # noqa: S308 - escaped
+
+
+_HEADINGS = {"h3", "h4", "h5", "h6"}
+_BLOCKS = _HEADINGS | {"blockquote", "div", "hr", "li", "ol", "p", "pre", "ul"}
+_INLINE = {"a", "br", "code", "em", "input", "kbd", "s", "span", "strong", "sub", "sup"}
 _TABLES = {"table", "tbody", "td", "th", "thead", "tr"}
 _ATTRIBUTES = {
-    "a": {"href", "title"},
+    **{tag: {"class"} for tag in _HEADINGS},
+    "a": {"href", "target", "title"},
     "code": {"class"},
     "div": {"class", "tabindex"},
+    "input": {"aria-label", "checked", "disabled", "type"},
+    "li": {"class"},
     "ol": {"start"},
     "pre": {"class", "tabindex"},
     "span": {"class"},
     "td": {"align"},
     "th": {"align"},
 }
-_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True, classprefix="agentic-hl-")
 
 
-def _code(code: str, language: str, attributes: str) -> str:
-    try:
-        body = highlight(code, get_lexer_by_name(language), _FORMATTER) if language else ""
-    except ClassNotFound:
-        body = ""
-    return f'<pre class="agentic-code" tabindex="0"><code>{body or escape(code)}</code></pre>'
+def _fence(tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    """Return a block of code, coloured as far as the text's share of colour lasts."""
+    code, language = tokens[at].content, tokens[at].info.strip().partition(" ")[0]
+    length = env.get("highlighted", 0) + len(code)
+    if length > MAX_HIGHLIGHTED:
+        return _code(escape(code))
+    env["highlighted"] = length
+    return _code(highlighted(code, language))
+
+
+def _code(html: str) -> str:
+    return f'<pre class="agentic-code" tabindex="0"><code>{html}</code></pre>'
 
 
 def _image(tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
     """Return a link instead of an image, because loading it would reveal what a user reads."""
     source = str(tokens[at].attrs.get("src", ""))
     text = escape(tokens[at].content or source)
-    depth = sum(token.nesting for token in tokens[:at] if token.type.startswith("link_"))
-    if depth or not source.startswith(("http://", "https://")):
+    if tokens[at].meta.get("is_in_link") or not source.startswith(("http://", "https://")):
         return str(text)
-    return f'<a href="{escape(source)}">{text}</a>'
+    return f'<a href="{escape(source)}" target="_blank">{text}</a>'
+
+
+def _mark_images(state: Any) -> None:
+    """Mark the images that are part of the text of a link."""
+    for token in state.tokens:
+        depth = 0
+        for child in token.children or ():
+            depth += child.nesting if child.type.startswith("link_") else 0
+            if child.type == "image":
+                child.meta["is_in_link"] = depth > 0
+
+
+def _link(tokens: Sequence[Token], at: int, options: Any, env: Any) -> str:
+    """Open a link in a new tab, because the page may hold a message that is not sent yet."""
+    tokens[at].attrs["target"] = "_blank"
+    return f"<a{RendererHTML.renderAttrs(tokens[at])}>"
 
 
 def _lower_headings(state: Any) -> None:
-    """Lower headings below the h2 of the page, without skipping a level."""
+    """Lower headings below the h2 of the page, without skipping a level.
+
+    The class says which level the author gave.
+    """
     level = 2
     for token in state.tokens:
         if token.type == "heading_open":
+            token.attrs["class"] = f"agentic-{token.tag}"
             level = min(int(token.tag[1]) + 2, level + 1, 6)
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{level}"
@@ -177,12 +139,16 @@ def _align(state: Any) -> None:
                 token.attrs["align"] = style.removeprefix("text-align:")
 
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "highlight": _code})
-_MARKDOWN.enable(["table", "strikethrough"])
-_MARKDOWN.core.ruler.push("lower_headings", _lower_headings)
-_MARKDOWN.core.ruler.push("align", _align)
-_RULES: MutableMapping[str, Any] = cast(RendererHTML, _MARKDOWN.renderer).rules
+PARSER = MarkdownIt("commonmark", {"html": False})
+PARSER.enable(["table", "strikethrough"])
+add_syntax(PARSER)
+PARSER.core.ruler.push("lower_headings", _lower_headings)
+PARSER.core.ruler.push("align", _align)
+PARSER.core.ruler.push("mark_images", _mark_images)
+_RULES: MutableMapping[str, Any] = cast(RendererHTML, PARSER.renderer).rules
 _RULES["image"] = _image
-_RULES["code_block"] = lambda tokens, at, options, env: _code(tokens[at].content, "", "")
+_RULES["link_open"] = _link
+_RULES["fence"] = _fence
+_RULES["code_block"] = lambda tokens, at, options, env: _code(escape(tokens[at].content))
 _RULES["table_open"] = lambda *_: '<div class="agentic-scroll" tabindex="0"><table>'
 _RULES["table_close"] = lambda *_: "</table></div>"

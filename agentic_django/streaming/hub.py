@@ -45,7 +45,9 @@ LOOK_SECONDS = 2.0
 _MARK_SECONDS = fenced_writes.WATCH_SECONDS / 3
 _IDLE_SECONDS = 2.0  # See pubsub: an idle connection must not prevent that a database is dropped.
 _MAX_BUFFERED_BYTES = 1_000_000
-"""A stream with more unsent bytes is closed. Its reader reconnects and resumes at its cursor."""
+"""A stream with more unsent bytes is closed. Its reader reconnects and resumes at its cursor.
+
+A chunk that is larger by itself is sent when nothing else is unsent."""
 
 
 class Subscription:
@@ -78,9 +80,9 @@ class Subscription:
 
     def deliver(self, chunk: bytes, *, is_finished: bool) -> None:
         """Buffer bytes to send. Call it in the event loop of the stream."""
+        is_too_slow = bool(self._size) and self._size + len(chunk) > _MAX_BUFFERED_BYTES
         self._buffer.append(chunk)
         self._size += len(chunk)
-        is_too_slow = self._size > _MAX_BUFFERED_BYTES
         self._is_finished = self._is_finished or is_finished or is_too_slow
         self._is_ready.set()
 

@@ -19,7 +19,8 @@ from django.utils import timezone
 
 from agentic_django import serialization
 from agentic_django.models import AgentEvent, Visibility
-from agentic_django.presentation import markdown
+from agentic_django.presentation import growing_text
+from agentic_django.presentation.growing_text import Block
 from agentic_django.streaming.changes import NO_EVENTS, EventBatch, RunSnapshot, StreamScope
 from agentic_django.streaming.cursors import Cursor, checksum
 
@@ -105,7 +106,7 @@ class PageFeed(Feed):
     def __init__(self, run_ids: Iterable[UUID] = (), scope: StreamScope | None = None) -> None:
         super().__init__(run_ids, scope)
         self._stamps: dict[UUID, str] = {}
-        self._blocks: dict[UUID, tuple[int, list[markdown.Block]]] = {}
+        self._blocks: dict[UUID, tuple[int, list[Block]]] = {}
 
     def next_messages(
         self, pk: UUID, snapshot: RunSnapshot | None, batch: EventBatch = NO_EVENTS
@@ -132,10 +133,10 @@ class PageFeed(Feed):
         if not text:
             self._blocks.pop(snapshot.pk, None)
             return []
-        blocks = markdown.blocks(text)
+        blocks = growing_text.blocks(text)
         self._blocks[snapshot.pk] = (snapshot.event_count, blocks)
         pairs = zip(known, blocks, strict=False)
-        same = len(list(takewhile(lambda pair: pair[0].source == pair[1].source, pairs)))
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
         if count == snapshot.event_count and same == len(blocks) == len(known):
             return []
         changed = [str(block.html) for block in blocks[same:]]

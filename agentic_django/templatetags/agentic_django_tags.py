@@ -6,7 +6,6 @@ None of them needs ``request`` in the context.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,8 @@ from agentic_django.models import AgentEvent, AgentRun, AgentSession
 from agentic_django.presentation import (
     approvals,
     conversation,
+    growing_text,
+    host_templates,
     markdown,
     outputs,
     timeline,
@@ -49,7 +50,7 @@ register.filter("agent_event_summary", wording.event_summary)
 register.filter("agent_event_words", wording.event)
 register.filter("agent_in_words", wording.in_words)
 register.filter("agent_is_reconnecting", wording.is_reconnecting)
-register.filter("agent_growing", markdown.growing)
+register.filter("agent_growing", growing_text.growing)
 register.filter("agent_markdown", markdown.markdown)
 register.filter("agent_name", conversation.agent_name)
 register.filter("agent_output", outputs.run_output)
@@ -168,18 +169,18 @@ def agent_number(value: Any) -> str:
 
 
 @register.filter
-def agent_output_template(run: AgentRun) -> tuple[str, ...]:
-    """Return the templates for an answer. The host's template for the agent takes precedence."""
-    return f"agentic_django/output/{run.agent_key}.html", f"{PARTIALS}/output.html"
+def agent_output_template(run: AgentRun) -> str:
+    """Return the template for an answer. The host's template for the agent takes precedence."""
+    own = host_templates.found("agentic_django/output", run.agent_key)
+    return own or f"{PARTIALS}/output.html"
 
 
 @register.filter
-def agent_tool_template(call: conversation.ToolCard) -> tuple[str, ...]:
-    """Return the templates for a tool call. The host's template for the tool takes precedence."""
-    default = f"{PARTIALS}/tool_calls/_default.html"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", call.name):
-        return (default,)
-    return f"{PARTIALS}/tool_calls/{call.name}.html", default
+def agent_tool_template(call: conversation.ToolCard) -> str:
+    """Return the template for a tool call. The host's template for the tool takes precedence."""
+    folder = f"{PARTIALS}/tool_calls"
+    own = host_templates.found(folder, call.name) if call.name[:1] != "_" else ""
+    return own or f"{folder}/_default.html"
 
 
 @register.filter

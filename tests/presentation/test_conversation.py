@@ -56,7 +56,7 @@ class Elements(HTMLParser):
 def test_markdown_contains_no_scripts(text: str) -> None:
     for tag, attributes in Elements(markdown(text)).found:
         assert tag in "p a pre code span div table thead tbody tr th td".split()
-        assert set(attributes) <= {"href", "title", "rel", "class", "tabindex", "align"}
+        assert set(attributes) <= {"href", "title", "rel", "class", "tabindex", "align", "target"}
         assert urlsplit(attributes.get("href") or "").scheme in ("", "http", "https", "mailto")
 
 
@@ -102,9 +102,9 @@ def test_code_in_an_unknown_language_is_shown_plain(language: str) -> None:
 
 def test_headings_stay_below_the_page_without_skipping_a_level() -> None:
     html = markdown("## a\n#### b\n# c")
-    assert "<h3>a</h3>" in html
-    assert "<h4>b</h4>" in html
-    assert "<h3>c</h3>" in html
+    assert '<h3 class="agentic-h2">a</h3>' in html
+    assert '<h4 class="agentic-h4">b</h4>' in html
+    assert '<h3 class="agentic-h1">c</h3>' in html
 
 
 def test_lone_surrogates_are_replaced() -> None:

@@ -98,6 +98,30 @@ def test_missing_image_is_not_found(client: Client, user: User, call_id: str, nu
     assert client.get(address(run, "c")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "generated_image"},
+        {"type": "generated_image", "image_url": []},
+        {"type": "image", "image_url": []},
+        {"type": "input_image", "image_url": {"url": URL}},
+        {"type": "generated_image", "image_url": None},
+        "generated_image",
+    ],
+)
+def test_part_without_an_image_is_not_found(client: Client, user: User, part: Any) -> None:
+    run = make_run(user)
+    make_checkpoint(run, "main:tool:c", kind="tool", result=[part])
+    assert client.get(address(run, "c")).status_code == 404
+
+
+@pytest.mark.parametrize("output", [None, [], [None, "x"], [{"type": "image_generation_call"}]])
+def test_answer_without_an_image_is_not_found(client: Client, user: User, output: Any) -> None:
+    run = make_run(user)
+    make_checkpoint(run, "main:model:1", result={"output": output})
+    assert client.get(address(run, "ig_1")).status_code == 404
+
+
 def test_image_of_another_user_is_not_found(other_client: Client, user: User) -> None:
     run = make_run(user)
     part = {"type": "image", "image_url": URL}

@@ -38,7 +38,6 @@ IMPORTED = (
     "jsonschema",
     "markdown_it",
     "psycopg",
-    "pygments",
     "redis",
     "rq",
     "uvicorn.main",

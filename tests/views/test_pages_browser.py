@@ -401,7 +401,7 @@ def test_two_hundred_messages_are_painted_within_a_second(
     page = visit("/agents/sessions/short/")  # What a process loads once, it has.
     painted: list[float] = []
     for _ in range(3):
-        markdown._rendered.cache_clear()  # As for one who comes first.
+        markdown._rendered.clear()  # As for one who comes first.
         page.goto("/agents/sessions/talk/")
         painted.append(page.evaluate(LARGEST_PAINT))
         expect(page.locator(".agentic-bubble")).to_have_count(100)
