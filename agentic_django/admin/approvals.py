@@ -67,7 +67,7 @@ class ApprovalAdmin(RecordAdmin):
         "call_id",
         "question",
         "shown_arguments",
-        "options",
+        "shown_options",
         "requested_at",
         "expires_at",
         "decision",
@@ -77,6 +77,7 @@ class ApprovalAdmin(RecordAdmin):
         "decided_at",
     )
     shown_arguments = shown("arguments", _("arguments"))
+    shown_options = shown("options", _("options"))
     shown_answer = shown("answer", _("answer"))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -108,7 +108,7 @@ def activity(run: AgentRun) -> str:
         return run.activity
     open_calls = [step for step in run.steps if "output" not in step]
     if open_calls:
-        return _("Using %(tool)s…") % {"tool": open_calls[-1].get("tool", "")}
+        return _("Using %(tool)s…") % {"tool": printable(str(open_calls[-1].get("tool", "")))}
     return _("Working…")
 
 

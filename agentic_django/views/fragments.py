@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.http import HttpResponse
-from django.shortcuts import render
 
 from agentic_django.engine import recovery
 from agentic_django.models import AgentRun, AgentSession, ToolApproval
 from agentic_django.presentation import conversation
 from agentic_django.presentation.approvals import as_seen_by
 from agentic_django.views.negotiation import Format, Request, format_of
+from agentic_django.views.rendering import render
 from agentic_django.views.session_list import SessionList
 
 __all__ = [

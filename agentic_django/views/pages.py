@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from django.http import HttpResponse
-from django.shortcuts import render
 
 from agentic_django import permissions
 from agentic_django.conf import settings
@@ -13,6 +12,7 @@ from agentic_django.models import AgentRun, AgentSession, ToolApproval, new_sess
 from agentic_django.presentation.approvals import ApprovalView, as_seen_by
 from agentic_django.views import lookup
 from agentic_django.views.negotiation import Request
+from agentic_django.views.rendering import render
 from agentic_django.views.schemas import SessionsQuery
 from agentic_django.views.session_list import SessionList, list_sessions
 

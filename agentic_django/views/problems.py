@@ -17,7 +17,6 @@ from django.core.exceptions import (
 from django.db import InterfaceError, OperationalError, connections
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
-from django.shortcuts import render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -33,6 +32,7 @@ from agentic_django.exceptions import (
     UnknownAgent,
 )
 from agentic_django.views.negotiation import Format, format_of
+from agentic_django.views.rendering import render
 
 __all__ = [
     "DATABASE_ERRORS",
