@@ -13,7 +13,7 @@ __all__ = ["render"]
 
 
 def render(
-    request: HttpRequest, template: str, context: dict[str, Any], status: int = 200
+    request: HttpRequest | None, template: str, context: dict[str, Any], status: int = 200
 ) -> HttpResponse:
     """Return a rendered template. A lone surrogate, which UTF-8 does not have, is replaced.
 
