@@ -33,7 +33,7 @@ from agentic_django.openai_agents.provider_errors import (
 )
 from agentic_django.signals import logger
 
-__all__ = ["RetryDecision", "classify", "decide_retry", "user_message"]
+__all__ = ["RetryDecision", "classify", "decide_retry", "is_database_away", "user_message"]
 
 _LONGEST_CODE = 64
 _TRIPWIRES = (
@@ -95,6 +95,22 @@ def classify(error: BaseException) -> RetryDecision:
     # A framework may raise its own error, without headers, from its client's.
     replies = filter(None, map(read_reply, causes))
     return replace(decision, after=max((reply.after for reply in replies), default=0.0))
+
+
+_QUERY_CANCELLED = "57014"
+
+
+def is_database_away(error: BaseException) -> bool:
+    """Return whether an error says that the database cannot serve anybody now.
+
+    It does not say so if it is about one statement: PostgreSQL cancelled it after a
+    ``statement_timeout``, or SQLite cannot execute it.
+    """
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    cause = error.__cause__
+    of_statement = getattr(cause, "sqlstate", None) == _QUERY_CANCELLED
+    return not of_statement and getattr(cause, "sqlite_errorname", "") != "SQLITE_ERROR"
 
 
 def user_message(error: BaseException) -> dict[str, str]:

@@ -33,6 +33,7 @@ from agents.agent_tool_state import (
 from agents.exceptions import ToolTimeoutError
 from agents.tool import CustomTool, FunctionTool, default_tool_timeout_error_message
 from agents.tool_context import ToolContext
+from django.db import InterfaceError, OperationalError
 
 from agentic_django.concurrency.foreign_cancellation import foreign_cancellation_fails
 from agentic_django.engine import events
@@ -48,6 +49,7 @@ from agentic_django.openai_agents.call_scope import (
     current_scope,
     enter_call,
 )
+from agentic_django.openai_agents.error_classification import is_database_away
 from agentic_django.openai_agents.guardrails import name_guardrails
 from agentic_django.openai_agents.host_callbacks import move_tool_callbacks
 from agentic_django.openai_agents.sdk_internals import Call, DelegatingInvoker
@@ -164,10 +166,17 @@ class JournaledToolCall:
         """Return the result of the call, with the call as the current one."""
         run_id = str(self.scope.journal.run.pk)
         try:
-            with enter_call(CurrentCall(run_id, self.key, self.call_id)):
+            with (
+                enter_call(CurrentCall(run_id, self.key, self.call_id)),
+                sdk_internals.raising_fatal_errors(is_database_away),
+            ):
                 if sdk_internals.is_agent_tool(self.tool):
                     return await self._run_agent_tool(call)
                 return await self._run_tool(call)
+        except (OperationalError, InterfaceError) as error:
+            if is_database_away(error):  # The model cannot mend it. The attempt is retried.
+                self.scope.journal.must_end(error)
+            raise
         finally:
             if self.scope.journal.recorded(self.key) is None:
                 self.scope.release_key(self.key)

@@ -6,10 +6,12 @@ The SDK may change these names in any release. For each name,
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
 from types import CellType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from agents.handoffs import Handoff
 from agents.items import ItemHelpers
@@ -41,6 +43,8 @@ __all__ = [
     "narrow_context",
     "original_input",
     "output_type_adapter",
+    "passing_fatal_errors",
+    "raising_fatal_errors",
     "tool_error_text",
 ]
 
@@ -126,6 +130,51 @@ def is_sdk_invoker(invoker: Any) -> bool:
     return isinstance(invoker, _FailureHandlingFunctionToolInvoker)
 
 
+class FatalToolError(BaseException):
+    """Carries an error of a tool past the SDK, which would make it a result for the model.
+
+    The error is the cause.
+    """
+
+
+def passing_fatal_errors(invoke: Any) -> Any:
+    """Return the SDK's function that calls a tool, such that fatal errors pass the SDK.
+
+    Within ``raising_fatal_errors`` the error is raised as a FatalToolError.
+    """
+    if hasattr(invoke, "agentic_passes_fatal_errors"):
+        return invoke
+
+    @wraps(invoke)  # It also copies the SDK's marks.
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await invoke(*args, **kwargs)
+        except Exception as error:
+            is_fatal = _is_fatal.get()
+            if is_fatal is not None and is_fatal(error):
+                raise FatalToolError from error
+            raise
+
+    call.agentic_passes_fatal_errors = True  # type: ignore[attr-defined]
+    return call
+
+
+_is_fatal: ContextVar[Callable[[Exception], bool] | None]
+_is_fatal = ContextVar("agentic_is_fatal", default=None)
+
+
+@contextmanager
+def raising_fatal_errors(is_fatal: Callable[[Exception], bool]) -> Iterator[None]:
+    """Raise an error of a tool for which ``is_fatal`` is true as it is, out of this block."""
+    token = _is_fatal.set(is_fatal)
+    try:
+        yield
+    except FatalToolError as error:
+        raise cast("Exception", error.__cause__) from None
+    finally:
+        _is_fatal.reset(token)
+
+
 class DelegatingInvoker(_FailureHandlingFunctionToolInvoker):
     """Delegates to an invoker of the SDK, and passes each call through ``around``.
 
@@ -134,6 +183,7 @@ class DelegatingInvoker(_FailureHandlingFunctionToolInvoker):
     """
 
     def __init__(self, inner: Any, around: AroundCall) -> None:
+        inner._invoke_tool_impl = passing_fatal_errors(inner._invoke_tool_impl)
         vars(self).update(vars(inner))
         self.inner = inner
         self.around = around
