@@ -14,15 +14,18 @@ from typing import Any
 
 from agents.items import ModelResponse
 from agents.models.interface import Model, ModelProvider
+from openai.types.responses import ResponseOutputMessage
 
 from agentic_django.concurrency import event_loop
 from agentic_django.engine import drafts, events
 from agentic_django.engine.events import EventType
+from agentic_django.engine.journal import total_usage
 from agentic_django.engine.journal_entries import CallResult, short_key
 from agentic_django.models import StepCheckpoint
 from agentic_django.openai_agents import conversion, pricing
 from agentic_django.openai_agents.call_ids import CallIds
 from agentic_django.openai_agents.call_scope import CallScope, current_scope
+from agentic_django.openai_agents.provider_errors import reported_error
 from agentic_django.openai_agents.recorded_tools import offered_names
 from agentic_django.openai_agents.sdk_internals import DelegatingModel
 
@@ -115,6 +118,8 @@ class JournaledModel(DelegatingModel):
                     call.draft.add(event.delta, event.output_index)
                 if call and event.type == "response.completed":
                     await call.record(conversion.streamed_response(event.response, items))
+                if call:
+                    await call.raise_reported_error(event, items)
                 yield event
 
 
@@ -186,21 +191,7 @@ class JournaledModelCall:
     async def record(self, response: ModelResponse) -> None:
         """Record the response with its usage, cost and events."""
         scope = self.scope
-        if self.draft.has_begun:
-            await event_loop.run_sync_unqueued(self.draft.close)
-        usage = conversion.usage_counts(response.usage) | pricing.cost(self.model, response.usage)
-        value = conversion.dump_response(response)
-        value["offered"] = offered_names(value["output"], self.tools, self.handoffs)
-        result = CallResult(
-            key=self.key,
-            kind=StepCheckpoint.Kind.MODEL,
-            name=scope.agent,
-            value=value,
-            seconds=time.monotonic() - self.started_at,
-            usage=usage,
-            fingerprint=self.fingerprint,
-            has_draft=self.draft.is_written,
-        )
+        result = await self._result(self.key, response)
         new_events = conversion.response_events(
             response, scope.agent, nested=self.is_nested, handoffs=self.handoffs
         )
@@ -213,3 +204,49 @@ class JournaledModelCall:
     def _end_turn(self) -> None:
         if self.is_turn:
             self.scope.end_turn()
+
+    async def raise_reported_error(self, event: Any, items: list[Any]) -> None:
+        """Raise ProviderAnswerError if a stream ends with this event without a complete answer."""
+        error = reported_error(event)
+        if error is None:
+            return
+        if event.type == "response.incomplete":
+            await self.record_incomplete(conversion.streamed_response(event.response, items))
+        raise error
+
+    async def record_incomplete(self, response: ModelResponse) -> None:
+        """Record the texts of an answer that ended early, with its usage.
+
+        They have a key of their own, because a retry must make the call again. Tool calls are
+        omitted, because their arguments may be incomplete.
+        """
+        texts: list[Any] = [
+            item for item in response.output if isinstance(item, ResponseOutputMessage)
+        ]
+        response = replace(response, output=texts)
+        result = await self._result(f"{self.key}:incomplete", response)
+        earlier = self.scope.journal.find(result.key)
+        if earlier is not None:
+            result.usage = total_usage([earlier, StepCheckpoint(usage=result.usage)])
+        new_events = conversion.response_events(
+            response, self.scope.agent, nested=self.is_nested, handoffs=self.handoffs
+        )
+        await self.scope.journal.record(result, new_events, replaces=earlier)
+
+    async def _result(self, key: str, response: ModelResponse) -> CallResult:
+        """Return the row of a response, after the last write of its draft."""
+        if self.draft.has_begun:
+            await event_loop.run_sync_unqueued(self.draft.close)
+        usage = conversion.usage_counts(response.usage) | pricing.cost(self.model, response.usage)
+        value = conversion.dump_response(response)
+        value["offered"] = offered_names(value["output"], self.tools, self.handoffs)
+        return CallResult(
+            key=key,
+            kind=StepCheckpoint.Kind.MODEL,
+            name=self.scope.agent,
+            value=value,
+            seconds=time.monotonic() - self.started_at,
+            usage=usage,
+            fingerprint=self.fingerprint,
+            has_draft=self.draft.is_written,
+        )

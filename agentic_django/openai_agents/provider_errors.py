@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan
@@ -18,7 +18,14 @@ import openai
 from agents.exceptions import ModelBehaviorError
 from django.utils.http import parse_http_date_safe
 
-__all__ = ["LONGEST_PAUSE", "ProviderAnswerError", "ProviderReply", "bounded_pause", "read_reply"]
+__all__ = [
+    "LONGEST_PAUSE",
+    "ProviderAnswerError",
+    "ProviderReply",
+    "bounded_pause",
+    "read_reply",
+    "reported_error",
+]
 
 LONGEST_PAUSE = 3600.0
 """The longest pause, in seconds, that a provider may ask for."""
@@ -71,13 +78,29 @@ class ProviderReply:
     is_from_provider: bool
 
 
+def reported_error(event: Any) -> ProviderAnswerError | None:
+    """Return the error for an event by which a stream ends without a complete answer, or None."""
+    if event.type in ("error", "response.error"):
+        return ProviderAnswerError(str(event.code or "server_error"), str(event.message or ""))
+    if event.type == "response.failed":
+        error = event.response.error
+        code, message = _attribute(error, "code"), _attribute(error, "message")
+        return ProviderAnswerError(str(code or "server_error"), str(message or ""))
+    if event.type == "response.incomplete":
+        reason = _attribute(event.response.incomplete_details, "reason")
+        return ProviderAnswerError(str(reason or "max_output_tokens"), "The answer is incomplete.")
+    return None
+
+
 def read_reply(error: BaseException) -> ProviderReply | None:
     """Return what a provider said by an exception, or None if it does not have such a shape."""
     response = _attribute(error, "response")
-    status = _status(error, response)
     codes = frozenset(_codes(error, response))
     package = type(error).__module__.partition(".")[0]
     is_known = isinstance(error, ProviderAnswerError | openai.APIError | ModelBehaviorError)
+    status = _status(error, response) or (_status_of_codes(codes) if is_known else None)
+    if status is None and not codes and isinstance(error, openai.APIError):
+        codes = frozenset({"server_error"})  # An error within an answer, without a code.
     if status is None and not (is_known and codes):
         return None
     return ProviderReply(
@@ -107,6 +130,12 @@ def _status(error: BaseException, response: Any) -> int | None:
     ]
     statuses = (value for value in found if isinstance(value, int) and 400 <= value < 600)
     return next(statuses, None)
+
+
+def _status_of_codes(codes: Iterable[str]) -> int | None:
+    """Return the status that a provider gives as a code of an error within an answer."""
+    numbers = (int(code) for code in codes if code.isdecimal())
+    return next((number for number in numbers if 400 <= number < 600), None)
 
 
 def _codes(error: BaseException, response: Any) -> Iterator[str]:

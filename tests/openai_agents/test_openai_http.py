@@ -12,9 +12,10 @@ from django.contrib.auth.models import Group, User
 from django.test import Client
 
 from agentic_django.engine import session_items
+from agentic_django.exceptions import MESSAGES
 from agentic_django.models import AgentRun, StepCheckpoint
-from agentic_django.services import cancel_agent_run, submit_agent_run
-from tests.support.openai_server import Call, Cut, Failure, Hang, OpenAIServer, Reply
+from agentic_django.services import cancel_agent_run, retry_agent_run, submit_agent_run
+from tests.support.openai_server import Call, Cut, Failure, Hang, OpenAIServer, Reply, StreamError
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -249,6 +250,80 @@ def test_a_refused_account_fails_the_run_after_one_attempt(
     assert "access to the model provider does not work" in shown
     assert "Inform the operator of this site." in shown
     assert "secret" not in shown
+
+
+BUSY_WITHIN_A_STREAM = [
+    StreamError({"error": {"message": "Overloaded", "type": "overloaded_error"}}),
+    StreamError({"error": {"message": "Bad gateway", "code": 502}}),
+    StreamError({"error": {"message": "Something broke"}}),
+    StreamError({"type": "error", "code": "rate_limit_exceeded", "message": "Slow down."}),
+    StreamError({"type": "error", "code": None, "message": "Something broke."}),
+    Reply("A part", status="failed", error={"code": "server_error", "message": "Sorry."}),
+    Reply("A part", status="failed", error={"code": "rate_limit_exceeded", "message": "Slow."}),
+    Reply("A part", status="failed", error=None),
+]
+
+
+@pytest.mark.parametrize("answer", BUSY_WITHIN_A_STREAM, ids=repr)
+def test_an_error_within_a_stream_is_retried_and_no_call_is_repeated(
+    user: User, openai_server: OpenAIServer, calls: list[str], answer: Any
+) -> None:
+    openai_server.enqueue(Call("add_group", {"name": "staff"}), answer, "There is one group.")
+    run = submit(user, "Add the group staff.", "counted", session_key="talk")
+    assert (run.status, run.final_output) == ("completed", "There is one group."), run.error_detail
+    assert (run.attempt, calls) == (2, ["staff"])
+    assert run.events.get(event_type="run.retrying").payload["reason"] == "provider_busy"
+    assert [kind for _, kind in told(run)].count("message") == 1
+
+
+def test_a_refusal_within_a_stream_is_not_retried(user: User, openai_server: OpenAIServer) -> None:
+    error = {"code": "invalid_prompt", "message": "No."}
+    openai_server.enqueue(Reply("A part", status="failed", error=error))
+    run = submit(user, "Hello")
+    assert (run.status, run.error_code, run.attempt) == ("failed", "provider_refused", 1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("max_output_tokens", "answer_cut_off"), ("content_filter", "answer_withheld")],
+)
+def test_an_incomplete_answer_keeps_its_text_and_is_billed(
+    user: User, client: Client, openai_server: OpenAIServer, reason: str, code: str
+) -> None:
+    cut = Reply(
+        "Forty words",
+        Call("add_group", {"name": "a"}),
+        usage=(30, 40),
+        status="incomplete",
+        incomplete_details={"reason": reason},
+    )
+    openai_server.enqueue(cut, "All of it.")
+    run = submit(user, "Hello", session_key="talk")
+    assert (run.status, run.error_code, run.attempt) == ("failed", code, 1), run.error_detail
+    assert (run.usage["requests"], run.usage["total_tokens"]) == (1, 70)
+    assert run.events.get(event_type="message").payload["text"] == "Forty words"
+    shown = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": "text/html"}).text
+    assert "Forty words" in shown
+    assert str(MESSAGES[code]) in shown
+    assert run.session is not None
+    asked, said = session_items.read_items(run.session)
+    assert (asked["content"], said["content"][0]["text"]) == ("Hello", "Forty words")
+    later = submit(user, "And now?", session_key="talk")
+    assert later.final_output == "All of it.", later.error_detail
+
+
+def test_a_retry_asks_anew_for_an_answer_that_was_cut_off(
+    user: User, openai_server: OpenAIServer
+) -> None:
+    cut = Reply("A", status="incomplete", incomplete_details={"reason": "max_output_tokens"})
+    openai_server.enqueue(cut, cut, "All of it.")
+    run = submit(user, "Hello")
+    for status in ("failed", "completed"):
+        retry_agent_run(run)
+        run.refresh_from_db()
+        assert run.status == status, run.error_detail
+    assert run.final_output == "All of it."
+    assert (run.usage["requests"], run.usage["total_tokens"]) == (3, 45)
 
 
 @pytest.mark.parametrize(
