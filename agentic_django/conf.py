@@ -147,6 +147,11 @@ class Settings:
         "20/m",
         "A rate such as '20/m', or None.",
     )
+    REFUSED_RATE_LIMIT = Option[str | None](
+        Annotated[str, AfterValidator(Rate.parse)] | None,
+        "60/m",
+        "A rate such as '60/m', or None.",
+    )
     MAX_INPUT_BYTES = Option[int](PositiveInt, 262_144, "A positive number of bytes.")
     MAX_INPUT_ITEMS = Option[int](PositiveInt, 100, "A positive number of items.")
     CLEANUP_POLICY = Option[Mapping[str, Any]](
@@ -203,6 +208,11 @@ class Settings:
     def rate(self) -> Rate | None:
         """The parsed rate limit, or None."""
         return Rate.parse(self.RATE_LIMIT) if self.RATE_LIMIT else None
+
+    @property
+    def refused_rate(self) -> Rate | None:
+        """The parsed rate limit of refused requests, or None."""
+        return Rate.parse(self.REFUSED_RATE_LIMIT) if self.REFUSED_RATE_LIMIT else None
 
     @property
     def cleanup(self) -> CleanupPolicy:

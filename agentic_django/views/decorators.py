@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
 from agentic_django.permissions import Viewer
-from agentic_django.views import problems, schemas
+from agentic_django.views import problems, ratelimit, schemas
 from agentic_django.views.negotiation import Format, Request, format_of, mark_private
 from agentic_django.views.problems import Problem, RequestRefused
 
@@ -41,6 +41,9 @@ def endpoint[**P](*methods: str) -> Callable[[View[P]], Callable[..., HttpRespon
                 response = _admit(request, methods) or view(request, *args, **kwargs)
             except problems.HANDLED_ERRORS as error:
                 response = problems.render_error(request, error)
+                is_admitted = request.method == "POST" and hasattr(request, "viewer")
+                if is_admitted and response.status_code in (400, 413):
+                    ratelimit.count_refused(request.viewer)
             except problems.DATABASE_ERRORS as error:
                 # Pages need the database themselves, so Django renders the error for browsers.
                 if format_of(request) is Format.PAGE or not problems.is_database_away(error):
@@ -67,6 +70,8 @@ def _admit(request: Request, methods: tuple[str, ...]) -> HttpResponse | None:
     request.viewer = Viewer.for_request(request)
     if not request.viewer.principal:
         return _require_login(request)
+    if request.method == "POST":
+        ratelimit.check_refused(request.viewer)
     schemas.check_length(request)
     _check_csrf(request)
     return None

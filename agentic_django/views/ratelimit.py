@@ -1,9 +1,17 @@
-"""Counts the runs that a viewer starts against ``AGENTIC_DJANGO_RATE_LIMIT``."""
+"""Counts the runs and the refused requests of each viewer against their limits.
+
+Runs are counted in the database, so that the limit is exact. Refused requests are counted in
+Django's default cache: they change no rows.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import time
 from typing import Any
 
+from django.core.cache import cache
 from django.db import connections
 from django.db.models import F
 from django.utils.translation import gettext as _
@@ -13,7 +21,9 @@ from agentic_django.exceptions import RateLimited
 from agentic_django.models import RateWindow, database
 from agentic_django.permissions import Viewer
 
-__all__ = ["consume"]
+__all__ = ["check_refused", "consume", "count_refused"]
+
+logger = logging.getLogger("agentic_django")
 
 _CLOCKS = {
     "postgresql": "SELECT FLOOR(EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP()))",
@@ -46,8 +56,48 @@ def consume(viewer: Viewer) -> None:
     windows.bulk_create([RateWindow(**key)], ignore_conflicts=True)
     if not free.update(count=F("count") + 1):
         seconds = starts_at + rate.seconds - now
-        text = _("You sent too many requests. Retry in %(seconds)s s.") % {"seconds": seconds}
-        raise RateLimited(text, retry_after=seconds)
+        raise _rate_limited(seconds)
+
+
+def check_refused(viewer: Viewer) -> None:
+    """Raise RateLimited if the viewer's refused requests reach the limit of the current window.
+
+    The limit is ``AGENTIC_DJANGO_REFUSED_RATE_LIMIT``.
+    """
+    rate = settings.refused_rate
+    if rate is None:
+        return
+    now = int(time.time())
+    try:
+        count = cache.get(_refused_key(viewer, now, rate.seconds), 0)
+    except Exception:  # Each cache has errors of its own. None of them may refuse a request.
+        logger.warning("The cache that counts refused requests failed.", exc_info=True)
+        return
+    if count >= rate.count:
+        raise _rate_limited(rate.seconds - now % rate.seconds)
+
+
+def count_refused(viewer: Viewer) -> None:
+    """Count one refused request in the viewer's current window."""
+    rate = settings.refused_rate
+    if rate is None:
+        return
+    key = _refused_key(viewer, int(time.time()), rate.seconds)
+    try:
+        cache.add(key, 0, timeout=rate.seconds)
+        cache.incr(key)
+    except Exception:  # As above; DummyCache, which stores nothing, also raises.
+        logger.warning("The cache that counts refused requests failed.", exc_info=True)
+
+
+def _refused_key(viewer: Viewer, now: int, seconds: int) -> str:
+    name = f"{viewer.tenant}\n{viewer.principal}\n{now - now % seconds}"
+    return f"agentic_django.refused.{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _rate_limited(seconds: int) -> RateLimited:
+    text = _("You sent too many requests. Retry in %(seconds)s s.") % {"seconds": seconds}
+    return RateLimited(text, retry_after=seconds)
 
 
 def _now() -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.db import connection, transaction
+from django.test import Client
 
 from agentic_django.exceptions import RateLimited
 from agentic_django.models import RateWindow
@@ -123,3 +126,56 @@ def test_the_error_of_a_refused_user_says_when_to_retry(user: User, rate: None) 
         consume(viewer)
     with pytest.raises(RateLimited, match=r"^You sent too many requests\."):
         consume(viewer)
+
+
+# Refused requests
+
+
+CREATE = "/agents/runs/"
+
+
+@pytest.fixture
+def refused_rate(settings: Any) -> Iterator[None]:
+    settings.AGENTIC_DJANGO_REFUSED_RATE_LIMIT = "3/d"
+    cache.clear()
+    yield
+    cache.clear()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_refused_requests_are_limited_before_their_body_is_parsed(
+    client: Client, other_client: Client, refused_rate: None, settings: Any
+) -> None:
+    settings.AGENTIC_DJANGO_MAX_INPUT_BYTES = 100
+    bodies = ["{", '{"input": 5}', "x" * 101]
+    for body, status in zip(bodies, (400, 400, 413), strict=True):
+        response = client.post(CREATE, body, content_type="application/json")
+        assert response.status_code == status
+    response = client.post(CREATE, "{", content_type="application/json")
+    assert response.status_code == 429
+    assert response.json()["code"] == "rate_limited"
+    assert 0 < int(response.headers["Retry-After"]) <= 86_400
+    assert not RateWindow.objects.exists()
+    assert client.get("/agents/sessions/").status_code == 200
+    assert other_client.post(CREATE, {"input": "Hi"}).status_code == 201
+
+
+@pytest.mark.django_db(transaction=True)
+def test_accepted_requests_are_not_counted_as_refused(client: Client, refused_rate: None) -> None:
+    for _ in range(5):
+        assert client.post(CREATE, {"input": "Hi"}).status_code == 201
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "django.core.cache.backends.dummy.DummyCache",
+        "django.core.cache.backends.redis.RedisCache",
+    ],
+)
+def test_a_cache_that_fails_refuses_no_request(client: Client, settings: Any, backend: str) -> None:
+    settings.AGENTIC_DJANGO_REFUSED_RATE_LIMIT = "1/d"
+    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": "redis://127.0.0.1:1"}}
+    for _ in range(3):
+        assert client.post(CREATE, "{", content_type="application/json").status_code == 400
