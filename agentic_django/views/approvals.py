@@ -70,7 +70,9 @@ def _parse_decision(request: Request, approval: ToolApproval) -> DecisionRequest
     """Return the decision in the body. A form sends arguments and answers field by field."""
     if request.content_type not in schemas.FORM_TYPES:
         return schemas.parse_body(request, DecisionRequest)
-    posted = schemas.single_values({n: values for n, values in request.POST.lists() if any(values)})
+    # A form may repeat a field that is empty elsewhere. A single empty field is an empty value.
+    lists = {name: list(filter(None, values)) or [""] for name, values in request.POST.lists()}
+    posted = schemas.single_values(lists)
     fields = DecisionRequest.model_fields
     data: dict[str, Any] = {name: posted[name] for name in fields if posted.get(name)}
     data.pop("arguments", None)

@@ -23,7 +23,10 @@ from agentic_django.services import cancel_agent_run
 from tests.support.agents import call_tool
 from tests.support.attempts import attempt
 
-pytestmark = pytest.mark.django_db
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.not_replayed,  # These tests count processes, and each attempt starts its own.
+]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "mcp_server.py"
 

@@ -348,7 +348,7 @@ def test_admin_is_in_german(
     ("path", "method", "data", "words"),
     [
         ("runs/00000000-0000-0000-0000-000000000000/", "get", {}, "Nicht gefunden"),
-        ("runs/", "get", {}, "GET ist hier nicht erlaubt. Erlaubt: POST."),
+        ("runs/", "put", {}, "PUT ist hier nicht erlaubt."),
         ("runs/", "post", {"input": " "}, "Nötig ist ein Text, der nicht leer ist"),
         ("runs/", "post", {"input": "Hi", "agent_key": "eco"}, "War &#x27;echo&#x27; gemeint?"),
         ("runs/", "post", {"input": "Hi", "inptu": "Hi"}, "Unbekanntes Feld. War"),

@@ -139,6 +139,7 @@ def test_callback_of_an_agent_fails(execute: Callable[[Any], AgentRun], way: Way
     check_failed(execute(lambda: agent(instructions=partial(calling, way))))
 
 
+@pytest.mark.not_replayed  # The scripted model starts its script again in each attempt.
 def test_model_sees_the_cancellation_of_a_tool_as_its_error(
     execute: Callable[[Any], AgentRun],
 ) -> None:
