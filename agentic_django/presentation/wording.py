@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.text import Truncator
@@ -30,6 +31,7 @@ __all__ = [
     "ago",
     "cost",
     "day",
+    "debug_detail",
     "duration",
     "elapsed",
     "event",
@@ -228,6 +230,17 @@ ADVICE: dict[str, Any] = {
 def advice(run: AgentRun) -> str:
     """Return advice about a failure, or "" if the reason includes it."""
     return str(ADVICE.get(run.error_code, ""))
+
+
+def debug_detail(run: AgentRun) -> str:
+    """Return the exception of a failure under ``DEBUG``, such as a provider's own sentence.
+
+    It is empty otherwise. In production, staff read the whole traceback in the admin.
+    """
+    if not django_settings.DEBUG:
+        return ""
+    lines = run.error_detail.strip().splitlines()
+    return Truncator(printable(lines[-1] if lines else "")).chars(1000)
 
 
 EVENTS: dict[str, Any] = {

@@ -40,6 +40,7 @@ HTMX_CONFIG = '{"allowEval":false,"includeIndicatorStyles":false}'
 
 register.filter("agent_activity", wording.activity)
 register.filter("agent_advice", wording.advice)
+register.filter("agent_debug_detail", wording.debug_detail)
 register.filter("agent_ago", wording.ago)
 register.filter("agent_approvals", approvals.open_for_run)
 register.filter("agent_input", conversation.input_messages)

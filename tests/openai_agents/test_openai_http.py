@@ -240,7 +240,7 @@ def test_a_provider_that_stays_busy_fails_the_run(
     [(401, "invalid_api_key"), (402, "x"), (404, "model_not_found"), (429, "insufficient_quota")],
 )
 def test_a_refused_account_fails_the_run_after_one_attempt(
-    user: User, client: Client, openai_server: OpenAIServer, status: int, code: str
+    user: User, client: Client, openai_server: OpenAIServer, settings: Any, status: int, code: str
 ) -> None:
     refused = Failure(status, "The secret of the provider", code, retry_after=0.01)
     openai_server.answer_with(lambda body: refused)
@@ -250,6 +250,9 @@ def test_a_refused_account_fails_the_run_after_one_attempt(
     assert "access to the model provider does not work" in shown
     assert "Inform the operator of this site." in shown
     assert "secret" not in shown
+    settings.DEBUG = True
+    shown = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": "text/html"}).text
+    assert "The secret of the provider" in shown
 
 
 BUSY_WITHIN_A_STREAM = [
