@@ -15,6 +15,7 @@ from django.db import router
 from agentic_django import checks as our_checks
 from agentic_django import registry
 from agentic_django.conf import PREFIX, Settings
+from agentic_django.management.commands.agentic_django_worker import Command
 from tests.settings import ROOT, TASK_BACKENDS
 
 
@@ -384,6 +385,38 @@ def test_sqlite_with_immediate_or_exclusive_transactions_passes(
     database = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"transaction_mode": mode}}
     monkeypatch.setitem(django_settings.DATABASES, "default", database)
     assert messages_by_id() == {}
+
+
+POSTGRES_ENGINE = "django.db.backends.postgresql"
+
+
+@pytest.mark.parametrize("pool", [True, {"min_size": 2}, {"max_size": 23}])
+def test_a_pool_that_is_smaller_than_the_worker_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, use_tasks: Any, pool: Any
+) -> None:
+    database = {"ENGINE": POSTGRES_ENGINE, "OPTIONS": {"pool": pool}}
+    monkeypatch.setitem(django_settings.DATABASES, "default", database)
+    use_tasks("rows")
+    assert "'max_size': 24" in (messages_by_id()["agentic_django.W007"].hint or "")
+    use_tasks("immediate")
+    assert messages_by_id() == {}
+
+
+@pytest.mark.parametrize("pool", [False, {"max_size": 24}, {"min_size": 30}])
+def test_a_pool_that_is_large_enough_or_absent_passes(
+    monkeypatch: pytest.MonkeyPatch, use_tasks: Any, pool: Any
+) -> None:
+    database = {"ENGINE": POSTGRES_ENGINE, "OPTIONS": {"pool": pool}}
+    monkeypatch.setitem(django_settings.DATABASES, "default", database)
+    use_tasks("rows")
+    assert messages_by_id() == {}
+
+
+def test_the_check_of_the_pool_knows_the_defaults_of_the_worker() -> None:
+    parser = Command().create_parser("manage.py", "agentic_django_worker")
+    defaults = vars(parser.parse_args([]))
+    for name, value in our_checks.queues.WORKER_THREADS.items():
+        assert defaults[name] == value
 
 
 # Pages and clients

@@ -16,6 +16,15 @@ from agentic_django.engine import queues
 RQ_DEFAULT_SECONDS = 180
 """RQ's default timeout for jobs."""
 
+PSYCOPG_POOL_SIZE = 4
+"""The size of psycopg's pool by default."""
+
+WORKER_THREADS = {"connections": 4, "threads": 16}
+"""The defaults of the worker's options that set how many threads use the database."""
+
+WORKER_CONNECTIONS = sum(WORKER_THREADS.values()) + 4
+"""The connections of a worker process, with those of its background threads."""
+
 
 @register(TAG)
 def check_task_backend(**_: Any) -> Iterator[CheckMessage]:
@@ -65,6 +74,30 @@ def check_rq_timeouts(**_: Any) -> Iterator[CheckMessage]:
                 f"(for example {limit + 60:g}), or lower {PREFIX}RUN_TIMEOUT_SECONDS."
             )
             yield warning(4, message, hint)
+
+
+@register(TAG)
+def check_connection_pool(**_: Any) -> Iterator[CheckMessage]:
+    """W007: psycopg's pool has fewer connections than a process of the worker has threads."""
+    if not is_valid("DATABASE") or not _has_backend():
+        return
+    alias = settings.DATABASE
+    pool = django_settings.DATABASES.get(alias, {}).get("OPTIONS", {}).get("pool")
+    if not pool or queues.delivery() not in (queues.Delivery.RQ, queues.Delivery.ROWS):
+        return
+    options = pool if isinstance(pool, dict) else {}
+    size = options.get("max_size") or options.get("min_size", PSYCOPG_POOL_SIZE)
+    if size < WORKER_CONNECTIONS:
+        message = (
+            f"The connection pool of the database {alias!r} has {size} connections, but a process "
+            f"of agentic_django_worker may use {WORKER_CONNECTIONS} with its default options."
+        )
+        hint = (
+            f"Set DATABASES[{alias!r}]['OPTIONS']['pool'] = {{'max_size': {WORKER_CONNECTIONS}}}. "
+            "Or remove the pool from the worker's settings: its threads keep their connections. "
+            "Otherwise tools wait for a connection, and their runs are retried."
+        )
+        yield warning(7, message, hint)
 
 
 def _has_backend() -> bool:
