@@ -166,7 +166,7 @@ class RunAdmin(RecordAdmin):
                     "started_at",
                     "finished_at",
                     "updated_at",
-                    "active_seconds",
+                    "worked",
                 )
             },
         ),
@@ -179,6 +179,11 @@ class RunAdmin(RecordAdmin):
     shown_context = shown("context", _("context"))
     shown_metadata = shown("metadata", _("metadata"))
     shown_usage = shown("usage", _("usage"))
+
+    @admin.display(description=_("Worked"))
+    def worked(self, run: AgentRun) -> str:
+        """Return the time in which the run worked, with its unit."""
+        return wording.duration(run.active_seconds)
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         """Return the fields that a search uses."""

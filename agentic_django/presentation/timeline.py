@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -83,11 +82,6 @@ class Timeline:
     start: datetime
     rows: Sequence[TimelineRow]
     left_out: int = 0
-
-    @cached_property
-    def waited(self) -> float:
-        """The seconds for which the run waited for a person."""
-        return sum(row.seconds for row in self.rows if row.kind == "approval")
 
 
 def timeline(run: AgentRun) -> Timeline:

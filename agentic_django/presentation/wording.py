@@ -36,6 +36,7 @@ __all__ = [
     "elapsed",
     "event",
     "event_summary",
+    "in_all",
     "in_words",
     "is_reconnecting",
     "progress",
@@ -44,6 +45,7 @@ __all__ = [
     "since",
     "stages",
     "took",
+    "waited",
 ]
 
 Status = AgentRun.Status
@@ -87,6 +89,19 @@ def took(run: AgentRun) -> float | None:
     if run.attempt > 1:
         return run.active_seconds or None
     return (run.finished_at - run.started_at).total_seconds()
+
+
+def in_all(run: AgentRun) -> float | None:
+    """Return the seconds from the request to the end of a run; None before its end."""
+    if run.finished_at is None:
+        return None
+    return max((run.finished_at - run.created_at).total_seconds(), 0.0)
+
+
+def waited(run: AgentRun) -> float | None:
+    """Return the seconds in which a finished run did not work: queued, for a person, to retry."""
+    total = in_all(run)
+    return None if total is None else max(total - (took(run) or 0.0), 0.0)
 
 
 def elapsed(run: AgentRun) -> float | None:

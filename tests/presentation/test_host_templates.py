@@ -74,7 +74,8 @@ def test_tool_name_of_any_length_is_shown(client: Client, user: User, name: str)
     called = {"call_id": "c", "tool": name, "arguments": {}}
     make_events(run, 1, event_type="tool.called", payload=called)
     assert client.get(reverse("agents:run-fragment", args=[run.pk])).status_code == 200
-    assert client.get(reverse("agents:run-detail", args=[run.pk])).status_code == 200
+    address = reverse("agents:run-detail", args=[run.pk])
+    assert client.get(address, headers={"Accept": "text/html"}).status_code == 200
 
 
 @pytest.mark.django_db

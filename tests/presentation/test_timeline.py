@@ -10,6 +10,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.template import Context, Template
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
 from agentic_django.models import AgentEvent, AgentRun
@@ -130,7 +131,6 @@ def test_long_wait_is_cut_to_the_length_of_the_rest(run: AgentRun, tell: Any) ->
     assert widths["Waiting for approval"] == pytest.approx(WIDTH / 2, abs=3)
     assert widths["Attempt 1"] == widths["Attempt 2"] == pytest.approx(WIDTH / 4, abs=3)
     assert [row.label for row in shown.rows if row.is_broken] == ["Waiting for approval"]
-    assert shown.waited == 3600
     assert all(row.x >= 0 and row.x + row.width <= WIDTH + 1 for row in shown.rows)
 
 
@@ -191,3 +191,23 @@ def test_page_of_a_run_has_its_timeline(client: Client, run: AgentRun, tell: Any
     tell(0, "run.started", attempt=1)
     html = client.get(f"/agents/runs/{run.pk}/", headers={"Accept": "text/html"}).text
     assert "Attempt 1" in html
+
+
+def test_work_and_wait_add_up_to_the_whole(client: Client, user: User) -> None:
+    run = make_run(user)
+    end = run.created_at + timedelta(seconds=160)
+    AgentRun.objects.filter(pk=run.pk).update(
+        attempt=2,
+        active_seconds=3.601064855000004,
+        started_at=end - timedelta(seconds=2),
+        finished_at=end,
+    )
+    address = reverse("agents:run-detail", args=[run.pk])
+    html = " ".join(client.get(address, headers={"Accept": "text/html"}).text.split())
+    assert "<dt>Worked</dt> <dd>3.6 s</dd>" in html
+    assert "<dt>Waited</dt> <dd>2 m 36 s</dd>" in html
+    assert "<dt>In all</dt> <dd>2 m 40 s</dd>" in html
+    User.objects.filter(pk=user.pk).update(is_staff=True, is_superuser=True)
+    admin = client.get(reverse("admin:agentic_django_agentrun_change", args=[run.pk])).text
+    assert "3.6 s" in admin
+    assert "3.601064855" not in admin

@@ -52,7 +52,9 @@ def test_event_with_any_payload_is_shown(
     if isinstance(payload, dict) or event_type == "own.type":
         make_events(run, 1, event_type=event_type, payload=payload)
     for name in ("run-detail", "run-fragment"):
-        assert client.get(reverse(f"agents:{name}", args=[run.pk])).status_code == 200
+        for accept in ("text/html", "application/json"):
+            address = reverse(f"agents:{name}", args=[run.pk])
+            assert client.get(address, headers={"Accept": accept}).status_code == 200
 
 
 @pytest.mark.parametrize("payload", VALUES)
@@ -63,14 +65,16 @@ def test_event_with_any_payload_is_shown_in_the_admin(
     make_events(run, 1, event_type="own.type", payload=payload)
     for name, pk in (("agentrun", run.pk), ("agentevent", run.events.get().pk)):
         address = reverse(f"admin:agentic_django_{name}_change", args=[pk])
-        assert staff.get(address).status_code == 200
+        assert staff.get(address, headers={"Accept": "text/html"}).status_code == 200
 
 
 @pytest.mark.parametrize("value", VALUES)
 def test_input_and_output_of_any_kind_are_shown(client: Client, user: User, value: Any) -> None:
     run = make_run(user, input_payload=value, final_output=value)
     for name in ("run-detail", "run-fragment"):
-        assert client.get(reverse(f"agents:{name}", args=[run.pk])).status_code == 200
+        for accept in ("text/html", "application/json"):
+            address = reverse(f"agents:{name}", args=[run.pk])
+            assert client.get(address, headers={"Accept": accept}).status_code == 200
 
 
 def test_options_of_a_question_are_shown(staff: Client, user: User) -> None:
@@ -86,4 +90,4 @@ def test_options_of_a_question_are_shown(staff: Client, user: User) -> None:
         reverse("agents:approval-list"),
     ]
     for address in addresses:
-        assert staff.get(address).status_code == 200
+        assert staff.get(address, headers={"Accept": "text/html"}).status_code == 200
