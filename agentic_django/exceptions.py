@@ -218,6 +218,7 @@ MESSAGES: dict[str, Any] = {
     "guardrail": _("The agent declined this request."),
     "internal": _("Something went wrong. Retry, or contact support."),
     "input_too_long": _("The conversation is too long for the model."),
+    "invalid_output": _("The model's answer does not have the required form."),
     "lost": _("The run was interrupted. Retry, or contact support."),
     "max_turns": _("The agent reached its step limit."),
     "not_configured": _("This site's access to the model provider does not work."),
@@ -226,6 +227,7 @@ MESSAGES: dict[str, Any] = {
     "provider_refused": _("The model provider rejected the request."),
     "provider_unreachable": _("The model could not be reached. Retry, or contact support."),
     "tool_timed_out": _("A tool timed out."),
+    "unknown_tool": _("The model called a tool that does not exist."),
     "unresolved_intent": _(
         "A step that must not run twice was interrupted. Check whether it was completed."
     ),

@@ -17,7 +17,13 @@ from agentic_django.concurrency import event_loop
 from agentic_django.engine import journal_entries
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
-from agentic_django.engine.journal_entries import STATE_KEY, CallResult, Entry, short_key
+from agentic_django.engine.journal_entries import (
+    RETRY_KEY,
+    STATE_KEY,
+    CallResult,
+    Entry,
+    short_key,
+)
 from agentic_django.engine.usage import total_usage
 from agentic_django.exceptions import AgentChanged, RunSuspended, StaleAttempt
 from agentic_django.models import StepCheckpoint, ToolApproval, database
@@ -51,6 +57,7 @@ class Journal:
         self._earlier = [row for row in recorded if row.generation != self.run.generation]
         self._deferred: list[Event] = []
         self._end: BaseException | None = None
+        self._refusals: list[tuple[BaseException, str]] = []
 
     @classmethod
     def load(cls, attempt: Attempt) -> Self:
@@ -112,6 +119,12 @@ class Journal:
         """Return the state that ``save_state`` wrote last, or None."""
         row = self._rows.get(STATE_KEY)
         return row.result if row else None
+
+    @property
+    def retried_attempt(self) -> int:
+        """The number of the attempt after which a person retried the run last, or 0."""
+        row = self._rows.get(RETRY_KEY)
+        return int(row.result) if row else 0
 
     def usage(self) -> dict[str, Any]:
         """Return the total usage of the recorded model calls, including earlier generations."""
@@ -176,6 +189,37 @@ class Journal:
         self.after_record(row)
         return row
 
+    # Refused responses
+
+    def note_refusal(self, error: BaseException, key: str) -> None:
+        """Remember that the SDK or a guardrail refused the response under a key with an error.
+
+        The error may pass through the agents around the one that made the response.
+        """
+        causes = _chain(error)
+        if not any(refusal in causes for refusal, _ in self._refusals):
+            self._refusals.append((error, key))
+
+    def refuse_responses(self, error: BaseException) -> None:
+        """Write that the responses to which an error is due are not used again.
+
+        A response is kept if a call that it requested was recorded: asked anew, the model may
+        request the same call once more. It is kept if the agent was changed, too.
+        """
+        if isinstance(error, AgentChanged):
+            return
+        causes = _chain(error)
+        for refusal, key in self._refusals:
+            row = self.recorded(key)
+            if row is not None and refusal in causes and not self._has_recorded_calls(key):
+                journal_entries.refuse_response(self.attempt, row)
+
+    def _has_recorded_calls(self, response_key: str) -> bool:
+        path, _, number = response_key.rpartition(":model:")
+        row = self._rows[short_key(response_key)]
+        ids = [item["call_id"] for item in row.result["output"] if item.get("call_id")]
+        return any(self.recorded(f"{path}:tool:{number}:{call_id}") for call_id in ids)
+
     # Approvals and questions
 
     def decided(self, key: str) -> ToolApproval | None:
@@ -232,6 +276,16 @@ class Journal:
         """Raise the error that must end the attempt, if one is stored."""
         if self._end is not None:
             raise self._end
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    return causes
 
 
 journal_class: type[Journal] = Journal

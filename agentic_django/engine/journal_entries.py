@@ -18,15 +18,19 @@ from django.db.models.functions import Now
 from agentic_django.engine import drafts, fenced_writes
 from agentic_django.engine.attempt import Attempt
 from agentic_django.engine.events import Event
-from agentic_django.models import StepCheckpoint, database
+from agentic_django.models import AgentRun, StepCheckpoint, database
 from agentic_django.models.fields import column_text
 
 __all__ = [
+    "REFUSED",
+    "RETRY_KEY",
     "STATE_KEY",
     "CallResult",
     "Entry",
+    "note_retry",
     "record_intent",
     "record_repeat",
+    "refuse_response",
     "save_entries",
     "save_state",
     "short_key",
@@ -35,6 +39,12 @@ __all__ = [
 
 STATE_KEY = "state"
 """The key of the state that a run's code saves."""
+
+RETRY_KEY = "retry"
+"""The key of the number of the attempt after which a person retried the run last."""
+
+REFUSED = "refused"
+"""The error of a response that failed the run. The next attempt asks the model anew."""
 
 _LONGEST_KEY = 200
 
@@ -155,6 +165,32 @@ def record_repeat(attempt: Attempt, intent: StepCheckpoint) -> StepCheckpoint:
         intent.attempt = attempt.number
         intent.save(using=database(), update_fields=["attempt"])
     return intent
+
+
+def refuse_response(attempt: Attempt, row: StepCheckpoint) -> None:
+    """Write that a recorded response fails the run, so that it is not used again."""
+    with fenced_writes.fenced(attempt):
+        fenced_writes.update_run(attempt)
+        row.error = REFUSED
+        row.save(using=database(), update_fields=["error"])
+
+
+def note_retry(run: AgentRun, generation: int) -> None:
+    """Write that a person retries a run, in the transaction of the retry."""
+    rows = StepCheckpoint.objects.using(database()).filter(run=run, generation=generation)
+    if rows.filter(key=RETRY_KEY).update(result=run.attempt):
+        return
+    if rows.filter(kind=StepCheckpoint.Kind.MODEL).exists():
+        StepCheckpoint.objects.using(database()).create(
+            run=run,
+            generation=generation,
+            key=RETRY_KEY,
+            kind=StepCheckpoint.Kind.STATE,
+            name="retry",
+            attempt=run.attempt,
+            result=run.attempt,
+            finished_at=Now(),
+        )
 
 
 def save_state(attempt: Attempt, state: Any, is_new: bool) -> StepCheckpoint:

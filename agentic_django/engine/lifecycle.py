@@ -28,6 +28,7 @@ from agentic_django.engine import (
     drafts,
     events,
     fenced_writes,
+    journal_entries,
     retries,
     session_items,
     transitions,
@@ -293,6 +294,8 @@ def retry(run: AgentRun, *, fresh: bool = False, by: str = "") -> None:
             runs = run_rows().filter(session=run.session_id)
             if runs.filter(position__gt=run.position).exists():
                 raise Conflict(_("Only the last run of a conversation can be retried."))
+        if not fresh:
+            journal_entries.note_retry(run, run.generation)
         fenced_writes.change_status(run, "retry", [event], **columns)
         session_items.delete_run_items(run)
         approval_requests.reopen_requests(run)

@@ -95,6 +95,16 @@ class CallScope:
         """The number of the response that the SDK processes next."""
         return self.response_count + (0 if self.is_resumed else 1)
 
+    @property
+    def turns_before_retry(self) -> int:
+        """The number of usable responses that were recorded before a person's last retry."""
+        number, last = 0, self.journal.retried_attempt
+        while row := self.journal.recorded(self.model_key(number + 1)):
+            if row.attempt > last or row.error:
+                break
+            number += 1
+        return number
+
     def end_turn(self) -> None:
         """Count a response of the current agent."""
         self.response_count += 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import agents
 import openai
-from agents.exceptions import MaxTurnsExceeded, ToolTimeoutError
+from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError, ToolTimeoutError
 from django.db import InterfaceError, OperationalError
 from django.utils.module_loading import import_string
 
@@ -136,11 +136,20 @@ def _judge(error: BaseException) -> RetryDecision | None:
             return judge(error)
     if type(error) is openai.OpenAIError:  # The client has no key.
         return _NOT_CONFIGURED
-    return _from_provider(error)
+    return _from_provider(error) or _from_refused_answer(error)
 
 
 def _from_app_error(error: Any) -> RetryDecision:
     return RetryDecision(error.code if error.code in MESSAGES else "internal")
+
+
+def _from_refused_answer(error: BaseException) -> RetryDecision | None:
+    """Return why the SDK refused an answer, or None for other errors. It says so only in words."""
+    text = str(error) if isinstance(error, ModelBehaviorError) else ""
+    if text.startswith("Tool ") and ("not found in agent" in text or "is currently" in text):
+        return RetryDecision("unknown_tool")
+    is_invalid = text.startswith("Invalid JSON when parsing")
+    return RetryDecision("invalid_output") if is_invalid else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,8 @@ class JournaledModelCall:
         is_text = schema is None or schema.is_plain_text()
         self.draft.is_wanted = not self.is_nested and is_text and events.shows_messages()
         self.is_recorded = False
+        self.refused: StepCheckpoint | None = None
+        """The recorded response, if it failed the run and the model is asked anew."""
         self.started_at = time.monotonic()
 
     @classmethod
@@ -164,12 +166,16 @@ class JournaledModelCall:
         return cls(scope, {**dict(zip(MODEL_ARGUMENTS, args, strict=False)), **kwargs}, model)
 
     def replay(self) -> ModelResponse | None:
-        """Return the recorded response, or None.
+        """Return the recorded response, or None. A refused response is not returned.
 
         If the input of the call has changed, because the code has changed, log a warning.
         """
         row = self.scope.journal.find(self.key)
         if row is None:
+            return None
+        if row.error:
+            self.refused = row
+            self.scope.journal.before_call(self.key)
             return None
         self._end_turn()
         if row.fingerprint != self.fingerprint:
@@ -197,7 +203,9 @@ class JournaledModelCall:
         )
         if scope.agent_has_changed and not self.is_nested:
             new_events.insert(0, events.new_event(EventType.AGENT_UPDATED, agent=scope.agent))
-        await scope.journal.record(result, new_events)
+        if self.refused is not None:  # It was paid for, too.
+            result.usage = total_usage([self.refused, StepCheckpoint(usage=result.usage)])
+        await scope.journal.record(result, new_events, self.refused)
         self.is_recorded = True
         self._end_turn()
 

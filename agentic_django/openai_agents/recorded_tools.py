@@ -63,7 +63,8 @@ def _is_recorded(scope: CallScope, number: int, call: Any) -> bool:
 
 def _response(scope: CallScope, number: int) -> StepCheckpoint | None:
     """Return the recorded response that the SDK processes next, or None if it is to be asked."""
-    return scope.journal.recorded(scope.model_key(number))
+    row = scope.journal.recorded(scope.model_key(number))
+    return None if row is None or row.error else row
 
 
 def _stand_in(kind: str, name: str) -> Any:

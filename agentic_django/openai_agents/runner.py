@@ -6,7 +6,8 @@ agents run by a tool, a guardrail or a host's code are recorded too.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from agents.models.interface import Model
 from agents.models.multi_provider import MultiProvider
 from agents.result import RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
+from agents.run_config import DEFAULT_MAX_TURNS
 from agents.run_state import RunState
 from agents.tool import FunctionTool
 
@@ -59,14 +61,14 @@ async def run_agent(
         with enter_scope(scope):
             result = agents.Runner.run_streamed(agent, given, **options)
             child = scope.latest_child(agent.name)
-        await _consume(result, journal)
+        await _consume(result, child)
         while result.interruptions:
             with journal.enforced_end():  # All questions are collected before the run is suspended.
                 state = await _apply_decisions(result, child)
             with enter_scope(scope):
                 scope.resumed = child
                 result = agents.Runner.run_streamed(agent, state, **options)
-            await _consume(result, journal)
+            await _consume(result, child)
     return result.final_output
 
 
@@ -75,18 +77,28 @@ def _tool_context(run: AgentRun) -> Any:
     return load(factory)(run) if factory else run
 
 
-async def _consume(result: RunResultStreaming, journal: Journal) -> None:
+async def _consume(result: RunResultStreaming, scope: CallScope) -> None:
     try:
-        with foreign_cancellation_fails():
+        with note_refusals(scope), foreign_cancellation_fails():
             async for _ in result.stream_events():
                 pass
             if result.run_loop_task is not None and result.run_loop_task.cancelled():
                 result.run_loop_task.result()
     except ModelBehaviorError as error:
         with suppress(AgentChanged):
-            journal.check_used()
+            scope.journal.check_used()
             raise
         raise AgentChanged(f"{AgentChanged.__doc__} {error}") from error
+
+
+@contextmanager
+def note_refusals(scope: CallScope) -> Iterator[None]:
+    """Note which response the SDK or an output guardrail refuses, if it does so in this block."""
+    try:
+        yield
+    except (ModelBehaviorError, agents.OutputGuardrailTripwireTriggered) as error:
+        scope.journal.note_refusal(error, scope.model_key(scope.response_count))
+        raise
 
 
 async def _apply_decisions(result: RunResultStreaming, scope: CallScope) -> RunState[Any]:
@@ -172,8 +184,9 @@ class JournalingRunner(AgentRunner):
         if outer is None:
             return await self.inner.run(starting_agent, input, **kwargs)
         prepare_agent(starting_agent)
-        with enter_scope(outer.child(starting_agent.name, input)):
-            return await self.inner.run(starting_agent, input, **_with_journal(kwargs))
+        scope = outer.child(starting_agent.name, input)
+        with enter_scope(scope), note_refusals(scope):
+            return await self.inner.run(starting_agent, input, **_with_journal(kwargs, scope))
 
     def run_sync(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:
         """See ``agents.Runner.run_sync``. Within a run it uses the event loop of the process."""
@@ -187,12 +200,19 @@ class JournalingRunner(AgentRunner):
         if outer is None:
             return self.inner.run_streamed(starting_agent, input, **kwargs)
         prepare_agent(starting_agent)
-        with enter_scope(outer.child(starting_agent.name, input)):
-            return self.inner.run_streamed(starting_agent, input, **_with_journal(kwargs))
+        scope = outer.child(starting_agent.name, input)
+        with enter_scope(scope):
+            return self.inner.run_streamed(starting_agent, input, **_with_journal(kwargs, scope))
 
 
-def _with_journal(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a runner's arguments with models that record responses, and moved callbacks."""
+def _with_journal(kwargs: dict[str, Any], scope: CallScope) -> dict[str, Any]:
+    """Return a runner's arguments with models that record responses, and moved callbacks.
+
+    Turns are counted from a person's last retry.
+    """
+    max_turns = kwargs.get("max_turns", DEFAULT_MAX_TURNS)
+    if max_turns is not None:
+        max_turns += scope.turns_before_retry
     config = _run_config(kwargs.get("run_config"))
     provider = config.model_provider
     if not isinstance(provider, JournaledProvider):
@@ -205,6 +225,7 @@ def _with_journal(kwargs: dict[str, Any]) -> dict[str, Any]:
     handlers = kwargs.get("error_handlers") or {}
     return {
         **kwargs,
+        "max_turns": max_turns,
         "run_config": with_moved_callbacks(config),
         "error_handlers": {name: on_run_thread(each) for name, each in handlers.items()},
     }

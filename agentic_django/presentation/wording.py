@@ -217,6 +217,7 @@ def reason(run: AgentRun) -> str:
 
 
 _RETRY = gettext_lazy("Retry continues from the last saved step.")
+_ASK_ANEW = gettext_lazy("Retry asks the model again.")
 _SUPPORT = gettext_lazy("A retry is unlikely to help. Contact support.")
 
 ADVICE: dict[str, Any] = {
@@ -232,11 +233,13 @@ ADVICE: dict[str, Any] = {
     ),
     "guardrail": gettext_lazy("Rephrase your request and send it again."),
     "declined": _RETRY,
+    "invalid_output": _ASK_ANEW,
     "max_turns": _RETRY,
     "not_serializable": _SUPPORT,
     "provider_refused": gettext_lazy("Rephrase your request and send it again."),
     "timed_out": _RETRY,
     "tool_timed_out": _RETRY,
+    "unknown_tool": _ASK_ANEW,
     "unresolved_intent": gettext_lazy("Contact support before you retry."),
 }
 """The advice to the user by error code, where the reason does not include it."""

@@ -87,6 +87,7 @@ async def end_attempt(
         return error
     decision = RetryDecision("timed_out") if timed_out else decide(error)
     failure = Failure(decision.code, None if timed_out else error)
+    await run_verb(journal.refuse_responses, error)
     if decision.retry:
         await run_verb(lifecycle.retry_later, attempt, failure, decision.after, deferred)
     else:
