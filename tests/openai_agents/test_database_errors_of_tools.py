@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agents import Agent, function_tool
 from agents.testing import ScriptedModel, assistant_message
-from django.db import InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection, transaction
 
 from agentic_django.models import AgentRun
 from agentic_django.runtime import RunContext, ToolRegistry
@@ -71,7 +71,7 @@ def test_an_error_of_the_statement_is_a_text_for_the_model(scripted: Any, carry:
     @function_tool
     def query() -> str:
         """Query."""
-        with connection.cursor() as cursor:
+        with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT * FROM no_such_table")
         return "never"
 

@@ -80,7 +80,7 @@ def test_tool_name_of_any_length_is_shown(client: Client, user: User, name: str)
 
 @pytest.mark.django_db
 def test_agent_key_of_any_length_is_shown(client: Client, user: User) -> None:
-    run = make_run(user, "completed", agent_key="k" * 255, final_output="Answer")
+    run = make_run(user, "completed", agent_key="k" * 100, final_output="Answer")
     response = client.get(reverse("agents:run-fragment", args=[run.pk]))
     assert "Answer" in response.text
 

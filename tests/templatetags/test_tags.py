@@ -192,7 +192,7 @@ def test_every_failure_says_what_a_person_can_do() -> None:
     for code in MESSAGES:
         run = AgentRun(error_code=code)
         text = f"{wording.reason(run)} {wording.advice(run)}"
-        assert re.search("Retry|Start over|support|request|longer available", text), code
+        assert re.search("Ask for|Inform|Retry|Start|support|request|longer available", text), code
 
 
 def test_unknown_error_code_has_a_sentence() -> None:
