@@ -151,7 +151,7 @@ def test_a_transport_that_drops_messages_is_not_healthy(
     )  # As a pooler does.
     with caplog.at_level(logging.WARNING):
         receiver = subscribe()
-        wait_until(lambda: "polling" in caplog.text)
+        wait_until(lambda: "Polling" in caplog.text)
     assert not receiver.subscriber.is_healthy
     assert receiver.received == []
 
