@@ -61,7 +61,7 @@ class ProviderAnswerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProviderReply:
-    """What a provider said.
+    """The error that a provider reported.
 
     - ``status``: the HTTP status, or None if the error came within a response of status 200.
     - ``codes``: the codes and types of the error, in lower case.
